@@ -1,0 +1,1 @@
+"""The fabric every service stands on; it knows no business rule."""

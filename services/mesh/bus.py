@@ -1,0 +1,126 @@
+"""The bus as services see it: publish facts, read facts, ask a worker to do something. `nats_bus.py` is the real one,
+`memory_bus.py` its twin for tests; both pass `tests/contract/test_bus.py`.
+
+Identity. What a service publishes on one channel is numbered from 1 without gaps, by `publisher:epoch:sequence`
+(`EventId`): the publisher is `<service id>.<channel>`, the epoch is new at each start of the process. A reader keeps
+each publisher's sequences and so sees duplicates and gaps.
+
+Guarantees. `publish` never waits for the server: the event goes into a bounded outbox that is sent in order and retried
+until the server has acknowledged it. A full outbox raises `OutboxFull` before anything is numbered, so a service can
+refuse work instead of doing work nobody will count. Best-effort channels skip the outbox.
+
+`consume` gives a durable reader its messages in batches: when the handler returns they are acked, when it raises they
+come again. `watch` gives a reader what is new (and, for last-per-subject channels, what stands), with no acks.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from services.mesh.events import ControlAnswered, Drain, Event
+from services.mesh.subjects import Channel
+
+
+@dataclass(frozen=True, slots=True)
+class EventId:
+    """`str()` gives `publisher:epoch:sequence`; sequence starts at 1."""
+
+    publisher: str
+    epoch: str
+    sequence: int
+
+    def __str__(self) -> str:
+        return f"{self.publisher}:{self.epoch}:{self.sequence}"
+
+    @classmethod
+    def parse(cls, text: str) -> "EventId":
+        """Raises ValueError: `text` has not the form `publisher:epoch:sequence` with a sequence >= 1."""
+        publisher, epoch, sequence = text.rsplit(":", 2)
+        if not publisher or not epoch or not sequence.isdecimal() or int(sequence) < 1:
+            raise ValueError(f"{text!r} is not an event id; expected publisher:epoch:sequence")
+        return cls(publisher, epoch, int(sequence))
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """One message as it reached a reader.
+
+    Attributes:
+        traceparent: W3C context of the publish span; empty when the publisher was not traced.
+        attempt: 1 on first delivery.
+        stream_sequence: position in the stream; 0 on core NATS.
+        pending: messages behind this one in the reader's stream, as the server told.
+    """
+
+    id: EventId
+    event: Event
+    subject: str
+    traceparent: str = ""
+    attempt: int = 1
+    stream_sequence: int = 0
+    pending: int = 0
+
+
+BatchHandler = Callable[[Sequence[Delivered]], Awaitable[None]]
+Handler = Callable[[Delivered], Awaitable[None]]
+ControlHandler = Callable[[Drain], Awaitable[ControlAnswered]]
+
+
+class Bus(Protocol):
+    async def connect(self) -> None:
+        """Connects and reconciles the streams of `subjects.STREAMS`.
+
+        Raises:
+            BusUnavailable: no server answers within the settings' `connect_timeout_s`.
+        """
+        ...
+
+    def publish(self, event: Event, *, traceparent: str = "") -> EventId:
+        """Numbers the event and hands it to the outbox (or, on a best-effort channel, to the socket).
+
+        Args:
+            traceparent: context that the publish span becomes a child of; the current span's when empty.
+
+        Raises:
+            OutboxFull: the channel's outbox is at its bound; nothing was numbered.
+        """
+        ...
+
+    @property
+    def outbox_free(self) -> float:
+        """The free part of the fullest outbox, 0 to 1: a worker refuses new requests near 0."""
+        ...
+
+    async def flush(self, timeout_s: float) -> int:
+        """Waits until the outboxes are empty or the time is over; the number of events still unacknowledged."""
+        ...
+
+    async def consume(
+        self, channels: Sequence[Channel], durable: str, handler: BatchHandler, *, batch: int = 256
+    ) -> None:
+        """Runs until cancelled: feeds the handler, in stream order, up to `batch` messages at a time.
+
+        The handler's effects must be committed when it returns. When it raises, its messages are given back and come
+        again after a delay; what cannot be decoded goes to `tw.dead.<durable>` with the reason, and is acked.
+        All channels must belong to one stream.
+        """
+        ...
+
+    async def watch(self, channels: Sequence[Channel], handler: Handler) -> None:
+        """Runs until cancelled: what stands on last-per-subject channels, then everything new. Lossy under overload.
+
+        An exception from the handler is logged and counted, and the watch goes on.
+        """
+        ...
+
+    async def request_drain(self, worker: str, drain: Drain, timeout_s: float) -> ControlAnswered:
+        """Raises WorkerLost: nobody answered on `tw.control.<worker>` in time."""
+        ...
+
+    async def serve_control(self, worker: str, handler: ControlHandler) -> None:
+        """Runs until cancelled: answers what arrives on `tw.control.<worker>`."""
+        ...
+
+    async def close(self) -> None:
+        """Closes the connection; what the outboxes still hold is reported in the log with its count."""
+        ...

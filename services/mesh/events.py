@@ -1,0 +1,311 @@
+"""What happened, as services tell each other: frozen dataclasses, past tense. `codec.py` puts them on the wire.
+
+Units are in the names: `_s` seconds, `_ns` nanoseconds, `_uj` microjoules, `_nusd` nano-dollars, `_unix_ms`
+milliseconds since 1970. Field names are those of `protos/tokenworks/v1/events.proto` and `planning.proto`; a test holds
+them together.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class WorkerState(StrEnum):
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+class Outcome(StrEnum):
+    """Why a stream ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    BUDGET = "budget"
+    CANCELLED = "cancelled"
+    RUNAWAY = "runaway"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenEntry:
+    """A run of consecutive tokens of one request, made by one worker; `count` may be 0 for work without a token."""
+
+    request_id: str
+    tenant: str
+    workload: str
+    model: str
+    slo_class: str
+    from_index: int
+    count: int
+    prompt_tokens: int
+    cached_prompt_tokens: int
+    device_ns: int
+    energy_uj: int
+    last: bool = False
+    traceparent: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokensGenerated:
+    worker: str
+    pool: str
+    accelerator: str
+    entries: tuple[TokenEntry, ...]
+    at_unix_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestLatency:
+    """Latencies of one finished request, measured at the engine; `tpot_s` is 0 when fewer than two tokens came."""
+
+    request_id: str
+    slo_class: str
+    prompt_tokens: int
+    cached_prompt_tokens: int
+    completion_tokens: int
+    queue_s: float
+    ttft_s: float
+    tpot_s: float
+    worst_gap_s: float
+    batch: int
+    kv_cache_usage: float
+    traceparent: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepSample:
+    """One engine step: what was in it (`timing.StepLoad`) and how long it took."""
+
+    prefill_tokens: int
+    decode_sequences: int
+    kv_tokens: int
+    step_s: float
+    attended_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyObserved:
+    worker: str
+    pool: str
+    accelerator: str
+    model: str
+    requests: tuple[RequestLatency, ...]
+    steps: tuple[StepSample, ...]
+    at_unix_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestAdmitted:
+    request_id: str
+    router: str
+    tenant: str
+    workload: str
+    model: str
+    slo_class: str
+    prompt_tokens: int
+    max_tokens: int
+    worker: str
+    pool: str
+    plan: str
+    at_unix_ms: int
+    price_book: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestFinished:
+    """The deliverer's witness: what reached the client, from `delivered_from`, `delivered_count` tokens."""
+
+    request_id: str
+    router: str
+    tenant: str
+    workload: str
+    model: str
+    slo_class: str
+    worker: str
+    pool: str
+    accelerator: str
+    delivered_from: int
+    delivered_count: int
+    prompt_tokens: int
+    cached_prompt_tokens: int
+    outcome: str
+    ttft_s: float
+    tpot_s: float
+    e2e_s: float
+    slo_met: bool
+    trace_id: str
+    at_unix_ms: int
+    admitted_unix_ms: int
+    price_book: str
+    plan: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerHeartbeat:
+    """A worker's state, four times a second. May be lost: nothing that counts rests on it.
+
+    Attributes:
+        waiting_prefill_tokens: prompt tokens admitted or queued and not computed yet.
+        slowdown: observed over modelled step seconds, recent; 1.0 when nothing ran.
+        busy_ns, generated_tokens, energy_uj, steps: totals since the epoch began.
+    """
+
+    worker: str
+    pool: str
+    accelerator: str
+    engine: str
+    models: tuple[str, ...]
+    address: str
+    epoch: str
+    sequence: int
+    state: str
+    running: int
+    waiting: int
+    waiting_prefill_tokens: int
+    kv_cache_usage: float
+    kv_capacity_tokens: int
+    context_tokens: int
+    max_batch: int
+    max_waiting: int
+    slowdown: float
+    power_w: float
+    busy_ns: int
+    generated_tokens: int
+    energy_uj: int
+    simulated: bool
+    rate_nusd_per_hour: int
+    failed_because: str
+    at_unix_ms: int
+    steps: int
+    prefill_chunk_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreditChanged:
+    tenant: str
+    limit_nusd: int
+    spent_nusd: int
+    remaining_nusd: int
+    unlimited: bool
+    exhausted: bool
+    suspended: bool
+    at_unix_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkloadClass:
+    """Requests of one SLO class whose prompts and answers fall into one bucket; `_to` 0 means no end."""
+
+    slo_class: str
+    prompt_tokens_from: int
+    prompt_tokens_to: int
+    completion_tokens_from: int
+    completion_tokens_to: int
+    demand_rps: float
+    mean_prompt_tokens: float
+    mean_completion_tokens: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """Where one workload class goes: `workload_class` indexes `RoutingPlan.classes`."""
+
+    workload_class: int
+    pool: str
+    share: float
+    feasible: bool
+    device_s_per_request: float
+    usd_per_request: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimingCoefficients:
+    """The fields of `timing.Timing`, seconds."""
+
+    prefill_overhead_s: float
+    prefill_s_per_token: float
+    decode_base_s: float
+    decode_s_per_sequence: float
+    decode_s_per_kv_token: float
+    prefill_s_per_attended_token: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolPlan:
+    pool: str
+    accelerator: str
+    workers: int
+    shadow_usd_per_device_s: float
+    utilisation: float
+    timing: TimingCoefficients
+    observations: int
+    mean_error: float
+    rate_usd_per_hour: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    cost_usd_per_hour: float
+    baseline_cost_usd_per_hour: float
+    unserved_rps: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    latency_events: int
+    token_events: int
+    request_events: int
+    window_s: float
+    traceparents: tuple[str, ...]
+    trigger: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingPlan:
+    """Where the optimizer wants one model's work; named `model:version`."""
+
+    model: str
+    version: int
+    made_unix_ms: int
+    classes: tuple[WorkloadClass, ...] = ()
+    shares: tuple[Share, ...] = ()
+    pools: tuple[PoolPlan, ...] = ()
+    prediction: Prediction = field(
+        default=Prediction(cost_usd_per_hour=0.0, baseline_cost_usd_per_hour=0.0, unserved_rps=0.0)
+    )
+    evidence: Evidence = field(
+        default=Evidence(
+            latency_events=0, token_events=0, request_events=0, window_s=0.0, traceparents=(), trigger="start"
+        )
+    )
+    status: str = "idle"
+    solve_s: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}:{self.version}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drain:
+    """Take no new work, finish or move what runs within `grace_ms`, then exit."""
+
+    grace_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlAnswered:
+    accepted: bool
+    message: str
+
+
+Event = (
+    TokensGenerated
+    | LatencyObserved
+    | RequestAdmitted
+    | RequestFinished
+    | WorkerHeartbeat
+    | CreditChanged
+    | RoutingPlan
+)

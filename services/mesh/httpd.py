@@ -1,0 +1,58 @@
+"""The HTTP side of every service: `/healthz`, `/readyz`, `/metrics`; the router adds its own routes."""
+
+from collections.abc import Sequence
+
+from aiohttp import web
+from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from services.mesh.lifecycle import Lifecycle
+from services.mesh.telemetry import Telemetry
+
+
+class HttpServer:
+    """One service's HTTP server. `port` is the bound one."""
+
+    def __init__(
+        self,
+        telemetry: Telemetry,
+        life: Lifecycle,
+        *,
+        routes: Sequence[web.RouteDef] = (),
+        max_body_bytes: int = 4 << 20,
+    ) -> None:
+        self._telemetry = telemetry
+        self._life = life
+        app = web.Application(client_max_size=max_body_bytes)
+        app.add_routes(
+            [
+                web.get("/healthz", self._healthz),
+                web.get("/readyz", self._readyz),
+                web.get("/metrics", self._metrics),
+                *routes,
+            ]
+        )
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=2.0, tcp_nodelay=True)
+        self.port = 0
+
+    async def start(self, host: str, port: int) -> int:
+        """Binds and serves; the bound port (`port` 0 picks a free one). Raises OSError: the address is taken."""
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, host, port)
+        await site.start()
+        self.port = self._runner.addresses[0][1]
+        return self.port
+
+    async def stop(self) -> None:
+        await self._runner.cleanup()
+
+    async def _healthz(self, _: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def _readyz(self, _: web.Request) -> web.Response:
+        if self._life.ready:
+            return web.Response(text="ready\n")
+        return web.Response(status=503, text="draining\n" if self._life.draining else "starting\n")
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        body = generate_latest(self._telemetry.registry)  # type: ignore[no-untyped-call]
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -1,0 +1,88 @@
+"""Tenants' keys: made by the command line, checked by routers, stored as SHA-256 digests only.
+
+A key is 32 random bytes, so a fast digest is enough: there is nothing to guess. The file is JSON, replaced in one step,
+and read again when it changed.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from services.mesh.errors import SettingInvalid
+
+PREFIX: Final = "tw-"
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRecord:
+    tenant: str
+    name: str
+    created_unix_ms: int
+
+
+def digest(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+class KeyStore:
+    """The keys in one file. A missing file is an empty store."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stamp: tuple[int, int] | None = None
+        self._records: dict[str, KeyRecord] = {}
+
+    def tenant_of(self, key: str) -> str | None:
+        """The tenant whose key this is, or None."""
+        self._refresh()
+        record = self._records.get(digest(key))
+        return record.tenant if record else None
+
+    def tenants(self) -> set[str]:
+        self._refresh()
+        return {record.tenant for record in self._records.values()}
+
+    def create(self, tenant: str, name: str, unix_ms: int) -> str:
+        """A new key for `tenant`, returned in clear this once.
+
+        Raises:
+            ValueError: `tenant` is empty or longer than 128 characters.
+        """
+        if not 1 <= len(tenant) <= 128:
+            raise ValueError(f"tenant {tenant!r} must have 1 to 128 characters")
+        self._refresh()
+        key = PREFIX + secrets.token_urlsafe(32)
+        self._records[digest(key)] = KeyRecord(tenant, name, unix_ms)
+        self._write()
+        return key
+
+    def _refresh(self) -> None:
+        try:
+            status = self._path.stat()
+        except FileNotFoundError:
+            return
+        stamp = (status.st_mtime_ns, status.st_size)
+        if stamp == self._stamp:
+            return
+        try:
+            rows = json.loads(self._path.read_text(encoding="utf-8"))
+            self._records = {hashed: KeyRecord(**row) for hashed, row in rows.items()}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise SettingInvalid(f"keys file {self._path} is not readable: {error}; restore or remove it") from error
+        self._stamp = stamp
+
+    def _write(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        rows = {
+            hashed: {"tenant": each.tenant, "name": each.name, "created_unix_ms": each.created_unix_ms}
+            for hashed, each in self._records.items()
+        }
+        handle, scratch = tempfile.mkstemp(dir=self._path.parent, prefix=".keys-")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(rows, file, indent=1)
+        Path(scratch).replace(self._path)

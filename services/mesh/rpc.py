@@ -1,0 +1,299 @@
+"""gRPC servers and channels: limits, health, reflection, trace context, and errors as `google.rpc.ErrorInfo`.
+
+A service's method raises an error of `mesh/errors.py`; the interceptor turns it into the status of its face, with
+`ErrorInfo` (reason = the error's name, domain = "tokenworks") and `RetryInfo` where waiting helps. Anything else that a
+method raises is a defect: logged, and answered as `InvariantBroken` without its details.
+"""
+
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import Message
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE_NAME
+from grpc_reflection.v1alpha import reflection
+from grpc_status import rpc_status
+from opentelemetry.trace import SpanKind, Status, StatusCode, use_span
+
+from services.mesh import conventions as names
+from services.mesh.errors import InvariantBroken, MessageTooLarge, TokenworksError, face, from_reason
+from services.mesh.lifecycle import Lifecycle
+from services.mesh.telemetry import TRACEPARENT, Telemetry, context_of
+
+log = logging.getLogger(__name__)
+
+DOMAIN: Final = "tokenworks"
+_HARD_LIMIT_FACTOR: Final = 4  # gRPC itself refuses beyond this, without ErrorInfo
+_KEEPALIVE: Final = (
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+)
+
+
+def status_of(error: TokenworksError) -> grpc.Status:
+    """The gRPC status of an error, with its details."""
+    shape = face(error)
+    code = grpc.StatusCode[shape.grpc]
+    details = [any_pb2.Any()]
+    details[0].Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN))
+    if error.retry_after_s is not None:
+        retry = any_pb2.Any()
+        delay = duration_pb2.Duration(nanos=0)
+        delay.FromNanoseconds(int(error.retry_after_s * 1e9))
+        retry.Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+        details.append(retry)
+    proto = status_pb2.Status(code=code_pb2.Code.Value(shape.grpc), message=str(error), details=details)
+    return rpc_status.to_status(proto) if code is not grpc.StatusCode.OK else _never_ok(error)
+
+
+def _never_ok(error: TokenworksError) -> grpc.Status:
+    raise InvariantBroken(f"{error.reason} has the face of success")
+
+
+def error_of(failure: grpc.RpcError) -> TokenworksError:
+    """The error that a peer's `ErrorInfo` names; a `PeerError` with the status when there is none."""
+    reason, retry_after_s, message = "", None, str(failure)
+    if isinstance(failure, grpc.aio.AioRpcError):
+        message = failure.details() or failure.code().name
+        reason = {grpc.StatusCode.DEADLINE_EXCEEDED: "RequestTimedOut", grpc.StatusCode.UNAVAILABLE: "WorkerLost"}.get(
+            failure.code(), "PeerError"
+        )
+        metadata: Sequence[tuple[str, str | bytes]] = tuple(failure.trailing_metadata() or ())  # type: ignore[arg-type]
+        for key, value in metadata:
+            if key == "grpc-status-details-bin":
+                status = status_pb2.Status.FromString(value if isinstance(value, bytes) else value.encode())
+                for detail in status.details:
+                    info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+                    if detail.Unpack(info):
+                        reason = info.reason
+                    elif detail.Unpack(retry):
+                        retry_after_s = retry.retry_delay.ToNanoseconds() / 1e9
+    return from_reason(reason, message, retry_after_s)
+
+
+def metadata_value(context: grpc.aio.ServicerContext[Any, Any], key: str) -> str:
+    """The first value of a metadata key; empty when it was not sent."""
+    for name, value in context.invocation_metadata() or ():
+        if name == key:
+            return value if isinstance(value, str) else value.decode("latin-1")
+    return ""
+
+
+if TYPE_CHECKING:
+    _Interceptor = grpc.aio.ServerInterceptor[Any, Any]
+else:  # generic in its stubs only
+    _Interceptor = grpc.aio.ServerInterceptor
+
+
+class _Guard(_Interceptor):
+    """Errors to statuses, sizes, spans and durations, around every method."""
+
+    def __init__(self, telemetry: Telemetry, max_message_bytes: int, quiet: frozenset[str]) -> None:
+        self._telemetry = telemetry
+        self._max_message_bytes = max_message_bytes
+        self._quiet = quiet
+        self._durations = telemetry.meter.create_histogram(
+            names.RPC_SERVER_DURATION,
+            "s",
+            "How long calls took",
+            explicit_bucket_boundaries_advisory=list(names.DURATION_BUCKETS_S),
+        )
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or method.startswith("/grpc."):
+            return handler
+        traced = method not in self._quiet
+        if handler.unary_unary:
+            return grpc.unary_unary_rpc_method_handler(
+                self._unary(method, handler.unary_unary, traced),
+                handler.request_deserializer,
+                handler.response_serializer,
+            )
+        if handler.unary_stream:
+            return grpc.unary_stream_rpc_method_handler(
+                self._stream(method, handler.unary_stream, traced),
+                handler.request_deserializer,
+                handler.response_serializer,
+            )
+        if handler.stream_stream:
+            return grpc.stream_stream_rpc_method_handler(
+                self._stream(method, handler.stream_stream, traced),
+                handler.request_deserializer,
+                handler.response_serializer,
+            )
+        return handler
+
+    def _unary(self, method: str, behaviour: Any, traced: bool) -> Any:
+        async def call(request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            with _Call(self, method, context, traced) as call_state:
+                try:
+                    self._check_size(request)
+                    return await behaviour(request, context)
+                except Exception as error:
+                    await self._abort(error, context, call_state)
+
+        return call
+
+    def _stream(self, method: str, behaviour: Any, traced: bool) -> Any:
+        async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+            with _Call(self, method, context, traced) as call_state:
+                try:
+                    self._check_size(request)
+                    async for response in behaviour(request, context):
+                        yield response
+                except Exception as error:
+                    await self._abort(error, context, call_state)
+
+        return call
+
+    def _check_size(self, request: Any) -> None:
+        if isinstance(request, Message) and (size := request.ByteSize()) > self._max_message_bytes:
+            raise MessageTooLarge(
+                f"the request has {size} bytes, the limit is {self._max_message_bytes}; send less, or raise"
+                " mesh.max_message_bytes"
+            )
+
+    async def _abort(self, error: Exception, context: grpc.aio.ServicerContext[Any, Any], call: "_Call") -> None:
+        if isinstance(error, grpc.aio.AbortError):
+            raise error
+        if not isinstance(error, TokenworksError):
+            log.exception("a defect in %s", call.method, exc_info=error)
+            error = InvariantBroken("an internal error; the service's log has the details")
+        status = status_of(error)
+        call.failed(error)
+        context.set_trailing_metadata(status.trailing_metadata)
+        await context.abort(status.code, status.details, status.trailing_metadata)
+
+
+class _Call:
+    """The span and the duration of one call."""
+
+    def __init__(self, guard: _Guard, method: str, context: grpc.aio.ServicerContext[Any, Any], traced: bool) -> None:
+        self.method = method.lstrip("/")
+        self._guard = guard
+        self._code = "OK"
+        self._started_s = time.perf_counter()
+        self._use: Any = None
+        if traced:
+            tracer = guard._telemetry.tracer
+            self.span = tracer.start_span(
+                self.method,
+                context_of(metadata_value(context, TRACEPARENT)),
+                SpanKind.SERVER,
+                {names.RPC_SYSTEM: "grpc", names.RPC_METHOD: self.method},
+            )
+            self._use = use_span(self.span, end_on_exit=True, record_exception=False, set_status_on_exception=False)
+
+    def failed(self, error: TokenworksError) -> None:
+        self._code = face(error).grpc
+        if self._use is not None:
+            self.span.set_attributes({names.RPC_STATUS: self._code, names.ERROR_TYPE: error.reason})
+            self.span.set_status(Status(StatusCode.ERROR, str(error)))
+
+    def __enter__(self) -> "_Call":
+        if self._use is not None:
+            self._use.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: Any) -> None:
+        if kind is not None and self._code == "OK":
+            self._code = "CANCELLED"
+        self._guard._durations.record(
+            time.perf_counter() - self._started_s, {names.RPC_METHOD: self.method, names.RPC_STATUS: self._code}
+        )
+        if self._use is not None:
+            self._use.__exit__(None, None, None)
+
+
+class GrpcServer:
+    """One service's gRPC server with health and reflection.
+
+    Usage: `add` the servicers, `start`, and register `drain` with the lifecycle. `port` is the bound one.
+    """
+
+    def __init__(
+        self,
+        telemetry: Telemetry,
+        life: Lifecycle,
+        *,
+        max_message_bytes: int,
+        untraced_methods: Sequence[str] = (),
+        max_concurrent_streams: int = 100_000,
+    ) -> None:
+        options = [
+            ("grpc.max_receive_message_length", max_message_bytes * _HARD_LIMIT_FACTOR),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.max_concurrent_streams", max_concurrent_streams),
+            ("grpc.so_reuseport", 0),
+            *_KEEPALIVE,
+        ]
+        guard = _Guard(telemetry, max_message_bytes, frozenset(untraced_methods))
+        self._server = grpc.aio.server(options=options, interceptors=[guard])
+        self._health = HealthServicer()
+        self._names: list[str] = []
+        self.port = 0
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        life.on_ready_changed(self._set_health)
+
+    def add(self, register: Callable[[Any, Any], None], servicer: object, service_name: str) -> None:
+        """`register` is the generated `add_…Servicer_to_server`; `service_name` like `tokenworks.v1.Router`."""
+        register(servicer, self._server)
+        self._names.append(service_name)
+
+    def add_generic(self, service_name: str, handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]) -> None:
+        """A service by method handlers, for methods that pass bytes through unparsed."""
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service_name, dict(handlers)),))
+        self._names.append(service_name)
+
+    async def start(self, host: str, port: int) -> int:
+        """Binds and serves; the bound port (`port` 0 picks a free one).
+
+        Raises:
+            OSError: the address is taken or not ours; the message says which setting to change.
+        """
+        reflection.enable_server_reflection([*self._names, HEALTH_SERVICE_NAME, reflection.SERVICE_NAME], self._server)
+        try:
+            self.port = self._server.add_insecure_port(f"{host}:{port}")
+        except RuntimeError as error:
+            raise OSError(f"gRPC cannot listen on {host}:{port}: {error}; free the port or set another") from error
+        await self._set_health(False)
+        await self._server.start()
+        return self.port
+
+    async def drain(self, grace_s: float) -> None:
+        """Stops accepting, lets running calls finish for `grace_s`, then cancels them."""
+        await self._server.stop(grace_s)
+
+    async def _set_health(self, ready: bool) -> None:
+        status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in ("", *self._names):
+            await self._health.set(name, status)
+
+
+def open_channel(address: str, *, max_message_bytes: int = 64 << 20) -> grpc.aio.Channel:
+    """A channel to `host:port`; it connects at the first call, and reconnects within 2 s."""
+    return grpc.aio.insecure_channel(
+        address,
+        options=[
+            ("grpc.max_receive_message_length", max_message_bytes),
+            ("grpc.max_send_message_length", max_message_bytes),
+            ("grpc.max_reconnect_backoff_ms", 2_000),
+            ("grpc.use_local_subchannel_pool", 1),
+            *_KEEPALIVE,
+        ],
+    )

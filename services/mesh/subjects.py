@@ -1,0 +1,167 @@
+"""Every subject of the mesh in one table: template, event, stream, delivery guarantee, who publishes, who reads.
+
+`docs/events.md` is generated from `CHANNELS` (`python -m services.mesh.events_reference`). A subject is the template
+filled from the event's own fields; characters that NATS gives a meaning to are escaped as `~xx` (hex).
+"""
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from services.mesh.events import (
+    CreditChanged,
+    Event,
+    LatencyObserved,
+    RequestAdmitted,
+    RequestFinished,
+    RoutingPlan,
+    TokensGenerated,
+    WorkerHeartbeat,
+)
+
+
+class Delivery(StrEnum):
+    EXACTLY_ONCE_EFFECT = "JetStream, file, acked, deduplicated by the reader"
+    SHORT = "JetStream, memory, short retention"
+    LAST = "JetStream, last per subject"
+    BEST_EFFORT = "core NATS, may be lost"
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A JetStream stream; bounds are hard limits, the oldest messages go first."""
+
+    name: str
+    subjects: tuple[str, ...]
+    file: bool
+    max_age_s: int
+    max_bytes: int
+    last_per_subject: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """One kind of event on the bus. `stream` is None for core NATS."""
+
+    name: str
+    template: str
+    event: type[Event]
+    stream: str | None
+    delivery: Delivery
+    publishers: tuple[str, ...]
+    readers: tuple[str, ...]
+    says: str
+
+    @property
+    def wildcard(self) -> str:
+        """The subject that matches every message of the channel."""
+        return re.sub(r"\{[a-z_]+\}", "*", self.template)
+
+    @property
+    def operation(self) -> str:
+        """The template as span names show it: `tw.tokens.{pool}.{worker}`."""
+        return self.template
+
+
+STREAMS: Final = (
+    Stream("TW_TOKENS", ("tw.tokens.*.*",), file=True, max_age_s=7 * 86_400, max_bytes=4 << 30),
+    Stream("TW_REQUESTS", ("tw.requests.*.*",), file=True, max_age_s=7 * 86_400, max_bytes=2 << 30),
+    Stream("TW_LATENCY", ("tw.latency.*.*",), file=False, max_age_s=300, max_bytes=32 << 20),
+    Stream("TW_CREDIT", ("tw.credit.*",), file=True, max_age_s=0, max_bytes=256 << 20, last_per_subject=True),
+    Stream("TW_PLAN", ("tw.plan.*",), file=True, max_age_s=0, max_bytes=64 << 20, last_per_subject=True),
+)
+
+TOKENS: Final = Channel(
+    name="tokens",
+    template="tw.tokens.{pool}.{worker}",
+    event=TokensGenerated,
+    stream="TW_TOKENS",
+    delivery=Delivery.EXACTLY_ONCE_EFFECT,
+    publishers=("worker",),
+    readers=("meter", "optimizer"),
+    says="Tokens made, in runs per request, with the device time and energy they took; every 50 ms or 256 entries.",
+)
+LATENCY: Final = Channel(
+    name="latency",
+    template="tw.latency.{pool}.{worker}",
+    event=LatencyObserved,
+    stream="TW_LATENCY",
+    delivery=Delivery.SHORT,
+    publishers=("worker",),
+    readers=("optimizer", "router"),
+    says="Queue, TTFT, TPOT and worst gap of finished requests, and samples of engine steps.",
+)
+ADMITTED: Final = Channel(
+    name="admitted",
+    template="tw.requests.{router}.admitted",
+    event=RequestAdmitted,
+    stream="TW_REQUESTS",
+    delivery=Delivery.EXACTLY_ONCE_EFFECT,
+    publishers=("router",),
+    readers=("meter", "optimizer"),
+    says="A request was authenticated and placed.",
+)
+FINISHED: Final = Channel(
+    name="finished",
+    template="tw.requests.{router}.finished",
+    event=RequestFinished,
+    stream="TW_REQUESTS",
+    delivery=Delivery.EXACTLY_ONCE_EFFECT,
+    publishers=("router",),
+    readers=("meter", "optimizer"),
+    says="A request ended: the range delivered, the outcome, and whether its promises were kept.",
+)
+FLEET: Final = Channel(
+    name="fleet",
+    template="tw.fleet.{worker}",
+    event=WorkerHeartbeat,
+    stream=None,
+    delivery=Delivery.BEST_EFFORT,
+    publishers=("worker",),
+    readers=("router", "optimizer"),
+    says="A worker's state, four times a second.",
+)
+CREDIT: Final = Channel(
+    name="credit",
+    template="tw.credit.{tenant}",
+    event=CreditChanged,
+    stream="TW_CREDIT",
+    delivery=Delivery.LAST,
+    publishers=("meter",),
+    readers=("router",),
+    says="What a tenant with a budget has left.",
+)
+PLAN: Final = Channel(
+    name="plan",
+    template="tw.plan.{model}",
+    event=RoutingPlan,
+    stream="TW_PLAN",
+    delivery=Delivery.LAST,
+    publishers=("optimizer",),
+    readers=("router",),
+    says="Where the optimizer wants each workload class, the shadow prices, and the timing it believes in.",
+)
+
+CHANNELS: Final = (TOKENS, LATENCY, ADMITTED, FINISHED, FLEET, CREDIT, PLAN)
+CONTROL_TEMPLATE: Final = "tw.control.{worker}"  # request/reply: Drain -> ControlAnswered
+
+_BY_EVENT: Final = {channel.event: channel for channel in CHANNELS}
+
+
+def escape(token: str) -> str:
+    """One subject token that stands for `token`, whatever its characters; injective; `~` alone for the empty string."""
+    return re.sub(r"[^A-Za-z0-9_-]", lambda found: "".join(f"~{byte:02x}" for byte in found[0].encode()), token) or "~"
+
+
+def channel_of(event: Event) -> Channel:
+    return _BY_EVENT[type(event)]
+
+
+def subject_of(event: Event) -> str:
+    """The subject that the event is published on."""
+    return re.sub(r"\{([a-z_]+)\}", lambda found: escape(getattr(event, found[1])), channel_of(event).template)
+
+
+def control_subject(worker: str) -> str:
+    return CONTROL_TEMPLATE.replace("{worker}", escape(worker))

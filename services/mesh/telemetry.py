@@ -1,0 +1,137 @@
+"""OpenTelemetry for one service: a tracer and a meter, made once at the wiring place and passed on.
+
+Spans leave by OTLP/gRPC when the standard variables name an endpoint (`OTEL_EXPORTER_OTLP_ENDPOINT` or
+`OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`); else the tracer is the API's no-op, which still passes a caller's context on.
+Metrics are always readable as OpenMetrics (`/metrics`), and leave by OTLP where `OTEL_METRICS_EXPORTER=otlp`.
+"""
+
+import os
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.metrics import Meter
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, TraceFlags, Tracer
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from prometheus_client import CollectorRegistry
+
+TRACEPARENT: Final = "traceparent"
+_PROPAGATOR: Final = TraceContextTextMapPropagator()
+
+
+@dataclass(frozen=True, slots=True)
+class Telemetry:
+    """What a service measures with. `exporting` is False when no span leaves the process."""
+
+    tracer: Tracer
+    meter: Meter
+    registry: CollectorRegistry
+    exporting: bool
+    _tracer_provider: TracerProvider | None
+    _meter_provider: MeterProvider
+
+    def shutdown(self) -> None:
+        """Sends what is buffered, at most a few seconds, then stops."""
+        if self._tracer_provider is not None:
+            self._tracer_provider.force_flush(3000)
+            self._tracer_provider.shutdown()
+        self._meter_provider.shutdown(3000)
+
+
+def _otlp_span_exporter() -> SpanExporter | None:
+    if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or os.environ.get("OTEL_TRACES_EXPORTER") == "none":
+        return None
+    if not any(os.environ.get(f"OTEL_EXPORTER_OTLP{part}ENDPOINT") for part in ("_", "_TRACES_")):
+        return None
+    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+
+    return OTLPSpanExporter()
+
+
+def start_telemetry(service: str, instance: str, *, exporter: SpanExporter | None = None) -> Telemetry:
+    """Telemetry of `service` (`router`, `worker`, …) under `service.instance.id` = `instance`.
+
+    Args:
+        exporter: where spans go instead of the OTLP endpoint of the environment.
+    """
+    from opentelemetry.exporter.prometheus import PrometheusMetricReader
+
+    resource = Resource.create(
+        {"service.name": service, "service.namespace": "tokenworks", "service.instance.id": instance}
+    )
+    registry = CollectorRegistry()
+    readers: list[MetricReader] = [PrometheusMetricReader(registry=registry)]
+    if os.environ.get("OTEL_METRICS_EXPORTER") == "otlp":
+        from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
+
+        readers.append(PeriodicExportingMetricReader(OTLPMetricExporter()))
+    meter_provider = MeterProvider(readers, resource)
+    exporter = exporter or _otlp_span_exporter()
+    tracer_provider = None
+    tracer: Tracer = trace.NoOpTracer()
+    if exporter is not None:
+        tracer_provider = TracerProvider(resource=resource)
+        tracer_provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=500))
+        tracer = tracer_provider.get_tracer("tokenworks")
+    return Telemetry(
+        tracer=tracer,
+        meter=meter_provider.get_meter("tokenworks"),
+        registry=registry,
+        exporting=exporter is not None,
+        _tracer_provider=tracer_provider,
+        _meter_provider=meter_provider,
+    )
+
+
+def traceparent_of(span: Span) -> str:
+    """The W3C `traceparent` of a span; empty when its context is not valid."""
+    context = span.get_span_context()
+    if not context.is_valid:
+        return ""
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{int(context.trace_flags):02x}"
+
+
+def current_traceparent() -> str:
+    """The `traceparent` of the span this task runs under; empty when there is none."""
+    return traceparent_of(trace.get_current_span())
+
+
+def context_of(traceparent: str) -> Context:
+    """An OpenTelemetry context whose parent is `traceparent`; an empty context when it is empty or malformed."""
+    return _PROPAGATOR.extract({TRACEPARENT: traceparent}, Context()) if traceparent else Context()
+
+
+def span_context_of(traceparent: str) -> SpanContext:
+    """The span context that `traceparent` names; not valid when it is empty or malformed."""
+    return trace.get_current_span(context_of(traceparent)).get_span_context()
+
+
+def links_to(traceparents: Iterable[str]) -> Sequence[Link]:
+    """Span links, one per distinct valid traceparent, in order."""
+    contexts = (span_context_of(each) for each in dict.fromkeys(traceparents))
+    return [Link(context) for context in contexts if context.is_valid]
+
+
+def trace_id_of(traceparent: str) -> str:
+    """The 32 hexadecimal digits of the trace; empty when `traceparent` is empty or malformed."""
+    context = span_context_of(traceparent)
+    return f"{context.trace_id:032x}" if context.is_valid else ""
+
+
+def fresh_traceparent() -> str:
+    """A context of its own, not sampled: gives a request a trace id where nobody upstream made one."""
+    context = SpanContext(
+        trace_id=secrets.randbits(128) or 1,
+        span_id=secrets.randbits(64) or 1,
+        is_remote=False,
+        trace_flags=TraceFlags(TraceFlags.DEFAULT),
+    )
+    return traceparent_of(NonRecordingSpan(context))

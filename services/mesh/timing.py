@@ -1,0 +1,86 @@
+"""How long one engine step takes: the one timing model that simulated engine, router, optimizer and twin share.
+
+An engine with continuous batching runs steps. A step decodes one token for each of `decode_sequences` sequences, which
+together read `kv_tokens` tokens of KV cache, and computes `prefill_tokens` prompt tokens, which together attend to
+`attended_tokens` tokens (the sum over the prefilled tokens). The weights are read once per step whichever of the two it
+does, so
+
+    step_s = max(decode_base_s, prefill_overhead_s + prefill_s_per_token * prefill_tokens)
+             + decode_s_per_sequence * decode_sequences
+             + decode_s_per_kv_token * kv_tokens
+             + prefill_s_per_attended_token * attended_tokens
+
+Source: decode step = base + slope * batch + KV bytes / bandwidth, prefill = overhead + 2 * parameters * tokens /
+(FLOP/s * utilisation), as fitted by Splitwise and DistServe; the max is the roofline of a mixed step.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class StepLoad:
+    """What one engine step holds; all counts >= 0."""
+
+    prefill_tokens: int = 0
+    attended_tokens: int = 0
+    decode_sequences: int = 0
+    kv_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Coefficients of the timing model for one accelerator and one model; all in seconds, all >= 0."""
+
+    prefill_overhead_s: float
+    prefill_s_per_token: float
+    prefill_s_per_attended_token: float
+    decode_base_s: float
+    decode_s_per_sequence: float
+    decode_s_per_kv_token: float
+
+    def step_s(self, load: StepLoad) -> float:
+        """Seconds that a step with this load takes; 0 for an empty step."""
+        if not load.prefill_tokens and not load.decode_sequences:
+            return 0.0
+        weights_s = self.decode_base_s
+        if load.prefill_tokens:
+            weights_s = max(weights_s, self.prefill_overhead_s + self.prefill_s_per_token * load.prefill_tokens)
+        return (
+            weights_s
+            + self.decode_s_per_sequence * load.decode_sequences
+            + self.decode_s_per_kv_token * load.kv_tokens
+            + self.prefill_s_per_attended_token * load.attended_tokens
+        )
+
+    def prefill_s(self, prompt_tokens: int, cached_tokens: int = 0, chunk_tokens: int = 2048) -> float:
+        """Seconds to compute a prompt alone on the accelerator, in chunks of `chunk_tokens`.
+
+        Args:
+            prompt_tokens: >= cached_tokens; the whole prompt.
+            cached_tokens: tokens whose KV is cached and that are not computed again.
+            chunk_tokens: >= 1.
+        """
+        fresh = max(0, prompt_tokens - cached_tokens)
+        if fresh == 0:
+            return 0.0
+        whole, rest = divmod(fresh, chunk_tokens)
+        attended = (cached_tokens + prompt_tokens + 1) * fresh // 2
+        seconds = whole * max(self.decode_base_s, self.prefill_overhead_s + self.prefill_s_per_token * chunk_tokens)
+        if rest:
+            seconds += max(self.decode_base_s, self.prefill_overhead_s + self.prefill_s_per_token * rest)
+        return seconds + self.prefill_s_per_attended_token * attended
+
+    def decode_s(self, sequences: int, kv_tokens: int) -> float:
+        """Seconds of one decode step of a batch; `sequences` >= 1, `kv_tokens` summed over the batch."""
+        return self.decode_base_s + self.decode_s_per_sequence * sequences + self.decode_s_per_kv_token * kv_tokens
+
+    def scaled(self, factor: float) -> "Timing":
+        """The same accelerator, `factor` times as slow."""
+        return Timing(
+            self.prefill_overhead_s * factor,
+            self.prefill_s_per_token * factor,
+            self.prefill_s_per_attended_token * factor,
+            self.decode_base_s * factor,
+            self.decode_s_per_sequence * factor,
+            self.decode_s_per_kv_token * factor,
+        )

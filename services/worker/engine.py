@@ -1,0 +1,177 @@
+"""What a worker asks of an engine, whatever makes the tokens: a simulated accelerator, llama.cpp, vLLM, a server.
+
+An engine runs many sequences in steps. It reports each step once, through the `on_step` callback given to `start`, with
+the tokens of all sequences that got one; the worker turns a step into one frame per router and into entries for the
+meter. So what costs is paid per step, not per token.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from services.mesh.timing import StepLoad
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """Validated sampling values; see `Sampling` in inference.proto for the ranges."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """Exactly one of the three is set; `chat` is (role, content) pairs."""
+
+    text: str | None = None
+    token_ids: tuple[int, ...] | None = None
+    chat: tuple[tuple[str, str], ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRequest:
+    """A request as the engine sees it.
+
+    Attributes:
+        sequence: the worker's handle; unique among those running.
+        resume_from: tokens that were delivered already; the engine makes token `resume_from` next.
+        resumed_token_ids: (resume_from,) ids of the tokens delivered already, where they are known.
+        resumed_text: their text, for engines that resume from text.
+        priority: lower is sooner.
+    """
+
+    sequence: int
+    request_id: str
+    model: str
+    prompt: Prompt
+    sampling: Sampling
+    priority: int = 0
+    resume_from: int = 0
+    resumed_token_ids: tuple[int, ...] = ()
+    resumed_text: str = ""
+
+
+class FinishReason(StrEnum):
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceOutput:
+    """What one step made for one sequence.
+
+    Attributes:
+        token_count: >= 0; 0 in a last output without a token (a cancellation, an error).
+        token_ids: (token_count,) or empty where the engine does not report ids.
+        finish: set in the sequence's last output.
+        error: name of an error in mesh/errors.py and its message, when finish is ERROR.
+        device_ns, energy_uj: this sequence's part of the step.
+    """
+
+    sequence: int
+    token_count: int
+    text: str
+    token_ids: tuple[int, ...] = ()
+    finish: FinishReason | None = None
+    error: tuple[str, str] | None = None
+    prompt_tokens: int = 0
+    cached_prompt_tokens: int = 0
+    device_ns: int = 0
+    energy_uj: int = 0
+    queue_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepOutput:
+    """One engine step. Several may be reported together when an engine runs ahead of its reader.
+
+    Attributes:
+        step_s: how long the step took.
+        load: what was in it; None where the engine does not tell.
+    """
+
+    step_s: float
+    outputs: tuple[SequenceOutput, ...]
+    load: StepLoad | None = None
+    model: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    running: int
+    waiting: int
+    waiting_prefill_tokens: int
+    kv_cache_usage: float
+    slowdown: float
+    power_w: float
+    busy_ns: int
+    energy_uj: int
+    steps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineInfo:
+    """Fixed facts of a started engine.
+
+    Attributes:
+        note: for a reader, e.g. why a real model is simulated on this platform; empty otherwise.
+        power_source: "catalogue" where watts are modelled, else the library that measures them.
+    """
+
+    engine: str
+    simulated: bool
+    models: tuple[str, ...]
+    context_tokens: int
+    max_batch: int
+    max_waiting: int
+    kv_capacity_tokens: int
+    prefill_chunk_tokens: int
+    note: str = ""
+    power_source: str = "catalogue"
+
+
+OnStep = Callable[[Sequence[StepOutput]], None]
+OnFailure = Callable[[str], None]
+
+
+class Engine(Protocol):
+    """All methods are called from the event loop's thread; callbacks come back on it."""
+
+    async def start(self, on_step: OnStep, on_failure: OnFailure) -> EngineInfo:
+        """Loads the model and starts stepping; `on_failure` gets a reason when the engine dies later on its own.
+
+        Raises:
+            EngineFailed: the engine cannot start; the message says what would do.
+        """
+        ...
+
+    async def submit(self, request: EngineRequest) -> None:
+        """Queues the request; its outputs come through `on_step`, the last one with `finish` set.
+
+        Raises:
+            PromptTooLong: prompt (and what is resumed) leaves no room in the context.
+            QueueFull: `max_waiting` requests wait already.
+            Unsupported: a sampling value that this engine cannot honour.
+        """
+        ...
+
+    def cancel(self, sequence: int) -> None:
+        """Ends the sequence within one step; its last output has finish CANCELLED. Unknown sequences are ignored."""
+        ...
+
+    def stats(self) -> EngineStats: ...
+
+    async def stop(self, grace_s: float) -> None:
+        """Ends stepping; sequences that still run after `grace_s` seconds are cancelled."""
+        ...

@@ -1,0 +1,298 @@
+from tokenworks.v1 import planning_pb2 as _planning_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class TokensGenerated(_message.Message):
+    __slots__ = ("worker", "pool", "accelerator", "entries", "at_unix_ms")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    POOL_FIELD_NUMBER: _ClassVar[int]
+    ACCELERATOR_FIELD_NUMBER: _ClassVar[int]
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    AT_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    worker: str
+    pool: str
+    accelerator: str
+    entries: _containers.RepeatedCompositeFieldContainer[TokenEntry]
+    at_unix_ms: int
+    def __init__(self, worker: _Optional[str] = ..., pool: _Optional[str] = ..., accelerator: _Optional[str] = ..., entries: _Optional[_Iterable[_Union[TokenEntry, _Mapping]]] = ..., at_unix_ms: _Optional[int] = ...) -> None: ...
+
+class TokenEntry(_message.Message):
+    __slots__ = ("request_id", "tenant", "workload", "model", "slo_class", "from_index", "count", "prompt_tokens", "cached_prompt_tokens", "device_ns", "energy_uj", "last", "traceparent")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    WORKLOAD_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    SLO_CLASS_FIELD_NUMBER: _ClassVar[int]
+    FROM_INDEX_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_NS_FIELD_NUMBER: _ClassVar[int]
+    ENERGY_UJ_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    tenant: str
+    workload: str
+    model: str
+    slo_class: str
+    from_index: int
+    count: int
+    prompt_tokens: int
+    cached_prompt_tokens: int
+    device_ns: int
+    energy_uj: int
+    last: bool
+    traceparent: str
+    def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., workload: _Optional[str] = ..., model: _Optional[str] = ..., slo_class: _Optional[str] = ..., from_index: _Optional[int] = ..., count: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_prompt_tokens: _Optional[int] = ..., device_ns: _Optional[int] = ..., energy_uj: _Optional[int] = ..., last: bool = ..., traceparent: _Optional[str] = ...) -> None: ...
+
+class LatencyObserved(_message.Message):
+    __slots__ = ("worker", "pool", "accelerator", "model", "requests", "steps", "at_unix_ms")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    POOL_FIELD_NUMBER: _ClassVar[int]
+    ACCELERATOR_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    AT_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    worker: str
+    pool: str
+    accelerator: str
+    model: str
+    requests: _containers.RepeatedCompositeFieldContainer[RequestLatency]
+    steps: _containers.RepeatedCompositeFieldContainer[StepSample]
+    at_unix_ms: int
+    def __init__(self, worker: _Optional[str] = ..., pool: _Optional[str] = ..., accelerator: _Optional[str] = ..., model: _Optional[str] = ..., requests: _Optional[_Iterable[_Union[RequestLatency, _Mapping]]] = ..., steps: _Optional[_Iterable[_Union[StepSample, _Mapping]]] = ..., at_unix_ms: _Optional[int] = ...) -> None: ...
+
+class RequestLatency(_message.Message):
+    __slots__ = ("request_id", "slo_class", "prompt_tokens", "cached_prompt_tokens", "completion_tokens", "queue_s", "ttft_s", "tpot_s", "worst_gap_s", "batch", "kv_cache_usage", "traceparent")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    SLO_CLASS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_S_FIELD_NUMBER: _ClassVar[int]
+    TTFT_S_FIELD_NUMBER: _ClassVar[int]
+    TPOT_S_FIELD_NUMBER: _ClassVar[int]
+    WORST_GAP_S_FIELD_NUMBER: _ClassVar[int]
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    KV_CACHE_USAGE_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    slo_class: str
+    prompt_tokens: int
+    cached_prompt_tokens: int
+    completion_tokens: int
+    queue_s: float
+    ttft_s: float
+    tpot_s: float
+    worst_gap_s: float
+    batch: int
+    kv_cache_usage: float
+    traceparent: str
+    def __init__(self, request_id: _Optional[str] = ..., slo_class: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., cached_prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., queue_s: _Optional[float] = ..., ttft_s: _Optional[float] = ..., tpot_s: _Optional[float] = ..., worst_gap_s: _Optional[float] = ..., batch: _Optional[int] = ..., kv_cache_usage: _Optional[float] = ..., traceparent: _Optional[str] = ...) -> None: ...
+
+class StepSample(_message.Message):
+    __slots__ = ("prefill_tokens", "decode_sequences", "kv_tokens", "step_s", "prefill_kv_tokens")
+    PREFILL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    DECODE_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    KV_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    STEP_S_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_KV_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    prefill_tokens: int
+    decode_sequences: int
+    kv_tokens: int
+    step_s: float
+    prefill_kv_tokens: int
+    def __init__(self, prefill_tokens: _Optional[int] = ..., decode_sequences: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., step_s: _Optional[float] = ..., prefill_kv_tokens: _Optional[int] = ...) -> None: ...
+
+class RequestAdmitted(_message.Message):
+    __slots__ = ("request_id", "router", "tenant", "workload", "model", "slo_class", "prompt_tokens", "max_tokens", "worker", "pool", "plan", "at_unix_ms", "price_book")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    ROUTER_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    WORKLOAD_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    SLO_CLASS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    POOL_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    AT_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    PRICE_BOOK_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    router: str
+    tenant: str
+    workload: str
+    model: str
+    slo_class: str
+    prompt_tokens: int
+    max_tokens: int
+    worker: str
+    pool: str
+    plan: str
+    at_unix_ms: int
+    price_book: str
+    def __init__(self, request_id: _Optional[str] = ..., router: _Optional[str] = ..., tenant: _Optional[str] = ..., workload: _Optional[str] = ..., model: _Optional[str] = ..., slo_class: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., worker: _Optional[str] = ..., pool: _Optional[str] = ..., plan: _Optional[str] = ..., at_unix_ms: _Optional[int] = ..., price_book: _Optional[str] = ...) -> None: ...
+
+class RequestFinished(_message.Message):
+    __slots__ = ("request_id", "router", "tenant", "workload", "model", "slo_class", "worker", "pool", "accelerator", "delivered_from", "delivered_count", "prompt_tokens", "cached_prompt_tokens", "outcome", "ttft_s", "tpot_s", "e2e_s", "slo_met", "trace_id", "at_unix_ms", "admitted_unix_ms", "price_book", "plan")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    ROUTER_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    WORKLOAD_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    SLO_CLASS_FIELD_NUMBER: _ClassVar[int]
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    POOL_FIELD_NUMBER: _ClassVar[int]
+    ACCELERATOR_FIELD_NUMBER: _ClassVar[int]
+    DELIVERED_FROM_FIELD_NUMBER: _ClassVar[int]
+    DELIVERED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    TTFT_S_FIELD_NUMBER: _ClassVar[int]
+    TPOT_S_FIELD_NUMBER: _ClassVar[int]
+    E2E_S_FIELD_NUMBER: _ClassVar[int]
+    SLO_MET_FIELD_NUMBER: _ClassVar[int]
+    TRACE_ID_FIELD_NUMBER: _ClassVar[int]
+    AT_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    ADMITTED_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    PRICE_BOOK_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    router: str
+    tenant: str
+    workload: str
+    model: str
+    slo_class: str
+    worker: str
+    pool: str
+    accelerator: str
+    delivered_from: int
+    delivered_count: int
+    prompt_tokens: int
+    cached_prompt_tokens: int
+    outcome: str
+    ttft_s: float
+    tpot_s: float
+    e2e_s: float
+    slo_met: bool
+    trace_id: str
+    at_unix_ms: int
+    admitted_unix_ms: int
+    price_book: str
+    plan: str
+    def __init__(self, request_id: _Optional[str] = ..., router: _Optional[str] = ..., tenant: _Optional[str] = ..., workload: _Optional[str] = ..., model: _Optional[str] = ..., slo_class: _Optional[str] = ..., worker: _Optional[str] = ..., pool: _Optional[str] = ..., accelerator: _Optional[str] = ..., delivered_from: _Optional[int] = ..., delivered_count: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_prompt_tokens: _Optional[int] = ..., outcome: _Optional[str] = ..., ttft_s: _Optional[float] = ..., tpot_s: _Optional[float] = ..., e2e_s: _Optional[float] = ..., slo_met: bool = ..., trace_id: _Optional[str] = ..., at_unix_ms: _Optional[int] = ..., admitted_unix_ms: _Optional[int] = ..., price_book: _Optional[str] = ..., plan: _Optional[str] = ...) -> None: ...
+
+class WorkerHeartbeat(_message.Message):
+    __slots__ = ("worker", "pool", "accelerator", "engine", "models", "address", "epoch", "sequence", "state", "running", "waiting", "waiting_prefill_tokens", "kv_cache_usage", "kv_capacity_tokens", "context_tokens", "max_batch", "max_waiting", "slowdown", "power_w", "busy_ns", "generated_tokens", "energy_uj", "simulated", "rate_nusd_per_hour", "failed_because", "at_unix_ms", "steps", "prefill_chunk_tokens")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    POOL_FIELD_NUMBER: _ClassVar[int]
+    ACCELERATOR_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    WAITING_PREFILL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    KV_CACHE_USAGE_FIELD_NUMBER: _ClassVar[int]
+    KV_CAPACITY_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MAX_BATCH_FIELD_NUMBER: _ClassVar[int]
+    MAX_WAITING_FIELD_NUMBER: _ClassVar[int]
+    SLOWDOWN_FIELD_NUMBER: _ClassVar[int]
+    POWER_W_FIELD_NUMBER: _ClassVar[int]
+    BUSY_NS_FIELD_NUMBER: _ClassVar[int]
+    GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ENERGY_UJ_FIELD_NUMBER: _ClassVar[int]
+    SIMULATED_FIELD_NUMBER: _ClassVar[int]
+    RATE_NUSD_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
+    FAILED_BECAUSE_FIELD_NUMBER: _ClassVar[int]
+    AT_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_CHUNK_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    worker: str
+    pool: str
+    accelerator: str
+    engine: str
+    models: _containers.RepeatedScalarFieldContainer[str]
+    address: str
+    epoch: str
+    sequence: int
+    state: str
+    running: int
+    waiting: int
+    waiting_prefill_tokens: int
+    kv_cache_usage: float
+    kv_capacity_tokens: int
+    context_tokens: int
+    max_batch: int
+    max_waiting: int
+    slowdown: float
+    power_w: float
+    busy_ns: int
+    generated_tokens: int
+    energy_uj: int
+    simulated: bool
+    rate_nusd_per_hour: int
+    failed_because: str
+    at_unix_ms: int
+    steps: int
+    prefill_chunk_tokens: int
+    def __init__(self, worker: _Optional[str] = ..., pool: _Optional[str] = ..., accelerator: _Optional[str] = ..., engine: _Optional[str] = ..., models: _Optional[_Iterable[str]] = ..., address: _Optional[str] = ..., epoch: _Optional[str] = ..., sequence: _Optional[int] = ..., state: _Optional[str] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., waiting_prefill_tokens: _Optional[int] = ..., kv_cache_usage: _Optional[float] = ..., kv_capacity_tokens: _Optional[int] = ..., context_tokens: _Optional[int] = ..., max_batch: _Optional[int] = ..., max_waiting: _Optional[int] = ..., slowdown: _Optional[float] = ..., power_w: _Optional[float] = ..., busy_ns: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., energy_uj: _Optional[int] = ..., simulated: bool = ..., rate_nusd_per_hour: _Optional[int] = ..., failed_because: _Optional[str] = ..., at_unix_ms: _Optional[int] = ..., steps: _Optional[int] = ..., prefill_chunk_tokens: _Optional[int] = ...) -> None: ...
+
+class CreditChanged(_message.Message):
+    __slots__ = ("tenant", "limit_nusd", "spent_nusd", "remaining_nusd", "unlimited", "exhausted", "suspended", "at_unix_ms")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_NUSD_FIELD_NUMBER: _ClassVar[int]
+    SPENT_NUSD_FIELD_NUMBER: _ClassVar[int]
+    REMAINING_NUSD_FIELD_NUMBER: _ClassVar[int]
+    UNLIMITED_FIELD_NUMBER: _ClassVar[int]
+    EXHAUSTED_FIELD_NUMBER: _ClassVar[int]
+    SUSPENDED_FIELD_NUMBER: _ClassVar[int]
+    AT_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    limit_nusd: int
+    spent_nusd: int
+    remaining_nusd: int
+    unlimited: bool
+    exhausted: bool
+    suspended: bool
+    at_unix_ms: int
+    def __init__(self, tenant: _Optional[str] = ..., limit_nusd: _Optional[int] = ..., spent_nusd: _Optional[int] = ..., remaining_nusd: _Optional[int] = ..., unlimited: bool = ..., exhausted: bool = ..., suspended: bool = ..., at_unix_ms: _Optional[int] = ...) -> None: ...
+
+class RoutingPlanPublished(_message.Message):
+    __slots__ = ("plan",)
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    plan: _planning_pb2.RoutingPlan
+    def __init__(self, plan: _Optional[_Union[_planning_pb2.RoutingPlan, _Mapping]] = ...) -> None: ...
+
+class ControlRequested(_message.Message):
+    __slots__ = ("drain",)
+    DRAIN_FIELD_NUMBER: _ClassVar[int]
+    drain: Drain
+    def __init__(self, drain: _Optional[_Union[Drain, _Mapping]] = ...) -> None: ...
+
+class Drain(_message.Message):
+    __slots__ = ("grace_ms",)
+    GRACE_MS_FIELD_NUMBER: _ClassVar[int]
+    grace_ms: int
+    def __init__(self, grace_ms: _Optional[int] = ...) -> None: ...
+
+class ControlAnswered(_message.Message):
+    __slots__ = ("accepted", "message")
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    accepted: bool
+    message: str
+    def __init__(self, accepted: bool = ..., message: _Optional[str] = ...) -> None: ...

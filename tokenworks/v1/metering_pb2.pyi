@@ -1,0 +1,213 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class UsageFilter(_message.Message):
+    __slots__ = ("field", "values")
+    FIELD_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    field: str
+    values: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, field: _Optional[str] = ..., values: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class GetUsageRequest(_message.Message):
+    __slots__ = ("from_unix_ms", "to_unix_ms", "group_by", "filters")
+    FROM_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    TO_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    GROUP_BY_FIELD_NUMBER: _ClassVar[int]
+    FILTERS_FIELD_NUMBER: _ClassVar[int]
+    from_unix_ms: int
+    to_unix_ms: int
+    group_by: _containers.RepeatedScalarFieldContainer[str]
+    filters: _containers.RepeatedCompositeFieldContainer[UsageFilter]
+    def __init__(self, from_unix_ms: _Optional[int] = ..., to_unix_ms: _Optional[int] = ..., group_by: _Optional[_Iterable[str]] = ..., filters: _Optional[_Iterable[_Union[UsageFilter, _Mapping]]] = ...) -> None: ...
+
+class UsageKey(_message.Message):
+    __slots__ = ("tenant", "workload", "model", "accelerator", "worker", "pool", "slo_class", "from_unix_ms")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    WORKLOAD_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    ACCELERATOR_FIELD_NUMBER: _ClassVar[int]
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    POOL_FIELD_NUMBER: _ClassVar[int]
+    SLO_CLASS_FIELD_NUMBER: _ClassVar[int]
+    FROM_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    workload: str
+    model: str
+    accelerator: str
+    worker: str
+    pool: str
+    slo_class: str
+    from_unix_ms: int
+    def __init__(self, tenant: _Optional[str] = ..., workload: _Optional[str] = ..., model: _Optional[str] = ..., accelerator: _Optional[str] = ..., worker: _Optional[str] = ..., pool: _Optional[str] = ..., slo_class: _Optional[str] = ..., from_unix_ms: _Optional[int] = ...) -> None: ...
+
+class UsageRow(_message.Message):
+    __slots__ = ("key", "requests", "prompt_tokens", "cached_prompt_tokens", "generated_tokens", "delivered_tokens", "price_nusd", "use_cost_nusd", "energy_cost_nusd", "device_ns", "energy_uj", "finished_requests", "slo_met_requests")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    DELIVERED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PRICE_NUSD_FIELD_NUMBER: _ClassVar[int]
+    USE_COST_NUSD_FIELD_NUMBER: _ClassVar[int]
+    ENERGY_COST_NUSD_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_NS_FIELD_NUMBER: _ClassVar[int]
+    ENERGY_UJ_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    SLO_MET_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    key: UsageKey
+    requests: int
+    prompt_tokens: int
+    cached_prompt_tokens: int
+    generated_tokens: int
+    delivered_tokens: int
+    price_nusd: int
+    use_cost_nusd: int
+    energy_cost_nusd: int
+    device_ns: int
+    energy_uj: int
+    finished_requests: int
+    slo_met_requests: int
+    def __init__(self, key: _Optional[_Union[UsageKey, _Mapping]] = ..., requests: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_prompt_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., delivered_tokens: _Optional[int] = ..., price_nusd: _Optional[int] = ..., use_cost_nusd: _Optional[int] = ..., energy_cost_nusd: _Optional[int] = ..., device_ns: _Optional[int] = ..., energy_uj: _Optional[int] = ..., finished_requests: _Optional[int] = ..., slo_met_requests: _Optional[int] = ...) -> None: ...
+
+class GetUsageResponse(_message.Message):
+    __slots__ = ("rows", "total", "lag_events")
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    LAG_EVENTS_FIELD_NUMBER: _ClassVar[int]
+    rows: _containers.RepeatedCompositeFieldContainer[UsageRow]
+    total: UsageRow
+    lag_events: int
+    def __init__(self, rows: _Optional[_Iterable[_Union[UsageRow, _Mapping]]] = ..., total: _Optional[_Union[UsageRow, _Mapping]] = ..., lag_events: _Optional[int] = ...) -> None: ...
+
+class WatchUsageRequest(_message.Message):
+    __slots__ = ("group_by", "filters", "every_ms")
+    GROUP_BY_FIELD_NUMBER: _ClassVar[int]
+    FILTERS_FIELD_NUMBER: _ClassVar[int]
+    EVERY_MS_FIELD_NUMBER: _ClassVar[int]
+    group_by: _containers.RepeatedScalarFieldContainer[str]
+    filters: _containers.RepeatedCompositeFieldContainer[UsageFilter]
+    every_ms: int
+    def __init__(self, group_by: _Optional[_Iterable[str]] = ..., filters: _Optional[_Iterable[_Union[UsageFilter, _Mapping]]] = ..., every_ms: _Optional[int] = ...) -> None: ...
+
+class UsageDelta(_message.Message):
+    __slots__ = ("rows", "at_unix_ms")
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    AT_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    rows: _containers.RepeatedCompositeFieldContainer[UsageRow]
+    at_unix_ms: int
+    def __init__(self, rows: _Optional[_Iterable[_Union[UsageRow, _Mapping]]] = ..., at_unix_ms: _Optional[int] = ...) -> None: ...
+
+class SetBudgetRequest(_message.Message):
+    __slots__ = ("tenant", "limit_nusd", "unlimited")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_NUSD_FIELD_NUMBER: _ClassVar[int]
+    UNLIMITED_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    limit_nusd: int
+    unlimited: bool
+    def __init__(self, tenant: _Optional[str] = ..., limit_nusd: _Optional[int] = ..., unlimited: bool = ...) -> None: ...
+
+class GetBudgetRequest(_message.Message):
+    __slots__ = ("tenant",)
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    def __init__(self, tenant: _Optional[str] = ...) -> None: ...
+
+class Budget(_message.Message):
+    __slots__ = ("tenant", "limit_nusd", "unlimited", "spent_nusd", "remaining_nusd", "exhausted")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_NUSD_FIELD_NUMBER: _ClassVar[int]
+    UNLIMITED_FIELD_NUMBER: _ClassVar[int]
+    SPENT_NUSD_FIELD_NUMBER: _ClassVar[int]
+    REMAINING_NUSD_FIELD_NUMBER: _ClassVar[int]
+    EXHAUSTED_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    limit_nusd: int
+    unlimited: bool
+    spent_nusd: int
+    remaining_nusd: int
+    exhausted: bool
+    def __init__(self, tenant: _Optional[str] = ..., limit_nusd: _Optional[int] = ..., unlimited: bool = ..., spent_nusd: _Optional[int] = ..., remaining_nusd: _Optional[int] = ..., exhausted: bool = ...) -> None: ...
+
+class GetRequestRequest(_message.Message):
+    __slots__ = ("request_id",)
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    def __init__(self, request_id: _Optional[str] = ...) -> None: ...
+
+class BillSegment(_message.Message):
+    __slots__ = ("worker", "accelerator", "pool", "from_index", "count", "device_ns", "energy_uj", "use_cost_nusd", "energy_cost_nusd")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    ACCELERATOR_FIELD_NUMBER: _ClassVar[int]
+    POOL_FIELD_NUMBER: _ClassVar[int]
+    FROM_INDEX_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_NS_FIELD_NUMBER: _ClassVar[int]
+    ENERGY_UJ_FIELD_NUMBER: _ClassVar[int]
+    USE_COST_NUSD_FIELD_NUMBER: _ClassVar[int]
+    ENERGY_COST_NUSD_FIELD_NUMBER: _ClassVar[int]
+    worker: str
+    accelerator: str
+    pool: str
+    from_index: int
+    count: int
+    device_ns: int
+    energy_uj: int
+    use_cost_nusd: int
+    energy_cost_nusd: int
+    def __init__(self, worker: _Optional[str] = ..., accelerator: _Optional[str] = ..., pool: _Optional[str] = ..., from_index: _Optional[int] = ..., count: _Optional[int] = ..., device_ns: _Optional[int] = ..., energy_uj: _Optional[int] = ..., use_cost_nusd: _Optional[int] = ..., energy_cost_nusd: _Optional[int] = ...) -> None: ...
+
+class RequestBill(_message.Message):
+    __slots__ = ("request_id", "tenant", "workload", "model", "slo_class", "outcome", "prompt_tokens", "cached_prompt_tokens", "generated_tokens", "delivered_tokens", "price_nusd", "use_cost_nusd", "energy_cost_nusd", "margin_nusd", "segments", "price_book", "trace_id", "slo_met", "ttft_s", "tpot_s", "admitted_unix_ms", "finished_unix_ms")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    WORKLOAD_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    SLO_CLASS_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    DELIVERED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PRICE_NUSD_FIELD_NUMBER: _ClassVar[int]
+    USE_COST_NUSD_FIELD_NUMBER: _ClassVar[int]
+    ENERGY_COST_NUSD_FIELD_NUMBER: _ClassVar[int]
+    MARGIN_NUSD_FIELD_NUMBER: _ClassVar[int]
+    SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    PRICE_BOOK_FIELD_NUMBER: _ClassVar[int]
+    TRACE_ID_FIELD_NUMBER: _ClassVar[int]
+    SLO_MET_FIELD_NUMBER: _ClassVar[int]
+    TTFT_S_FIELD_NUMBER: _ClassVar[int]
+    TPOT_S_FIELD_NUMBER: _ClassVar[int]
+    ADMITTED_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    tenant: str
+    workload: str
+    model: str
+    slo_class: str
+    outcome: str
+    prompt_tokens: int
+    cached_prompt_tokens: int
+    generated_tokens: int
+    delivered_tokens: int
+    price_nusd: int
+    use_cost_nusd: int
+    energy_cost_nusd: int
+    margin_nusd: int
+    segments: _containers.RepeatedCompositeFieldContainer[BillSegment]
+    price_book: str
+    trace_id: str
+    slo_met: bool
+    ttft_s: float
+    tpot_s: float
+    admitted_unix_ms: int
+    finished_unix_ms: int
+    def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., workload: _Optional[str] = ..., model: _Optional[str] = ..., slo_class: _Optional[str] = ..., outcome: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., cached_prompt_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., delivered_tokens: _Optional[int] = ..., price_nusd: _Optional[int] = ..., use_cost_nusd: _Optional[int] = ..., energy_cost_nusd: _Optional[int] = ..., margin_nusd: _Optional[int] = ..., segments: _Optional[_Iterable[_Union[BillSegment, _Mapping]]] = ..., price_book: _Optional[str] = ..., trace_id: _Optional[str] = ..., slo_met: bool = ..., ttft_s: _Optional[float] = ..., tpot_s: _Optional[float] = ..., admitted_unix_ms: _Optional[int] = ..., finished_unix_ms: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,163 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class GetPlanRequest(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    def __init__(self, model: _Optional[str] = ...) -> None: ...
+
+class WorkloadClass(_message.Message):
+    __slots__ = ("slo_class", "prompt_tokens_from", "prompt_tokens_to", "completion_tokens_from", "completion_tokens_to", "demand_rps", "mean_prompt_tokens", "mean_completion_tokens")
+    SLO_CLASS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FROM_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_TO_FIELD_NUMBER: _ClassVar[int]
+    COMPLETION_TOKENS_FROM_FIELD_NUMBER: _ClassVar[int]
+    COMPLETION_TOKENS_TO_FIELD_NUMBER: _ClassVar[int]
+    DEMAND_RPS_FIELD_NUMBER: _ClassVar[int]
+    MEAN_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MEAN_COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    slo_class: str
+    prompt_tokens_from: int
+    prompt_tokens_to: int
+    completion_tokens_from: int
+    completion_tokens_to: int
+    demand_rps: float
+    mean_prompt_tokens: float
+    mean_completion_tokens: float
+    def __init__(self, slo_class: _Optional[str] = ..., prompt_tokens_from: _Optional[int] = ..., prompt_tokens_to: _Optional[int] = ..., completion_tokens_from: _Optional[int] = ..., completion_tokens_to: _Optional[int] = ..., demand_rps: _Optional[float] = ..., mean_prompt_tokens: _Optional[float] = ..., mean_completion_tokens: _Optional[float] = ...) -> None: ...
+
+class Share(_message.Message):
+    __slots__ = ("workload_class", "pool", "share", "feasible", "device_s_per_request", "usd_per_request")
+    WORKLOAD_CLASS_FIELD_NUMBER: _ClassVar[int]
+    POOL_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    FEASIBLE_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_S_PER_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    USD_PER_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    workload_class: int
+    pool: str
+    share: float
+    feasible: bool
+    device_s_per_request: float
+    usd_per_request: float
+    def __init__(self, workload_class: _Optional[int] = ..., pool: _Optional[str] = ..., share: _Optional[float] = ..., feasible: bool = ..., device_s_per_request: _Optional[float] = ..., usd_per_request: _Optional[float] = ...) -> None: ...
+
+class TimingCoefficients(_message.Message):
+    __slots__ = ("prefill_overhead_s", "prefill_s_per_token", "decode_base_s", "decode_s_per_sequence", "decode_s_per_kv_token")
+    PREFILL_OVERHEAD_S_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_S_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    DECODE_BASE_S_FIELD_NUMBER: _ClassVar[int]
+    DECODE_S_PER_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    DECODE_S_PER_KV_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    prefill_overhead_s: float
+    prefill_s_per_token: float
+    decode_base_s: float
+    decode_s_per_sequence: float
+    decode_s_per_kv_token: float
+    def __init__(self, prefill_overhead_s: _Optional[float] = ..., prefill_s_per_token: _Optional[float] = ..., decode_base_s: _Optional[float] = ..., decode_s_per_sequence: _Optional[float] = ..., decode_s_per_kv_token: _Optional[float] = ...) -> None: ...
+
+class PoolPlan(_message.Message):
+    __slots__ = ("pool", "accelerator", "workers", "shadow_usd_per_device_s", "utilisation", "timing", "observations", "mean_error", "rate_usd_per_hour")
+    POOL_FIELD_NUMBER: _ClassVar[int]
+    ACCELERATOR_FIELD_NUMBER: _ClassVar[int]
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
+    SHADOW_USD_PER_DEVICE_S_FIELD_NUMBER: _ClassVar[int]
+    UTILISATION_FIELD_NUMBER: _ClassVar[int]
+    TIMING_FIELD_NUMBER: _ClassVar[int]
+    OBSERVATIONS_FIELD_NUMBER: _ClassVar[int]
+    MEAN_ERROR_FIELD_NUMBER: _ClassVar[int]
+    RATE_USD_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
+    pool: str
+    accelerator: str
+    workers: int
+    shadow_usd_per_device_s: float
+    utilisation: float
+    timing: TimingCoefficients
+    observations: int
+    mean_error: float
+    rate_usd_per_hour: float
+    def __init__(self, pool: _Optional[str] = ..., accelerator: _Optional[str] = ..., workers: _Optional[int] = ..., shadow_usd_per_device_s: _Optional[float] = ..., utilisation: _Optional[float] = ..., timing: _Optional[_Union[TimingCoefficients, _Mapping]] = ..., observations: _Optional[int] = ..., mean_error: _Optional[float] = ..., rate_usd_per_hour: _Optional[float] = ...) -> None: ...
+
+class Prediction(_message.Message):
+    __slots__ = ("cost_usd_per_hour", "baseline_cost_usd_per_hour", "unserved_rps")
+    COST_USD_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
+    BASELINE_COST_USD_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
+    UNSERVED_RPS_FIELD_NUMBER: _ClassVar[int]
+    cost_usd_per_hour: float
+    baseline_cost_usd_per_hour: float
+    unserved_rps: float
+    def __init__(self, cost_usd_per_hour: _Optional[float] = ..., baseline_cost_usd_per_hour: _Optional[float] = ..., unserved_rps: _Optional[float] = ...) -> None: ...
+
+class Evidence(_message.Message):
+    __slots__ = ("latency_events", "token_events", "request_events", "window_s", "traceparents", "trigger")
+    LATENCY_EVENTS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_EVENTS_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_EVENTS_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_S_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENTS_FIELD_NUMBER: _ClassVar[int]
+    TRIGGER_FIELD_NUMBER: _ClassVar[int]
+    latency_events: int
+    token_events: int
+    request_events: int
+    window_s: float
+    traceparents: _containers.RepeatedScalarFieldContainer[str]
+    trigger: str
+    def __init__(self, latency_events: _Optional[int] = ..., token_events: _Optional[int] = ..., request_events: _Optional[int] = ..., window_s: _Optional[float] = ..., traceparents: _Optional[_Iterable[str]] = ..., trigger: _Optional[str] = ...) -> None: ...
+
+class RoutingPlan(_message.Message):
+    __slots__ = ("model", "version", "made_unix_ms", "classes", "shares", "pools", "prediction", "evidence", "status", "solve_s")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    MADE_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
+    SHARES_FIELD_NUMBER: _ClassVar[int]
+    POOLS_FIELD_NUMBER: _ClassVar[int]
+    PREDICTION_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    SOLVE_S_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: int
+    made_unix_ms: int
+    classes: _containers.RepeatedCompositeFieldContainer[WorkloadClass]
+    shares: _containers.RepeatedCompositeFieldContainer[Share]
+    pools: _containers.RepeatedCompositeFieldContainer[PoolPlan]
+    prediction: Prediction
+    evidence: Evidence
+    status: str
+    solve_s: float
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., made_unix_ms: _Optional[int] = ..., classes: _Optional[_Iterable[_Union[WorkloadClass, _Mapping]]] = ..., shares: _Optional[_Iterable[_Union[Share, _Mapping]]] = ..., pools: _Optional[_Iterable[_Union[PoolPlan, _Mapping]]] = ..., prediction: _Optional[_Union[Prediction, _Mapping]] = ..., evidence: _Optional[_Union[Evidence, _Mapping]] = ..., status: _Optional[str] = ..., solve_s: _Optional[float] = ...) -> None: ...
+
+class PoolChange(_message.Message):
+    __slots__ = ("pool", "add_workers", "rate_factor")
+    POOL_FIELD_NUMBER: _ClassVar[int]
+    ADD_WORKERS_FIELD_NUMBER: _ClassVar[int]
+    RATE_FACTOR_FIELD_NUMBER: _ClassVar[int]
+    pool: str
+    add_workers: int
+    rate_factor: float
+    def __init__(self, pool: _Optional[str] = ..., add_workers: _Optional[int] = ..., rate_factor: _Optional[float] = ...) -> None: ...
+
+class WhatIfRequest(_message.Message):
+    __slots__ = ("model", "demand_factor", "pools")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    DEMAND_FACTOR_FIELD_NUMBER: _ClassVar[int]
+    POOLS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    demand_factor: float
+    pools: _containers.RepeatedCompositeFieldContainer[PoolChange]
+    def __init__(self, model: _Optional[str] = ..., demand_factor: _Optional[float] = ..., pools: _Optional[_Iterable[_Union[PoolChange, _Mapping]]] = ...) -> None: ...
+
+class WhatIfResponse(_message.Message):
+    __slots__ = ("now", "then")
+    NOW_FIELD_NUMBER: _ClassVar[int]
+    THEN_FIELD_NUMBER: _ClassVar[int]
+    now: RoutingPlan
+    then: RoutingPlan
+    def __init__(self, now: _Optional[_Union[RoutingPlan, _Mapping]] = ..., then: _Optional[_Union[RoutingPlan, _Mapping]] = ...) -> None: ...
