@@ -1,4 +1,3 @@
-from tokenworks.v1 import planning_pb2 as _planning_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -98,18 +97,18 @@ class RequestLatency(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., slo_class: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., cached_prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., queue_s: _Optional[float] = ..., ttft_s: _Optional[float] = ..., tpot_s: _Optional[float] = ..., worst_gap_s: _Optional[float] = ..., batch: _Optional[int] = ..., kv_cache_usage: _Optional[float] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class StepSample(_message.Message):
-    __slots__ = ("prefill_tokens", "decode_sequences", "kv_tokens", "step_s", "prefill_kv_tokens")
+    __slots__ = ("prefill_tokens", "decode_sequences", "kv_tokens", "step_s", "attended_tokens")
     PREFILL_TOKENS_FIELD_NUMBER: _ClassVar[int]
     DECODE_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     KV_TOKENS_FIELD_NUMBER: _ClassVar[int]
     STEP_S_FIELD_NUMBER: _ClassVar[int]
-    PREFILL_KV_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ATTENDED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     prefill_tokens: int
     decode_sequences: int
     kv_tokens: int
     step_s: float
-    prefill_kv_tokens: int
-    def __init__(self, prefill_tokens: _Optional[int] = ..., decode_sequences: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., step_s: _Optional[float] = ..., prefill_kv_tokens: _Optional[int] = ...) -> None: ...
+    attended_tokens: int
+    def __init__(self, prefill_tokens: _Optional[int] = ..., decode_sequences: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., step_s: _Optional[float] = ..., attended_tokens: _Optional[int] = ...) -> None: ...
 
 class RequestAdmitted(_message.Message):
     __slots__ = ("request_id", "router", "tenant", "workload", "model", "slo_class", "prompt_tokens", "max_tokens", "worker", "pool", "plan", "at_unix_ms", "price_book")
@@ -270,12 +269,6 @@ class CreditChanged(_message.Message):
     suspended: bool
     at_unix_ms: int
     def __init__(self, tenant: _Optional[str] = ..., limit_nusd: _Optional[int] = ..., spent_nusd: _Optional[int] = ..., remaining_nusd: _Optional[int] = ..., unlimited: bool = ..., exhausted: bool = ..., suspended: bool = ..., at_unix_ms: _Optional[int] = ...) -> None: ...
-
-class RoutingPlanPublished(_message.Message):
-    __slots__ = ("plan",)
-    PLAN_FIELD_NUMBER: _ClassVar[int]
-    plan: _planning_pb2.RoutingPlan
-    def __init__(self, plan: _Optional[_Union[_planning_pb2.RoutingPlan, _Mapping]] = ...) -> None: ...
 
 class ControlRequested(_message.Message):
     __slots__ = ("drain",)

@@ -252,7 +252,7 @@ class SessionRequest(_message.Message):
     def __init__(self, open: _Optional[_Union[OpenStream, _Mapping]] = ..., cancel: _Optional[_Union[CancelStream, _Mapping]] = ...) -> None: ...
 
 class OpenStream(_message.Message):
-    __slots__ = ("stream", "request", "tenant", "traceparent", "plan", "ttft_promise_s", "tpot_promise_s", "priority")
+    __slots__ = ("stream", "request", "tenant", "traceparent", "plan", "ttft_promise_s", "tpot_promise_s", "priority", "resumed_token_ids", "resumed_text")
     STREAM_FIELD_NUMBER: _ClassVar[int]
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
@@ -261,6 +261,8 @@ class OpenStream(_message.Message):
     TTFT_PROMISE_S_FIELD_NUMBER: _ClassVar[int]
     TPOT_PROMISE_S_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    RESUMED_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    RESUMED_TEXT_FIELD_NUMBER: _ClassVar[int]
     stream: int
     request: GenerateRequest
     tenant: str
@@ -269,7 +271,9 @@ class OpenStream(_message.Message):
     ttft_promise_s: float
     tpot_promise_s: float
     priority: int
-    def __init__(self, stream: _Optional[int] = ..., request: _Optional[_Union[GenerateRequest, _Mapping]] = ..., tenant: _Optional[str] = ..., traceparent: _Optional[str] = ..., plan: _Optional[str] = ..., ttft_promise_s: _Optional[float] = ..., tpot_promise_s: _Optional[float] = ..., priority: _Optional[int] = ...) -> None: ...
+    resumed_token_ids: TokenIds
+    resumed_text: str
+    def __init__(self, stream: _Optional[int] = ..., request: _Optional[_Union[GenerateRequest, _Mapping]] = ..., tenant: _Optional[str] = ..., traceparent: _Optional[str] = ..., plan: _Optional[str] = ..., ttft_promise_s: _Optional[float] = ..., tpot_promise_s: _Optional[float] = ..., priority: _Optional[int] = ..., resumed_token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., resumed_text: _Optional[str] = ...) -> None: ...
 
 class CancelStream(_message.Message):
     __slots__ = ("stream", "reason")

@@ -268,7 +268,7 @@ class WorkerServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def Generate(self, request, context):
-        """For clients that hold a placement (metadata `x-tokenworks-placement`) .
+        """For clients that hold a placement (metadata `x-tokenworks-placement`).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

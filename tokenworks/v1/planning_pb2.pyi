@@ -49,18 +49,20 @@ class Share(_message.Message):
     def __init__(self, workload_class: _Optional[int] = ..., pool: _Optional[str] = ..., share: _Optional[float] = ..., feasible: bool = ..., device_s_per_request: _Optional[float] = ..., usd_per_request: _Optional[float] = ...) -> None: ...
 
 class TimingCoefficients(_message.Message):
-    __slots__ = ("prefill_overhead_s", "prefill_s_per_token", "decode_base_s", "decode_s_per_sequence", "decode_s_per_kv_token")
+    __slots__ = ("prefill_overhead_s", "prefill_s_per_token", "decode_base_s", "decode_s_per_sequence", "decode_s_per_kv_token", "prefill_s_per_attended_token")
     PREFILL_OVERHEAD_S_FIELD_NUMBER: _ClassVar[int]
     PREFILL_S_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
     DECODE_BASE_S_FIELD_NUMBER: _ClassVar[int]
     DECODE_S_PER_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     DECODE_S_PER_KV_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_S_PER_ATTENDED_TOKEN_FIELD_NUMBER: _ClassVar[int]
     prefill_overhead_s: float
     prefill_s_per_token: float
     decode_base_s: float
     decode_s_per_sequence: float
     decode_s_per_kv_token: float
-    def __init__(self, prefill_overhead_s: _Optional[float] = ..., prefill_s_per_token: _Optional[float] = ..., decode_base_s: _Optional[float] = ..., decode_s_per_sequence: _Optional[float] = ..., decode_s_per_kv_token: _Optional[float] = ...) -> None: ...
+    prefill_s_per_attended_token: float
+    def __init__(self, prefill_overhead_s: _Optional[float] = ..., prefill_s_per_token: _Optional[float] = ..., decode_base_s: _Optional[float] = ..., decode_s_per_sequence: _Optional[float] = ..., decode_s_per_kv_token: _Optional[float] = ..., prefill_s_per_attended_token: _Optional[float] = ...) -> None: ...
 
 class PoolPlan(_message.Message):
     __slots__ = ("pool", "accelerator", "workers", "shadow_usd_per_device_s", "utilisation", "timing", "observations", "mean_error", "rate_usd_per_hour")
