@@ -32,6 +32,7 @@ class MeshSettings(Section):
     advertise_host: str = ""  # what others reach this process by; empty: host
     drain_grace_s: Annotated[float, Field(ge=0, le=3600)] = 10.0
     secret: str = ""  # shared by routers and workers; empty: no check (loopback only)
+    previous_secrets: tuple[str, ...] = ()  # still accepted while a secret is rotated
     max_message_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 4 << 20
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -53,6 +54,7 @@ class RouterSettings(Section):
     max_in_flight: Annotated[int, Field(ge=1)] = 4096
     max_queue_s: Annotated[float, Field(gt=0)] = 60.0  # a worker predicted to queue longer is not picked
     heartbeat_timeout_s: Annotated[float, Field(gt=0)] = 2.0
+    placement_ttl_s: Annotated[float, Field(gt=0, le=3600)] = 10.0
     decision_records: Annotated[int, Field(ge=16)] = 10_000
     keys_file: Path | None = None  # default: <data_dir>/keys.json
 
@@ -138,6 +140,17 @@ class PriceBook(Section):
             output_usd_per_mtok=Decimal("0.05"),
         ),
     )
+
+    @field_validator("prices")
+    @classmethod
+    def _prices_everything_once(cls, prices: tuple[Price, ...]) -> tuple[Price, ...]:
+        named = [(each.model, each.tenant, each.slo_class) for each in prices]
+        if ("", "", "") not in named:
+            raise ValueError("one entry must name no model, tenant or slo_class: it prices what no other entry names")
+        twice = sorted({each for each in named if named.count(each) > 1})
+        if twice:
+            raise ValueError(f"two entries name the same (model, tenant, slo_class) {twice[0]}; remove one")
+        return prices
 
     @property
     def label(self) -> str:
@@ -228,6 +241,11 @@ class Settings(BaseSettings):
     @property
     def database_url(self) -> str:
         return self.meter.database_url or f"sqlite:///{self.mesh.data_dir / 'meter.db'}"
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """The mesh's secrets, the one to sign with first."""
+        return tuple(filter(None, (self.mesh.secret, *self.mesh.previous_secrets)))
 
     @property
     def advertise_host(self) -> str:
