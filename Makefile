@@ -1,9 +1,71 @@
-# `make help` lists the targets. Everything happens in .venv, which `make` fills by itself.
+# `make help` lists the targets. Everything happens in .venv, which `make` fills by itself: see scripts/set_up.py.
 VENV ?= .venv
 PY := $(VENV)/bin/python
+SET_UP := @VENV=$(VENV) PYTHON=$(PYTHON) scripts/set_up
+EXTRAS := llamacpp
 
 .DEFAULT_GOAL := help
 
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: install
+install: ## Fill .venv (every target that needs it does so by itself)
+	$(SET_UP) $(EXTRAS)
+
+.PHONY: run
+run: ## Start the mesh on this machine; ARGS="--once" to stop after the demo, TRACES=phoenix for a trace explorer
+	$(SET_UP) $(EXTRAS) $(if $(filter phoenix,$(TRACES)),phoenix)
+	@exec $(PY) scripts/foreground.py $(VENV)/bin/tokenworks up $(if $(TRACES),--traces $(TRACES)) $(ARGS)
+
+.PHONY: doctor
+doctor: ## Say what is missing on this machine, and what would do
+	$(SET_UP) $(EXTRAS)
+	@$(VENV)/bin/tokenworks doctor $(ARGS)
+
+.PHONY: test
+test: ## Run every test; ARGS="tests/unit -k name" to choose
+	$(SET_UP) $(EXTRAS) dev
+	$(PY) -m pytest $(ARGS)
+
+.PHONY: lint
+lint: ## Style of Python and protos, breaking changes of the wire, drift of generated files
+	$(SET_UP) $(EXTRAS) dev
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/buf lint
+	$(VENV)/bin/buf breaking --against protos/released.binpb
+	$(PY) scripts/stubs.py --check
+	$(PY) -m services.mesh.events_reference --check
+
+.PHONY: types
+types: ## mypy, strict
+	$(SET_UP) $(EXTRAS) dev
+	$(VENV)/bin/mypy
+
 .PHONY: proto
-proto: ## Regenerate tokenworks/v1 from protos/
-	$(PY) -m grpc_tools.protoc -Iprotos --python_out=. --pyi_out=. --grpc_python_out=. protos/tokenworks/v1/*.proto
+proto: ## Generate tokenworks/v1 from protos/, and docs/events.md
+	$(SET_UP) $(EXTRAS) dev
+	$(PY) scripts/stubs.py
+	$(PY) -m services.mesh.events_reference
+
+.PHONY: release-proto
+release-proto: ## Make protos/ as they stand what later changes are checked against (at a release)
+	$(SET_UP) $(EXTRAS) dev
+	$(VENV)/bin/buf build -o protos/released.binpb
+
+.PHONY: bench
+bench: ## Measure; results go to bench/results/
+	$(SET_UP) $(EXTRAS) dev
+	$(PY) -m bench.streams $(ARGS)
+
+.PHONY: compose-test
+compose-test: ## Build deploy/compose.yaml, start it, use it, restart it, tear it down
+	$(SET_UP) $(EXTRAS) dev
+	deploy/compose-test
+
+.PHONY: clean
+clean: ## Remove .venv, caches and build output; the mesh's data in .tokenworks stays
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
