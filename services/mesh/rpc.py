@@ -5,9 +5,12 @@ A service's method raises an error of `mesh/errors.py`; the interceptor turns it
 method raises is a defect: logged, and answered as `InvariantBroken` without its details.
 """
 
+import asyncio
+import inspect
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
@@ -110,9 +113,9 @@ class _Guard(_Interceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable["grpc.RpcMethodHandler[Any, Any]"]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any]:
+    ) -> "grpc.RpcMethodHandler[Any, Any]":
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
         if handler is None or method.startswith("/grpc."):
@@ -150,12 +153,22 @@ class _Guard(_Interceptor):
         return call
 
     def _stream(self, method: str, behaviour: Any, traced: bool) -> Any:
-        async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+        # Writing here rather than yielding: a call that ends early then unwinds in its own task, so that its span and
+        # the method's `finally` end with it; a generator left suspended would wait for the garbage collector.
+        writes_itself = inspect.iscoroutinefunction(behaviour)
+
+        async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
             with _Call(self, method, context, traced) as call_state:
                 try:
                     self._check_size(request)
-                    async for response in behaviour(request, context):
-                        yield response
+                    if writes_itself:
+                        await behaviour(request, context)
+                        return
+                    async with aclosing(behaviour(request, context)) as responses:
+                        async for response in responses:
+                            await context.write(response)
+                except grpc.aio.InternalError as error:  # the peer went away in the middle of a message
+                    raise asyncio.CancelledError from error
                 except Exception as error:
                     await self._abort(error, context, call_state)
 
@@ -255,7 +268,7 @@ class GrpcServer:
         register(servicer, self._server)
         self._names.append(service_name)
 
-    def add_generic(self, service_name: str, handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]) -> None:
+    def add_generic(self, service_name: str, handlers: Mapping[str, "grpc.RpcMethodHandler[Any, Any]"]) -> None:
         """A service by method handlers, for methods that pass bytes through unparsed."""
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service_name, dict(handlers)),))
         self._names.append(service_name)
