@@ -3,4 +3,10 @@
 This package is what a program imports to use a mesh: the client and the generated wire (`tokenworks.v1`).
 """
 
+from tokenworks.client import Client
+from tokenworks.errors import CallError, GenerateError
+from tokenworks.stream import Generation, Piece, Result, Segment
+
+__all__ = ["CallError", "Client", "GenerateError", "Generation", "Piece", "Result", "Segment"]
+
 __version__ = "0.1.0"

@@ -1,0 +1,107 @@
+"""A router that answers by script over real gRPC, with the mesh's own server, errors and authentication metadata."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from services.mesh.errors import TokenworksError, Unauthenticated, UnknownRequest
+from services.mesh.lifecycle import Lifecycle
+from services.mesh.rpc import GrpcServer, metadata_value
+from services.mesh.telemetry import TRACEPARENT, start_telemetry
+from tokenworks.v1 import inference_pb2 as wire
+from tokenworks.v1 import inference_pb2_grpc as rpc
+
+KEY = "tw-test"
+
+
+@dataclass
+class FakeRouter(rpc.RouterServicer):
+    """Streams `max_tokens` tokens "w0 w1 …" per request; what it saw is kept."""
+
+    requests: list[wire.GenerateRequest] = field(default_factory=list)
+    traceparents: list[str] = field(default_factory=list)
+    refusals: deque[TokenworksError] = field(default_factory=deque)  # one per call, in order, before the first token
+    break_at: dict[int, TokenworksError] = field(default_factory=dict)  # token index -> error instead of it
+    skip: set[int] = field(default_factory=set)  # token indexes that are left out
+    hold_at: int | None = None  # the token before which streams wait for ever
+    price_nusd: int = 1234
+    reached_hold: asyncio.Event = field(default_factory=asyncio.Event)
+    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+    on_finish: Callable[[wire.GenerateRequest, wire.Finish], None] = lambda request, finish: None
+
+    async def Generate(self, request: wire.GenerateRequest, context: Any) -> AsyncIterator[wire.GenerateResponse]:
+        self._authenticate(context)
+        self.requests.append(request)
+        self.traceparents.append(metadata_value(context, TRACEPARENT))
+        if self.refusals:
+            raise self.refusals.popleft()
+        count = request.sampling.max_tokens
+        try:
+            for index in range(count):
+                if index in self.break_at:
+                    raise self.break_at[index]
+                if index == self.hold_at:
+                    self.reached_hold.set()
+                    await asyncio.Event().wait()
+                if index not in self.skip:
+                    yield wire.GenerateResponse(
+                        request_id=request.request_id,
+                        first_index=index,
+                        token_ids=[index],
+                        text=f"w{index} ",
+                        token_count=1,
+                    )
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+        finish = wire.Finish(
+            reason="length",
+            usage=wire.Usage(
+                prompt_tokens=len(request.token_ids.ids) or 5, cached_prompt_tokens=2, completion_tokens=count
+            ),
+            price_nusd=self.price_nusd,
+            segments=[wire.Segment(worker="h100-0", accelerator="nvidia-h100-sxm", from_index=0, count=count)],
+        )
+        self.on_finish(request, finish)
+        yield wire.GenerateResponse(request_id=request.request_id, first_index=count, finish=finish)
+
+    async def Explain(self, request: wire.ExplainRequest, context: Any) -> wire.Explanation:
+        self._authenticate(context)
+        if request.request_id != "known":
+            raise UnknownRequest(f"request {request.request_id!r} is not remembered here")
+        return wire.Explanation(
+            request_id="known",
+            tenant="local",
+            model="llama-3.1-8b",
+            picked_worker="h100-0",
+            candidates=[
+                wire.Candidate(worker="h100-0", accelerator="nvidia-h100-sxm", feasible=True, score_usd=1e-5),
+                wire.Candidate(worker="l4-0", accelerator="nvidia-l4", rejected_because="too slow"),
+            ],
+        )
+
+    async def ListModels(self, request: wire.ListModelsRequest, context: Any) -> wire.ListModelsResponse:
+        self._authenticate(context)
+        return wire.ListModelsResponse(models=[wire.Model(name="llama-3.1-8b", workers=6, context_tokens=131072)])
+
+    def _authenticate(self, context: Any) -> None:
+        if metadata_value(context, "authorization") != f"Bearer {KEY}":
+            raise Unauthenticated("no such key; make one with `tokenworks keys create`")
+
+
+@asynccontextmanager
+async def serving(router: FakeRouter) -> AsyncIterator[str]:
+    """Serves on 127.0.0.1 and gives the address."""
+    life = Lifecycle("router")
+    telemetry = start_telemetry("router", "test")
+    server = GrpcServer(telemetry, life, max_message_bytes=4 << 20)
+    server.add(rpc.add_RouterServicer_to_server, router, "tokenworks.v1.Router")
+    port = await server.start("127.0.0.1", 0)
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        await server.drain(0)
+        telemetry.shutdown()
