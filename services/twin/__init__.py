@@ -1,0 +1,1 @@
+"""The mesh in numbers: traces of traffic, read and turned into requests."""
