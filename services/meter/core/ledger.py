@@ -1,0 +1,170 @@
+"""The ledger: events in, entries out, for all requests that are under way. Pure.
+
+`note` takes the facts of one event, each event once (`marks.py` sees to that); `settle` books every request that was
+touched since the last time and returns the entries, in the order of the requests' first touch. The caller stores the
+entries and the touched requests in one transaction, and hands back from its store (`adopt`) the requests that `absent`
+says are needed. Whatever the order of events, the sum of a request's entries ends up the same.
+
+An entry is append-only and balanced by construction: each of its amounts of money is one transfer between two
+accounts, the price from the tenant's receivable to revenue, use and energy cost from cost of service to the fleet.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
+
+from services.mesh.events import Event, RequestAdmitted, RequestFinished, TokenEntry, TokensGenerated
+from services.mesh.pricing import Rates
+from services.meter.core.amounts import Amounts, Place
+from services.meter.core.costs import Rate, RateCard
+from services.meter.core.price_book import PriceBooks
+from services.meter.core.requests import Key, Request
+
+MAX_KEPT: Final = 50_000
+MS_PER_MINUTE: Final = 60_000
+# An entry is a worker's report of at most some seconds of one request: beyond these it is a defect of the worker.
+_MAX_DEVICE_NS: Final = 86_400 * 10**9
+_MAX_ENERGY_UJ: Final = 10**15
+
+
+class Entry(NamedTuple):
+    """One line of the ledger: increments of one request's amounts at one place, dated at a minute since 1970."""
+
+    request_id: str
+    tenant: str
+    workload: str
+    model: str
+    slo_class: str
+    place: Place
+    minute: int
+    amounts: Amounts
+
+
+def keys_of(events: Iterable[Event]) -> set[Key]:
+    """The requests that the events tell of."""
+    keys: set[Key] = set()
+    for event in events:
+        if isinstance(event, TokensGenerated):
+            keys.update((entry.request_id, entry.tenant) for entry in event.entries)
+        elif isinstance(event, RequestAdmitted | RequestFinished):
+            keys.add((event.request_id, event.tenant))
+    return keys
+
+
+def implausible(entry: TokenEntry) -> str:
+    """Why an entry cannot be booked; empty when it can."""
+    if not entry.request_id:
+        return "no request id"
+    if entry.device_ns > _MAX_DEVICE_NS:
+        return f"device_ns = {entry.device_ns} is more than a day"
+    if entry.energy_uj > _MAX_ENERGY_UJ:
+        return f"energy_uj = {entry.energy_uj} is more than {_MAX_ENERGY_UJ}"
+    return ""
+
+
+class Ledger:
+    """Requests under way, and those of the recent past, at most `max_kept`.
+
+    Attributes:
+        refused: (worker, request id, reason) of entries that could not be booked; the caller reports and clears it.
+        unpriced_books: labels that events named and no price book has; the current book priced them.
+        uncosted_accelerators: keys that no rate is known for; their device time was booked at 0.
+    """
+
+    def __init__(self, price_books: PriceBooks, rate_card: RateCard, *, max_kept: int = MAX_KEPT) -> None:
+        self._price_books = price_books
+        self._rate_card = rate_card
+        self._max_kept = max_kept
+        self._requests: OrderedDict[Key, Request] = OrderedDict()
+        self._touched: dict[Key, Request] = {}
+        self.refused: list[tuple[str, str, str]] = []
+        self.unpriced_books: set[str] = set()
+        self.uncosted_accelerators: set[str] = set()
+
+    def absent(self, keys: Iterable[Key]) -> list[Key]:
+        """Those of the requests that are not at hand: load them, and `adopt` what is stored of them."""
+        return [key for key in keys if key not in self._requests]
+
+    def adopt(self, requests: Iterable[Request]) -> None:
+        """Takes over stored requests."""
+        self._requests.update((request.key, request) for request in requests)
+
+    def note(self, event: Event) -> None:
+        """Takes in the facts of one event."""
+        if isinstance(event, TokensGenerated):
+            self._note_tokens(event)
+        elif isinstance(event, RequestAdmitted):
+            self._touch(event, event.at_unix_ms).note_admitted(event)
+        elif isinstance(event, RequestFinished):
+            self._touch(event, event.at_unix_ms).note_finished(event)
+
+    def settle(self) -> tuple[list[Entry], Sequence[Request]]:
+        """Books all touched requests: the new entries, and the requests to store with them."""
+        entries: list[Entry] = []
+        touched = list(self._touched.values())
+        self._touched.clear()
+        for request in touched:
+            increments = request.settle(self._rates(request), self._rate_of_finish(request))
+            if increments:
+                request_id, tenant = request.key
+                workload, model, slo_class = request.workload, request.model, request.slo_class
+                for place, minute, amounts in increments:
+                    entries.append(Entry(request_id, tenant, workload, model, slo_class, place, minute, amounts))
+        return entries, touched
+
+    def release(self, stored: Iterable[Request]) -> None:
+        """Lets go of those that are stored and complete, and of the longest untouched beyond `max_kept`.
+
+        A straggler's event makes them `absent`, so they are loaded again.
+        """
+        assert not self._touched, "settle and store first"
+        for request in stored:
+            if request.closed:
+                self._requests.pop(request.key, None)
+        while len(self._requests) > self._max_kept:
+            self._requests.popitem(last=False)
+
+    def forget(self) -> None:
+        """Drops everything: what the store has is the truth after a transaction failed."""
+        self._requests.clear()
+        self._touched.clear()
+
+    def _note_tokens(self, event: TokensGenerated) -> None:
+        place = Place(event.worker, event.pool, event.accelerator)
+        rate = self._rate(event.accelerator)
+        for entry in event.entries:
+            if reason := implausible(entry):
+                self.refused.append((event.worker, entry.request_id, reason))
+                continue
+            self._touch(entry, event.at_unix_ms).note_tokens(place, rate, entry)
+
+    def _touch(self, fact: TokenEntry | RequestAdmitted | RequestFinished, at_unix_ms: int) -> Request:
+        key = (fact.request_id, fact.tenant)
+        request = self._touched.get(key)
+        if request is None:
+            request = self._requests.get(key)
+            if request is None:
+                request = self._requests[key] = Request(key, fact.workload, fact.model, fact.slo_class)
+            else:
+                self._requests.move_to_end(key)
+            self._touched[key] = request
+        request.minute = max(1, at_unix_ms // MS_PER_MINUTE)
+        return request
+
+    def _rates(self, request: Request) -> Rates:
+        label = request.price_book
+        if request.rates is None or request.rates[0] != label:
+            if label and not self._price_books.knows(label):
+                self.unpriced_books.add(label)
+            tenant = request.key[1]
+            rates = self._price_books.rates(label, model=request.model, tenant=tenant, slo_class=request.slo_class)
+            request.rates = (label, rates)
+        return request.rates[1]
+
+    def _rate(self, accelerator: str) -> Rate:
+        if not self._rate_card.knows(accelerator):
+            self.uncosted_accelerators.add(accelerator)
+        return self._rate_card.rate(accelerator)
+
+    def _rate_of_finish(self, request: Request) -> Rate:
+        return self._rate_card.rate(request.finish.place.accelerator if request.finish else "")

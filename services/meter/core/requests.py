@@ -1,0 +1,314 @@
+"""One request in the ledger: the facts known of it, and what is booked for it at each place. Pure.
+
+Facts only ever grow (`note_…`): unions of ranges, sums, and the greatest of comparable reports. From the facts follows
+the `target` at each place; `settle` books target minus booked. So the order in which facts come makes no difference to
+what is booked in the end, and a correction is a new entry.
+
+Where things are booked:
+- Generated tokens, device time, energy and their costs: at the place that generated them.
+- Delivered tokens and the price of output: at the place that the delivered token came from (`attribution.py`).
+- The request, its prompt and the prompt's price, its end and its SLO: at its *home*, the place of the first billed
+  token; without one, the place that the deliverer named.
+
+What is billed: while a request runs, what was generated; once its deliverer reported, what was delivered. The prompt is
+billed once, when at least one token is, or when the request ended by itself without one.
+
+When: an increment is dated at the minute of the event that caused it. A decrement (waste turned out not to be billable,
+the home moved) goes back to the minutes in which the segment was booked, latest first, so no minute falls below zero.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from services.mesh.events import Outcome, RequestAdmitted, RequestFinished, TokenEntry
+from services.mesh.pricing import Rates
+from services.meter.core.amounts import NOTHING, NOWHERE, Amounts, Place
+from services.meter.core.attribution import Run, owners, price_by_place, tokens_by_place
+from services.meter.core.costs import Rate
+from services.meter.core.ranges import Ranges
+
+Key = tuple[str, str]  # request id, tenant: a caller chooses its ids, so they are its own only
+
+_ENDED_BY_ITSELF: Final = frozenset({Outcome.STOP, Outcome.LENGTH})
+
+
+class Admission(NamedTuple):
+    """What a router said when it placed the request; of several the earliest holds."""
+
+    at_unix_ms: int
+    router: str
+    price_book: str
+    plan: str
+
+
+class Finish(NamedTuple):
+    """What a deliverer said when its stream ended; of several the one that got furthest holds."""
+
+    delivered_end: int
+    at_unix_ms: int
+    router: str
+    outcome: str
+    place: Place
+    prompt_tokens: int
+    cached_prompt_tokens: int
+    ttft_s: float
+    tpot_s: float
+    e2e_s: float
+    slo_met: bool
+    trace_id: str
+    admitted_unix_ms: int
+    price_book: str
+    plan: str
+
+
+class Increment(NamedTuple):
+    """Amounts to book at a place, dated at a minute since 1970."""
+
+    place: Place
+    minute: int
+    amounts: Amounts
+
+
+def _finite(seconds: float) -> float:
+    """Seconds as they can be stored and compared; 0 stands for what is no number."""
+    return seconds if math.isfinite(seconds) else 0.0
+
+
+@dataclass(slots=True)
+class Segment:
+    """One place's part in a request.
+
+    Attributes:
+        prompt_tokens, cached_prompt_tokens: as the worker counted them.
+        booked: what the ledger holds, all minutes together.
+        minute: the latest minute booked; 0 before the first.
+        earlier: what of `booked` is dated at other minutes.
+    """
+
+    place: Place
+    rate: Rate
+    generated: Ranges = field(default_factory=Ranges)
+    prompt_tokens: int = 0
+    cached_prompt_tokens: int = 0
+    device_ns: int = 0
+    energy_uj: int = 0
+    closed: bool = False
+    booked: Amounts = NOTHING
+    minute: int = 0
+    earlier: dict[int, Amounts] = field(default_factory=dict)
+
+    def book(self, target: Amounts, minute: int) -> list[Increment]:
+        """Makes `target` the booked state; the increments that do it, dated as the module says."""
+        if target == self.booked:
+            return []
+        delta = target.minus(self.booked)
+        if (minute == self.minute or not self.minute) and min(delta) >= 0:
+            self.booked, self.minute = target, minute
+            return [Increment(self.place, minute, delta)]
+        dated = dict(self.earlier)
+        if self.minute:
+            dated[self.minute] = self.booked
+            for each in self.earlier.values():
+                dated[self.minute] = dated[self.minute].minus(each)
+        parts = _dated(delta, minute, dated)
+        for each_minute, part in parts.items():
+            dated[each_minute] = dated.get(each_minute, NOTHING).plus(part)
+        self.booked, self.minute = target, max(dated)
+        del dated[self.minute]
+        self.earlier = {each_minute: amounts for each_minute, amounts in dated.items() if any(amounts)}
+        return [Increment(self.place, each_minute, part) for each_minute, part in parts.items()]
+
+
+def _dated(delta: Amounts, minute: int, booked: dict[int, Amounts]) -> dict[int, Amounts]:
+    """`delta` by minute: what is added at `minute`, what is taken off from where it was booked, latest minute first."""
+    parts = {}
+    added = Amounts(*(max(0, each) for each in delta))
+    if any(added):
+        parts[minute] = added
+    owed = Amounts(*(max(0, -each) for each in delta))
+    for each_minute in sorted(booked, reverse=True):
+        taken = Amounts(*map(min, owed, booked[each_minute]))
+        if any(taken):
+            owed = owed.minus(taken)
+            parts[each_minute] = parts.get(each_minute, NOTHING).minus(taken)
+    assert not any(owed), f"more to take off than was booked: {owed}"
+    return parts
+
+
+@dataclass(slots=True)
+class Request:
+    """The facts of one request.
+
+    Attributes:
+        minute: of the latest event noted since the last `settle`.
+        reported: whether admission or end changed since the request was last stored.
+    """
+
+    key: Key
+    workload: str
+    model: str
+    slo_class: str
+    admission: Admission | None = None
+    finish: Finish | None = None
+    delivered: Ranges = field(default_factory=Ranges)
+    segments: dict[Place, Segment] = field(default_factory=dict)
+    rates: tuple[str, Rates] | None = None
+    minute: int = 0
+    reported: bool = True
+
+    @property
+    def price_book(self) -> str:
+        """Label of the book in force when it was admitted; empty while no router has said."""
+        if self.finish is not None and self.finish.price_book:
+            return self.finish.price_book
+        return self.admission.price_book if self.admission else ""
+
+    @property
+    def closed(self) -> bool:
+        """Whether everything that is normally reported was: the end, and each worker's last entry."""
+        return self.finish is not None and all(each.closed for each in self.segments.values())
+
+    def note_tokens(self, place: Place, rate: Rate, entry: TokenEntry) -> None:
+        segment = self.segments.get(place)
+        if segment is None:
+            segment = self.segments[place] = Segment(place, rate)
+        if entry.count:
+            segment.generated.add(entry.from_index, entry.from_index + entry.count)
+        segment.prompt_tokens = max(segment.prompt_tokens, entry.prompt_tokens)
+        segment.cached_prompt_tokens = max(segment.cached_prompt_tokens, entry.cached_prompt_tokens)
+        segment.device_ns += entry.device_ns
+        segment.energy_uj += entry.energy_uj
+        segment.closed = segment.closed or entry.last
+
+    def note_admitted(self, event: RequestAdmitted) -> None:
+        admission = Admission(event.at_unix_ms, event.router, event.price_book, event.plan)
+        self.admission = min(self.admission or admission, admission)
+        self.reported = True
+
+    def note_finished(self, event: RequestFinished) -> None:
+        end = event.delivered_from + event.delivered_count
+        self.delivered.add(event.delivered_from, end)
+        finish = Finish(
+            end,
+            event.at_unix_ms,
+            event.router,
+            event.outcome,
+            Place(event.worker, event.pool, event.accelerator),
+            event.prompt_tokens,
+            event.cached_prompt_tokens,
+            _finite(event.ttft_s),
+            _finite(event.tpot_s),
+            _finite(event.e2e_s),
+            event.slo_met,
+            event.trace_id,
+            event.admitted_unix_ms,
+            event.price_book,
+            event.plan,
+        )
+        self.finish = max(self.finish or finish, finish)
+        self.reported = True
+
+    def settle(self, rates: Rates, rate_of_home: Rate) -> list[Increment]:
+        """Books target minus booked at every place.
+
+        Args:
+            rates: the tenant's, by `price_book`.
+            rate_of_home: of the accelerator that the deliverer named, should no worker have reported from there.
+        """
+        increments: list[Increment] = []
+        targets = self.targets(rates)
+        for place in targets.keys() - self.segments.keys():
+            self.segments[place] = Segment(place, rate_of_home)
+        for place, segment in self.segments.items():
+            increments += segment.book(targets.get(place, NOTHING), self.minute)
+        return increments
+
+    def targets(self, rates: Rates) -> dict[Place, Amounts]:
+        """What is to be booked at each place, by the facts known so far."""
+        if len(self.segments) == 1:
+            ((place, segment),) = self.segments.items()
+            if self.finish is None:
+                return {place: self._alone(rates, segment, segment.generated.count)}
+            if self.delivered.count and segment.generated.covers(self.delivered):
+                return {place: self._alone(rates, segment, self.delivered.count)}
+        if self.finish is not None:
+            billed, named = self.delivered, self.finish.place
+        elif self.segments:
+            billed, named = Ranges().union(*(each.generated for each in self.segments.values())), NOWHERE
+        else:
+            return {}
+        runs = owners(billed, {place: each.generated for place, each in self.segments.items()}, named)
+        home = self._home(runs, named)
+        prompt_tokens, cached_prompt_tokens = self._billed_prompt(billed.count, self.segments.get(home))
+        prices = price_by_place(rates, prompt_tokens, cached_prompt_tokens, runs, home)
+        tokens = tokens_by_place(runs)
+        targets = {}
+        for place in self.segments.keys() | prices.keys():
+            at_home = place == home
+            targets[place] = self._amounts(
+                self.segments.get(place),
+                at_home=at_home,
+                prompt_tokens=prompt_tokens if at_home else 0,
+                cached_prompt_tokens=cached_prompt_tokens if at_home else 0,
+                delivered_tokens=tokens.get(place, 0),
+                price_nusd=prices.get(place, 0),
+            )
+        return targets
+
+    def _alone(self, rates: Rates, segment: Segment, billed_tokens: int) -> Amounts:
+        """The target when one place made all that is billed: nearly always, so it has the short way."""
+        prompt_tokens, cached_prompt_tokens = self._billed_prompt(billed_tokens, segment)
+        return self._amounts(
+            segment,
+            at_home=True,
+            prompt_tokens=prompt_tokens,
+            cached_prompt_tokens=cached_prompt_tokens,
+            delivered_tokens=billed_tokens,
+            price_nusd=rates.price_nusd(prompt_tokens, cached_prompt_tokens, billed_tokens),
+        )
+
+    def _home(self, runs: list[Run], named: Place) -> Place:
+        if runs:
+            return runs[0].place
+        if named.worker or not self.segments:
+            return named
+        return min(self.segments)
+
+    def _billed_prompt(self, billed_tokens: int, home: Segment | None) -> tuple[int, int]:
+        """Prompt tokens billed, and those of them that were cached: the deliverer's word, else the worker's."""
+        if not billed_tokens and (self.finish is None or self.finish.outcome not in _ENDED_BY_ITSELF):
+            return 0, 0
+        if self.finish is not None and self.finish.prompt_tokens:
+            prompt_tokens, cached_prompt_tokens = self.finish.prompt_tokens, self.finish.cached_prompt_tokens
+        elif home is not None:
+            prompt_tokens, cached_prompt_tokens = home.prompt_tokens, home.cached_prompt_tokens
+        else:
+            return 0, 0
+        return prompt_tokens, min(cached_prompt_tokens, prompt_tokens)
+
+    def _amounts(
+        self,
+        segment: Segment | None,
+        *,
+        at_home: bool,
+        prompt_tokens: int,
+        cached_prompt_tokens: int,
+        delivered_tokens: int,
+        price_nusd: int,
+    ) -> Amounts:
+        finish = self.finish if at_home else None
+        return Amounts(
+            int(at_home),
+            int(finish is not None),
+            int(finish is not None and finish.slo_met),
+            prompt_tokens,
+            cached_prompt_tokens,
+            segment.generated.count if segment else 0,
+            delivered_tokens,
+            price_nusd,
+            segment.rate.use_cost_nusd(segment.device_ns) if segment else 0,
+            segment.rate.energy_cost_nusd(segment.energy_uj) if segment else 0,
+            segment.device_ns if segment else 0,
+            segment.energy_uj if segment else 0,
+        )

@@ -1,0 +1,59 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.mesh.bus import EventId
+from services.meter.core.marks import WINDOW, Marks
+
+
+def _id(sequence: int, epoch: str = "e1") -> EventId:
+    return EventId("worker.h100-0.tokens", epoch, sequence)
+
+
+@given(sequences=st.lists(st.integers(1, 50), max_size=100))
+def test_each_event_is_admitted_once_in_any_order(sequences: list[int]) -> None:
+    marks = Marks()
+    admitted = [sequence for sequence in sequences if marks.admit(_id(sequence))]
+    assert sorted(admitted) == sorted(set(sequences))
+    lacking = max(sequences, default=0) - len(set(sequences))
+    assert sum(marks.missing().values()) == lacking
+
+
+def test_a_new_epoch_counts_from_one_again() -> None:
+    marks = Marks()
+    assert marks.admit(_id(1))
+    assert marks.admit(_id(1, "e2"))
+    assert not marks.admit(_id(1, "e2"))
+
+
+def test_stored_marks_drop_what_was_booked_before_a_restart() -> None:
+    marks = Marks()
+    marks.admit(_id(1))
+    marks.admit(_id(3))
+    restarted = Marks(marks.take_changed())
+    assert [restarted.admit(_id(sequence)) for sequence in (1, 2, 3, 4)] == [False, True, False, True]
+
+
+def test_only_changed_marks_are_stored_again() -> None:
+    marks = Marks()
+    marks.admit(_id(1))
+    assert len(marks.take_changed()) == 1
+    marks.admit(_id(1))
+    assert marks.take_changed() == []
+
+
+def test_a_gap_older_than_the_window_is_given_up_and_counted() -> None:
+    marks = Marks()
+    marks.admit(_id(1))
+    marks.admit(_id(3))
+    for sequence in range(4, WINDOW + 4):
+        marks.admit(_id(sequence))
+    marks.take_changed()
+    assert (marks.lost, marks.missing()) == (1, {})
+    assert not marks.admit(_id(2))
+
+
+def test_a_first_sight_late_in_a_history_keeps_a_bounded_number_of_gaps() -> None:
+    marks = Marks()
+    assert marks.admit(_id(10**9))
+    assert sum(marks.missing().values()) < WINDOW
+    assert marks.admit(_id(10**9 - 5))
