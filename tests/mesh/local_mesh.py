@@ -1,0 +1,190 @@
+"""A real mesh inside a test: NATS from its wheel, meter, optimizer, router and simulated workers, each wired by its own
+`wiring.py`, on free ports of 127.0.0.1, all in the test's event loop.
+
+In: workers' settings and, by name, sections of the others'. Out: addresses, a tenant's key, clients, and the meter's
+books. What is stopped is stopped as its process would be: readiness off, drained, in reverse order.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+from opentelemetry.sdk.trace.export import SpanExporter
+from opentelemetry.trace import Tracer
+
+from services.mesh.keys import KeyStore
+from services.mesh.lifecycle import Lifecycle
+from services.mesh.settings import (
+    MeshSettings,
+    MeterSettings,
+    NatsSettings,
+    OptimizerSettings,
+    RouterSettings,
+    Section,
+    Settings,
+    WorkerSettings,
+    load_settings,
+)
+from services.mesh.telemetry import Telemetry, start_telemetry
+from services.meter import wiring as meter_wiring
+from services.optimizer import wiring as optimizer_wiring
+from services.router import wiring as router_wiring
+from services.worker import wiring as worker_wiring
+from tokenworks import Client
+from tokenworks.v1 import inference_pb2, inference_pb2_grpc, metering_pb2, metering_pb2_grpc
+
+DEADLINE_S: Final = 30.0
+MODEL: Final = "llama-3.1-8b"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One running service: its life, and what its `wire` gave."""
+
+    life: Lifecycle
+    running: Any
+    telemetry: Telemetry
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.running.grpc_port}"
+
+
+async def eventually(holds: Callable[[], Awaitable[bool]], what: str, deadline_s: float = DEADLINE_S) -> None:
+    """Waits until `holds` answers True; fails naming `what` when it does not in time."""
+    ends_s = time.monotonic() + deadline_s
+    while not await holds():
+        assert time.monotonic() < ends_s, f"after {deadline_s:g} s still not so: {what}"
+        await asyncio.sleep(0.02)
+
+
+def simulated(worker: str, accelerator: str = "nvidia-h100-sxm", **settings: Any) -> WorkerSettings:
+    """Settings of a simulated worker that is quick and lets itself be broken."""
+    return WorkerSettings(
+        id=worker, accelerator=accelerator, engine="simulated", port=0, http_port=0, faults=True, **settings
+    )
+
+
+class LocalMesh:
+    """Started by `start`; everything it started, `stop` stops."""
+
+    def __init__(self, data_dir: Path, make_exporter: Callable[[], SpanExporter] | None = None) -> None:
+        self._data_dir = data_dir
+        self._make_exporter = make_exporter
+        self._stack = AsyncExitStack()
+        self._sections: dict[str, Section] = {}
+        self.parts: dict[str, Part] = {}
+        self.key = KeyStore(data_dir / "keys.json").create("local", "test", 0)
+
+    async def start(self, workers: Sequence[WorkerSettings], **sections: Section) -> None:
+        """Starts everything and waits until the router knows each worker.
+
+        Args:
+            sections: settings that replace those of this module, by section name.
+        """
+        nats = await self._start_nats()
+        self._sections = {
+            "mesh": MeshSettings(data_dir=self._data_dir, drain_grace_s=5.0),
+            "nats": NatsSettings(url=nats),
+            "router": RouterSettings(port=0, http_port=0),
+            "meter": MeterSettings(port=0, http_port=0),
+            "optimizer": OptimizerSettings(port=0, http_port=0, interval_s=0.25),
+            **sections,
+        }
+        await self._start("meter", "meter", meter_wiring.wire, self._settings())
+        await self._start("optimizer", "optimizer", optimizer_wiring.wire, self._settings())
+        await self._start("router", "router", router_wiring.wire, self._settings())
+        await asyncio.gather(*[self.start_worker(each) for each in workers])
+        await self.wait_for_workers(len(workers))
+
+    async def start_worker(self, worker: WorkerSettings) -> Part:
+        return await self._start(worker.id, "worker", worker_wiring.wire, self._settings(worker=worker))
+
+    async def stop_part(self, name: str) -> None:
+        """Drains and stops one service, as SIGTERM does; it is forgotten here."""
+        part = self.parts.pop(name)
+        await part.life.stop()
+
+    async def stop(self) -> None:
+        await self._stack.aclose()
+
+    def client(self, tracer: Tracer | None = None, key: str | None = None) -> Client:
+        """A client of the router with the tenant's key; closed with the mesh."""
+        client = Client(
+            self.parts["router"].address,
+            self.key if key is None else key,
+            deadline_s=DEADLINE_S,
+            max_attempts=1,
+            tracer=tracer,
+        )
+        self._stack.push_async_callback(client.close)
+        return client
+
+    def channel(self, name: str) -> grpc.aio.Channel:
+        """A channel to a part's gRPC; closed with the mesh."""
+        channel = grpc.aio.insecure_channel(self.parts[name].address)
+        self._stack.push_async_callback(channel.close, None)
+        return channel
+
+    def telemetry(self, service: str) -> Telemetry:
+        """Telemetry that exports where the mesh's does."""
+        telemetry = start_telemetry(service, service, exporter=self._make_exporter() if self._make_exporter else None)
+        self._stack.push_async_callback(asyncio.to_thread, telemetry.shutdown)
+        return telemetry
+
+    async def wait_for_workers(self, count: int) -> None:
+        """Waits until the router serves the model from `count` workers."""
+        client = self.client()
+
+        async def serves() -> bool:
+            return sum(model.workers for model in await client.models()) == count
+
+        await eventually(serves, f"the router knows {count} workers")
+
+    async def usage(self, *group_by: str) -> metering_pb2.GetUsageResponse:
+        return await metering_pb2_grpc.MeterStub(self.channel("meter")).GetUsage(
+            metering_pb2.GetUsageRequest(group_by=group_by), timeout=DEADLINE_S
+        )
+
+    async def settled(self, finished_requests: int) -> metering_pb2.UsageRow:
+        """The meter's total, once it has booked the end of that many requests and nothing is on its way."""
+        meter = metering_pb2_grpc.MeterStub(self.channel("meter"))
+        total = metering_pb2.UsageRow()
+
+        async def booked() -> bool:
+            nonlocal total
+            answer = await meter.GetUsage(metering_pb2.GetUsageRequest(), timeout=DEADLINE_S)
+            total = answer.total
+            return total.finished_requests >= finished_requests and answer.lag_events == 0
+
+        await eventually(booked, f"the meter has booked the end of {finished_requests} requests")
+        return total
+
+    async def inject(self, worker: str, kind: "inference_pb2.InjectFaultRequest.Kind", factor: float = 0.0) -> None:
+        """Breaks or mends a worker through its FaultControl."""
+        await inference_pb2_grpc.FaultControlStub(self.channel(worker)).InjectFault(
+            inference_pb2.InjectFaultRequest(kind=kind, factor=factor), timeout=DEADLINE_S
+        )
+
+    def _settings(self, **sections: Section) -> Settings:
+        return load_settings(**(self._sections | sections))
+
+    async def _start(self, name: str, service: str, wire: Callable[..., Awaitable[Any]], settings: Settings) -> Part:
+        life = Lifecycle(name)
+        exporter = self._make_exporter() if self._make_exporter else None
+        telemetry = start_telemetry(service, name, exporter=exporter)
+        part = Part(life, await wire(life, settings, telemetry=telemetry), telemetry)
+        self.parts[name] = part
+        self._stack.push_async_callback(self._stop_if_running, name, part)
+        await life.set_ready()
+        return part
+
+    async def _stop_if_running(self, name: str, part: Part) -> None:
+        if self.parts.get(name) is part:
+            await self.stop_part(name)
+        assert part.life.failure is None, f"{name} failed: {part.life.failure}"
