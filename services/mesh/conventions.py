@@ -67,6 +67,16 @@ RPC_SERVER_DURATION: Final = "rpc.server.call.duration"
 HW_ENERGY: Final = "hw.energy"
 HW_POWER: Final = "hw.power"
 
+# Metrics: the meter's
+BOOKED_TOKENS: Final = "tokenworks.meter.booked.tokens"  # {token}, by gen_ai.token.type
+BOOKED_NUSD: Final = "tokenworks.meter.booked.nusd"  # by tokenworks.amount
+BOOKED_ENTRIES: Final = "tokenworks.meter.booked.entries"
+METER_LAG: Final = "tokenworks.meter.lag"  # events delivered or waiting and not booked, by consumer
+DUPLICATES: Final = "tokenworks.meter.duplicates"
+MISSING_EVENTS: Final = "tokenworks.meter.missing_events"  # gaps in publishers' sequences
+REFUSED_ENTRIES: Final = "tokenworks.meter.refused_entries"
+AMOUNT: Final = "tokenworks.amount"
+
 TTFT_BUCKETS_S: Final = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 TPOT_BUCKETS_S: Final = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
 DURATION_BUCKETS_S: Final = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)

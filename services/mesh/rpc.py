@@ -7,6 +7,7 @@ method raises is a defect: logged, and answered as `InvariantBroken` without its
 
 import asyncio
 import inspect
+import hmac
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -25,13 +26,14 @@ from grpc_status import rpc_status
 from opentelemetry.trace import SpanKind, Status, StatusCode, use_span
 
 from services.mesh import conventions as names
-from services.mesh.errors import InvariantBroken, MessageTooLarge, TokenworksError, face, from_reason
+from services.mesh.errors import InvariantBroken, MessageTooLarge, TokenworksError, Unauthenticated, face, from_reason
 from services.mesh.lifecycle import Lifecycle
 from services.mesh.telemetry import TRACEPARENT, Telemetry, context_of
 
 log = logging.getLogger(__name__)
 
 DOMAIN: Final = "tokenworks"
+MESH_SECRET: Final = "x-tokenworks-mesh"  # metadata of calls between services, and of an operator
 _HARD_LIMIT_FACTOR: Final = 4  # gRPC itself refuses beyond this, without ErrorInfo
 _KEEPALIVE: Final = (
     ("grpc.keepalive_time_ms", 20_000),
@@ -89,6 +91,16 @@ def metadata_value(context: grpc.aio.ServicerContext[Any, Any], key: str) -> str
         if name == key:
             return value if isinstance(value, str) else value.decode("latin-1")
     return ""
+
+
+def require_mesh_secret(context: grpc.aio.ServicerContext[Any, Any], secret: str) -> None:
+    """Lets pass who knows `mesh.secret`; everybody when it is empty.
+
+    Raises:
+        Unauthenticated: the call's `x-tokenworks-mesh` is missing or another.
+    """
+    if secret and not hmac.compare_digest(metadata_value(context, MESH_SECRET).encode(), secret.encode()):
+        raise Unauthenticated(f"send this mesh's secret as {MESH_SECRET}; it is mesh.secret in its settings")
 
 
 if TYPE_CHECKING:
