@@ -1,0 +1,42 @@
+"""The FaultControl service: exists only where the settings say `worker.faults`.
+
+In: what a caller wants broken. Out: what is in force.
+"""
+
+from math import isfinite
+from typing import Any, Final
+
+import grpc
+
+from services.mesh.errors import InvalidRequest, Unsupported
+from services.worker.engine import Engine
+from services.worker.faults import Fault, Faultable, FaultKind
+from tokenworks.v1 import inference_pb2 as pb
+from tokenworks.v1 import inference_pb2_grpc as pb_grpc
+
+_KINDS: Final = {
+    pb.InjectFaultRequest.KIND_NONE: FaultKind.NONE,
+    pb.InjectFaultRequest.KIND_SLOW: FaultKind.SLOW,
+    pb.InjectFaultRequest.KIND_HANG: FaultKind.HANG,
+    pb.InjectFaultRequest.KIND_CRASH: FaultKind.CRASH,
+}
+
+
+class FaultControl(pb_grpc.FaultControlServicer):
+    """Breaks the worker's engine on request."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def InjectFault(
+        self, request: pb.InjectFaultRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> pb.InjectFaultResponse:
+        """Raises InvalidRequest: no kind, or a factor that is not > 0. Unsupported: the engine cannot be broken."""
+        kind = _KINDS.get(request.kind)
+        if kind is None:
+            raise InvalidRequest(f"kind {request.kind} is no fault; use one of: {', '.join(FaultKind)}")
+        if kind is FaultKind.SLOW and not (isfinite(request.factor) and request.factor > 0):
+            raise InvalidRequest(f"factor {request.factor} must be a number > 0, times as long that a step takes")
+        if not isinstance(self._engine, Faultable):
+            raise Unsupported(f"{type(self._engine).__name__} cannot be broken on purpose; the simulated engine can")
+        return pb.InjectFaultResponse(state=self._engine.inject(Fault(kind, request.factor or 1.0)))
