@@ -6,8 +6,8 @@ method raises is a defect: logged, and answered as `InvariantBroken` without its
 """
 
 import asyncio
-import inspect
 import hmac
+import inspect
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
