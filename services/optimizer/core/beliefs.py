@@ -1,0 +1,254 @@
+"""What the optimizer believes at a moment, folded from every event it hears, and whether that calls for a new plan.
+
+In: events of the bus with the second they arrived at. Out: a `Snapshot` to plan from; and, against the `Basis` of the
+plan in force, the reason to plan again at once.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from services.mesh.accelerators import Catalogue
+from services.mesh.events import (
+    Event,
+    LatencyObserved,
+    RequestAdmitted,
+    RequestFinished,
+    RoutingPlan,
+    TokensGenerated,
+    WorkerHeartbeat,
+)
+from services.mesh.timing import Timing
+from services.optimizer.core.capacity import Capacity, Pace, typical_request_s
+from services.optimizer.core.demand import Demand, Group
+from services.optimizer.core.fleet import Fleet, Roster
+from services.optimizer.core.plan import KWH_PER_J, Pool, Problem
+from services.optimizer.core.service_curve import Promise, Station
+from services.optimizer.core.window import ModelWindow, Realised, sums_by_model
+
+_FORGET_EVERY_S: Final = 60.0
+
+
+class Trigger(StrEnum):
+    """Why a plan was made; what `Evidence.trigger` says."""
+
+    START = "start"
+    INTERVAL = "interval"
+    DEMAND = "demand"
+    CAPACITY = "capacity"
+    FLEET = "fleet"
+    WHAT_IF = "what-if"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assumptions:
+    """What events do not tell; from the settings."""
+
+    promises: Mapping[str, Promise]
+    target_utilisation: float
+    tariff_usd_per_kwh: float
+    forgetting: float
+    window_s: float
+    marked_change: float
+    heartbeat_timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Basis:
+    """What a plan rests on, in the few figures whose change is news.
+
+    Attributes:
+        fleet: `Fleet.signature`.
+        demand: requests per second by model and SLO class.
+        capacity: typical requests per second by pool and model.
+    """
+
+    fleet: frozenset[tuple[str, str, tuple[str, ...], int]]
+    demand: Mapping[Group, float]
+    capacity: Mapping[tuple[str, str], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One model's evidence at a moment."""
+
+    latency_events: int
+    token_events: int
+    request_events: int
+    traceparents: tuple[str, ...]
+    realised: Realised
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything a plan is made from; holds nothing that later events change."""
+
+    problem: Problem
+    basis: Basis
+    models: tuple[str, ...]
+    paces: Mapping[tuple[str, str], Pace]
+    seen: Mapping[str, Seen]
+    window_s: float
+
+
+class Beliefs:
+    """Folds events. Not thread-safe: one thread hears and takes snapshots."""
+
+    def __init__(self, catalogue: Catalogue, assumptions: Assumptions, started_s: float) -> None:
+        self._assumptions = assumptions
+        self._started_s = started_s
+        self._fleet = Fleet(catalogue, assumptions.heartbeat_timeout_s)
+        self._capacity = Capacity(catalogue, assumptions.forgetting)
+        self._demand = Demand(assumptions.window_s, tuple(assumptions.promises), started_s)
+        self._windows: dict[str, ModelWindow] = {}
+        self._refitted: set[tuple[str, str]] = set()  # pools and models with steps since `changed` last looked
+        self._forgot_s = started_s
+
+    def heard(self, event: Event, traceparent: str, now_s: float) -> None:
+        """Folds one event; `traceparent` is the context it was published under."""
+        match event:
+            case WorkerHeartbeat():
+                self._fleet.heard(event, now_s)
+            case LatencyObserved():
+                if self._capacity.observed(event, now_s):
+                    self._refitted.add((event.pool, event.model))
+                window = self._window(event.model)
+                window.latency_events.add(now_s)
+                window.traced(traceparent, now_s)
+            case TokensGenerated():
+                self._generated(event, now_s)
+            case RequestAdmitted():
+                self._demand.admitted(event, now_s)
+                self._window(event.model).request_events.add(now_s)
+            case RequestFinished():
+                self._demand.finished(event, now_s)
+                self._window(event.model).request_events.add(now_s)
+            case _:
+                pass  # credit and plans say nothing about work
+        if now_s - self._forgot_s >= _FORGET_EVERY_S:
+            self._forget(now_s)
+
+    def adopt(self, plan: RoutingPlan) -> None:
+        """Starts from what an earlier optimizer had learnt and published."""
+        for pool in plan.pools:
+            learnt = pool.timing
+            timing = Timing(
+                prefill_overhead_s=learnt.prefill_overhead_s,
+                prefill_s_per_token=learnt.prefill_s_per_token,
+                prefill_s_per_attended_token=learnt.prefill_s_per_attended_token,
+                decode_base_s=learnt.decode_base_s,
+                decode_s_per_sequence=learnt.decode_s_per_sequence,
+                decode_s_per_kv_token=learnt.decode_s_per_kv_token,
+            )
+            if pool.observations and 0 < typical_request_s(timing) < float("inf"):
+                self._capacity.adopt(pool.pool, plan.model, timing)
+
+    def snapshot(self, now_s: float) -> Snapshot:
+        """What is believed as of `now_s`, complete and detached."""
+        rosters = self._fleet.rosters(now_s)
+        paces = {
+            (roster.pool, model): self._pace(roster, model, now_s) for roster in rosters for model in roster.models
+        }
+        classes = tuple(self._demand.classes(now_s))
+        models = sorted(self._fleet.models() | {each.key.model for each in classes})
+        return Snapshot(
+            problem=Problem(
+                pools=tuple(_pool(roster, paces) for roster in rosters),
+                classes=classes,
+                promises=self._assumptions.promises,
+                target_utilisation=self._assumptions.target_utilisation,
+                tariff_usd_per_kwh=self._assumptions.tariff_usd_per_kwh,
+            ),
+            basis=Basis(
+                self._fleet.signature(now_s),
+                self._demand.levels(now_s),
+                {pool_model: _capacity_rps(pace) for pool_model, pace in paces.items()},
+            ),
+            models=tuple(models),
+            paces=paces,
+            seen={model: self._seen(model, now_s) for model in models},
+            window_s=self._assumptions.window_s,
+        )
+
+    def changed(self, basis: Basis, now_s: float) -> Trigger | None:
+        """The news since `basis`, the gravest first; None when a plan can wait for its interval."""
+        if self._fleet.signature(now_s) != basis.fleet:
+            return Trigger.FLEET
+        refitted, self._refitted = self._refitted, set()
+        if refitted:
+            rosters = {roster.pool: roster for roster in self._fleet.rosters(now_s)}
+            for pool, model in refitted:
+                before = basis.capacity.get((pool, model))
+                if before is None or pool not in rosters:
+                    continue  # its worker does not count
+                after = _capacity_rps(self._pace(rosters[pool], model, now_s))
+                if abs(after - before) >= self._assumptions.marked_change * before:
+                    return Trigger.CAPACITY
+        if self._demand.changed(basis.demand, self._assumptions.marked_change, now_s):
+            return Trigger.DEMAND
+        return None
+
+    def _pace(self, roster: Roster, model: str, now_s: float) -> Pace:
+        return self._capacity.pace(roster.pool, roster.accelerator, model, roster.workers, now_s)
+
+    def _seen(self, model: str, now_s: float) -> Seen:
+        window = self._window(model)
+        return Seen(
+            window.latency_events.total(now_s),
+            window.token_events.total(now_s),
+            window.request_events.total(now_s),
+            window.traceparents(now_s),
+            window.realised(now_s),
+        )
+
+    def _generated(self, event: TokensGenerated, now_s: float) -> None:
+        usd_per_hour = self._fleet.rate_usd_per_hour(event.worker, event.accelerator)
+        for model, (tokens, device_s, energy_j) in sums_by_model(event).items():
+            window = self._window(model)
+            window.token_events.add(now_s)
+            usd = device_s * usd_per_hour / 3600 + energy_j * self._assumptions.tariff_usd_per_kwh * KWH_PER_J
+            window.generated(tokens, usd, now_s)
+
+    def _window(self, model: str) -> ModelWindow:
+        window = self._windows.get(model)
+        if window is None:
+            window = self._windows[model] = ModelWindow(self._assumptions.window_s, self._started_s)
+        return window
+
+    def _forget(self, now_s: float) -> None:
+        self._forgot_s = now_s
+        for worker in self._fleet.forget_gone(now_s):
+            self._capacity.forget(worker)
+        self._demand.forget_silent(now_s)
+        known = self._fleet.models() | {model for model, _ in self._demand.levels(now_s)}
+        self._windows = {model: window for model, window in self._windows.items() if model in known}
+
+
+def _pool(roster: Roster, paces: Mapping[tuple[str, str], Pace]) -> Pool:
+    speeds = [paces[roster.pool, model].speeds for model in roster.models]
+    # A worker's speed is that over its models: the device is shared, whichever model told.
+    devices = sum(sum(each) / len(each) for each in zip(*speeds, strict=True)) if speeds else float(len(roster.workers))
+    return Pool(
+        name=roster.pool,
+        accelerator=roster.accelerator,
+        workers=len(roster.workers),
+        devices=devices,
+        rate_usd_per_hour=roster.rate_usd_per_hour,
+        loaded_w=roster.loaded_w,
+        stations={
+            model: Station(
+                timing=paces[roster.pool, model].timing,
+                workers=len(roster.workers),
+                max_batch=roster.max_batch,
+                kv_capacity_tokens=roster.kv_capacity_tokens,
+                context_tokens=roster.context_tokens,
+                prefill_chunk_tokens=roster.prefill_chunk_tokens,
+            )
+            for model in roster.models
+        },
+    )
+
+
+def _capacity_rps(pace: Pace) -> float:
+    return sum(pace.speeds) / typical_request_s(pace.timing)

@@ -1,0 +1,91 @@
+"""Plans in a row: from each solution to the plans that are published, with what the next solution needs to know.
+
+In: snapshots with their solutions; plans of an earlier optimizer, met on the bus. Out: one `RoutingPlan` per model.
+
+A version is the millisecond of 1970 at which the plan was made, or one more than the last where that is not larger: so
+versions grow through restarts, a clock set back, and a second optimizer.
+"""
+
+from services.mesh.events import RoutingPlan
+from services.optimizer.core.beliefs import Basis, Snapshot, Trigger
+from services.optimizer.core.damping import approach, damped_shadow, damped_shares
+from services.optimizer.core.demand import COMPLETION_EDGES, PROMPT_EDGES, ClassKey
+from services.optimizer.core.draft import draft
+from services.optimizer.core.plan import Shares, Solution
+
+
+class Planner:
+    """Remembers the plans in force.
+
+    Attributes:
+        basis: what the last plans rest on; None before the first.
+        planned_s: when they were made, on the monotonic clock; None before the first.
+    """
+
+    def __init__(self) -> None:
+        self.basis: Basis | None = None
+        self.planned_s: float | None = None
+        self._shares: dict[ClassKey, dict[str, float]] = {}
+        self._shadow: dict[str, float] = {}
+        self._versions: dict[str, int] = {}
+
+    @property
+    def shares(self) -> Shares:
+        """Shares of the plans in force; those of classes without demand as they last were."""
+        return dict(self._shares)
+
+    def adopt(self, plan: RoutingPlan) -> None:
+        """Notes a plan that stands on the bus: versions go on above it, and shares start from it."""
+        first = plan.model not in self._versions
+        self._versions[plan.model] = max(plan.version, self._versions.get(plan.model, 0))
+        if not first:
+            return
+        for share in plan.shares:
+            key = _key_of(plan, share.workload_class)
+            if key is not None and 0 < share.share <= 1:
+                self._shares.setdefault(key, {})[share.pool] = share.share
+
+    def settle(
+        self, snapshot: Snapshot, solution: Solution, trigger: Trigger, *, now_s: float, unix_ms: int, solve_s: float
+    ) -> tuple[RoutingPlan, ...]:
+        """The plans that follow from `solution`, one for each model of the snapshot; they are in force from here on."""
+        passed_s = now_s - self.planned_s if self.planned_s is not None else 0.0
+        part = approach(passed_s, news=trigger is not Trigger.INTERVAL or self.planned_s is None)
+        shares = damped_shares(self._shares, solution, part)
+        self._shadow = damped_shadow(self._shadow, solution.shadow_usd_per_device_s, part)
+        self._shares = {key: parts for key, parts in (self._shares | shares).items() if key.model in snapshot.models}
+        self.basis, self.planned_s = snapshot.basis, now_s
+        return tuple(
+            draft(
+                snapshot,
+                solution,
+                shares,
+                self._shadow,
+                model=model,
+                version=self._next_version(model, unix_ms),
+                made_unix_ms=unix_ms,
+                trigger=trigger,
+                solve_s=solve_s,
+            )
+            for model in snapshot.models
+        )
+
+    def _next_version(self, model: str, unix_ms: int) -> int:
+        version = max(self._versions.get(model, 0) + 1, unix_ms)
+        self._versions[model] = version
+        return version
+
+
+def _key_of(plan: RoutingPlan, index: int) -> ClassKey | None:
+    """The class that a share of `plan` is about; None when it was made with other buckets."""
+    if index >= len(plan.classes):
+        return None
+    found = plan.classes[index]
+    if found.prompt_tokens_from not in PROMPT_EDGES or found.completion_tokens_from not in COMPLETION_EDGES:
+        return None
+    return ClassKey(
+        plan.model,
+        found.slo_class,
+        PROMPT_EDGES.index(found.prompt_tokens_from),
+        COMPLETION_EDGES.index(found.completion_tokens_from),
+    )
