@@ -47,6 +47,11 @@ class KeyStore:
         self._refresh()
         return {record.tenant for record in self._records.values()}
 
+    def records(self) -> list[KeyRecord]:
+        """Every key's record, oldest first."""
+        self._refresh()
+        return sorted(self._records.values(), key=lambda record: record.created_unix_ms)
+
     def create(self, tenant: str, name: str, unix_ms: int) -> str:
         """A new key for `tenant`, returned in clear this once.
 

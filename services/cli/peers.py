@@ -1,0 +1,93 @@
+"""The mesh's services as the command line asks them: meter and optimizer, in the operator's name.
+
+In: an `Access`. Out: answers as they are on the wire. Every call has a deadline; a failure is a `CallError` that says
+which service did not answer, where, and what would do.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+import grpc
+
+from services.cli.access import Access
+from services.mesh.rpc import open_channel
+from tokenworks.errors import CallError, error_of
+from tokenworks.v1 import metering_pb2 as metering
+from tokenworks.v1 import metering_pb2_grpc, planning_pb2_grpc
+from tokenworks.v1 import planning_pb2 as planning
+
+SECRET_METADATA: Final = "x-tokenworks-mesh"
+DEADLINE_S: Final = 10.0
+_Answer = TypeVar("_Answer")
+
+
+class Peers:
+    """Meter and optimizer. Use `async with`; a channel opens at the first call to its service."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+        self._metadata = ((SECRET_METADATA, access.secret),) if access.secret else ()
+        self._channels = {name: open_channel(getattr(access, name)) for name in ("meter", "optimizer")}
+        self._meter: Any = metering_pb2_grpc.MeterStub(self._channels["meter"])  # type: ignore[no-untyped-call]  # generated
+        self._optimizer: Any = planning_pb2_grpc.OptimizerStub(self._channels["optimizer"])  # type: ignore[no-untyped-call]  # generated
+
+    async def usage(self, request: metering.GetUsageRequest) -> metering.GetUsageResponse:
+        return await self._ask("meter", self._meter.GetUsage(request, timeout=DEADLINE_S, metadata=self._metadata))
+
+    async def bill(self, request_id: str) -> metering.RequestBill:
+        """One request's bill. Raises CallError: `reason` "UnknownRequest" until the meter has booked something."""
+        request = metering.GetRequestRequest(request_id=request_id)
+        return await self._ask("meter", self._meter.GetRequest(request, timeout=DEADLINE_S, metadata=self._metadata))
+
+    async def budget(self, tenant: str) -> metering.Budget:
+        request = metering.GetBudgetRequest(tenant=tenant)
+        return await self._ask("meter", self._meter.GetBudget(request, timeout=DEADLINE_S, metadata=self._metadata))
+
+    async def set_budget(self, request: metering.SetBudgetRequest) -> metering.Budget:
+        return await self._ask("meter", self._meter.SetBudget(request, timeout=DEADLINE_S, metadata=self._metadata))
+
+    async def plan(self, model: str) -> planning.RoutingPlan:
+        request = planning.GetPlanRequest(model=model)
+        return await self._ask(
+            "optimizer", self._optimizer.GetPlan(request, timeout=DEADLINE_S, metadata=self._metadata)
+        )
+
+    async def watch_usage(self, group_by: Sequence[str], every_ms: int) -> AsyncIterator[metering.UsageDelta]:
+        """What is booked, as it is booked; ends only with an error or when the reader leaves."""
+        request = metering.WatchUsageRequest(group_by=group_by, every_ms=every_ms)
+        try:
+            async for delta in self._meter.WatchUsage(request, metadata=self._metadata):
+                yield delta
+        except grpc.aio.AioRpcError as failure:
+            raise self._named("meter", failure) from failure
+
+    async def close(self) -> None:
+        for channel in self._channels.values():
+            await channel.close(None)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _ask(self, service: str, call: Awaitable[_Answer]) -> _Answer:
+        try:
+            return await call
+        except grpc.aio.AioRpcError as failure:
+            raise self._named(service, failure) from failure
+
+    def _named(self, service: str, failure: grpc.aio.AioRpcError) -> CallError:
+        error = error_of(failure)
+        if error.reason not in ("Unreachable", "RequestTimedOut"):
+            return error
+        address = getattr(self._access, service)
+        return CallError(
+            error.reason,
+            f"no {service} answers at {address}; start the mesh with `tokenworks up`, or give --{service} host:port",
+            code=error.code,
+            retry_after_s=error.retry_after_s,
+        )

@@ -1,0 +1,100 @@
+"""`tokenworks plan`: where the optimizer wants the work, and why."""
+
+import asyncio
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from services.cli.options import JsonFlag, OptimizerOption
+from services.cli.output import command
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from services.cli.access import Access
+    from tokenworks.v1 import planning_pb2 as planning
+
+
+def plan(
+    model: Annotated[str, typer.Argument(help="Whose plan.")] = "llama-3.1-8b",
+    *,
+    optimizer: OptimizerOption = "",
+    as_json: JsonFlag = False,
+) -> None:
+    """Show the plan in force: pools, shadow prices, shares of each workload class, and what it rests on."""
+    with command(as_json) as output:
+        from services.cli.access import read_access
+        from services.cli.wire_document import document_of
+
+        found = asyncio.run(_ask(read_access(optimizer=optimizer), model))
+        output.result(document_of(found), *_pictures(found))
+
+
+async def _ask(access: "Access", model: str) -> "planning.RoutingPlan":
+    from services.cli.peers import Peers
+
+    async with Peers(access) as peers:
+        return await peers.plan(model)
+
+
+def bucket(start: int, end: int) -> str:
+    """`256-1,023`, or `1,024 up` where there is no end."""
+    return f"{start:,} up" if not end else f"{start:,}-{end - 1:,}"
+
+
+def _pictures(found: "planning.RoutingPlan") -> Iterator["RenderableType"]:
+    from services.cli.report_view import accelerator_name, table
+
+    made = datetime.fromtimestamp(found.made_unix_ms / 1000, UTC).isoformat(" ", "seconds")
+    yield (
+        f"[bold]{found.model}:{found.version}[/] · {found.status} · made {made} in {found.solve_s * 1000:.1f} ms, because"
+        f" of {found.evidence.trigger}"
+    )
+    prediction = found.prediction
+    yield (
+        f"predicted ${prediction.cost_usd_per_hour:,.4f} per hour, against"
+        f" ${prediction.baseline_cost_usd_per_hour:,.4f} by capacity; {prediction.unserved_rps:.2f} requests/s"
+        " cannot be served"
+    )
+    pools = table(
+        "Pools", "pool", "accelerator", ">workers", ">planned use", ">shadow $/h", ">rate $/h", ">steps seen", ">error"
+    )
+    for pool in found.pools:
+        pools.add_row(
+            pool.pool,
+            accelerator_name(pool.accelerator),
+            f"{pool.workers}",
+            f"{pool.utilisation:.1%}",
+            f"{pool.shadow_usd_per_device_s * 3600:,.4f}",
+            f"{pool.rate_usd_per_hour:,.2f}",
+            f"{pool.observations:,}",
+            f"{pool.mean_error:.1%}" if pool.observations else "-",
+        )
+    yield ""
+    yield pools
+    names = [pool.pool for pool in found.pools]
+    shares = table(
+        "Shares of each workload class", "class", "prompt", "answer", ">requests/s", *(f">{name}" for name in names)
+    )
+    by_class: dict[int, dict[str, str]] = {}
+    for share in found.shares:
+        cell = f"{share.share:.0%}" if share.feasible else "too slow"
+        by_class.setdefault(share.workload_class, {})[share.pool] = cell
+    for index, each in enumerate(found.classes):
+        cells = by_class.get(index, {})
+        shares.add_row(
+            each.slo_class,
+            bucket(each.prompt_tokens_from, each.prompt_tokens_to),
+            bucket(each.completion_tokens_from, each.completion_tokens_to),
+            f"{each.demand_rps:.2f}",
+            *(cells.get(name, "-") for name in names),
+        )
+    yield ""
+    yield shares if found.classes else "No demand was seen yet, so no class has shares."
+    evidence = found.evidence
+    yield (
+        f"[dim]Rests on {evidence.latency_events:,} latency, {evidence.token_events:,} token and"
+        f" {evidence.request_events:,} request events of the last {evidence.window_s:.0f} s.[/]"
+    )

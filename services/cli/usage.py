@@ -1,0 +1,140 @@
+"""`tokenworks usage`: who used what, on what, at what price and cost."""
+
+import asyncio
+import re
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from services.cli.options import JsonFlag, MeterOption
+from services.cli.output import command
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from services.cli.access import Access
+    from tokenworks.v1 import metering_pb2 as metering
+
+LABELS: Final = ("tenant", "workload", "model", "accelerator", "worker", "pool", "slo_class")
+SPANS: Final = ("minute", "hour", "day")
+_UNIT_MS: Final = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+
+
+def usage(
+    *,
+    by: Annotated[
+        str, typer.Option(help=f"Group by any of: {', '.join((*LABELS, *SPANS))}.")
+    ] = "tenant,workload,accelerator",
+    where: Annotated[
+        list[str] | None, typer.Option(help="Only where, like tenant=acme,globex; may be repeated.")
+    ] = None,
+    since: Annotated[
+        str, typer.Option("--from", help="From when: a time like 2026-11-24T09:00, or an age like 2h.")
+    ] = "",
+    until: Annotated[str, typer.Option("--to", help="Until when, likewise; default: now.")] = "",
+    meter: MeterOption = "",
+    as_json: JsonFlag = False,
+) -> None:
+    """Show tokens, price, cost and energy, grouped and filtered."""
+    group_by = [part.strip() for part in by.split(",") if part.strip()]
+    for field in group_by:
+        if field not in (*LABELS, *SPANS):
+            raise typer.BadParameter(f"{field!r} is none of {', '.join((*LABELS, *SPANS))}", param_hint="--by")
+    filters = dict(_filter(text) for text in where or ())
+    now_ms = int(datetime.now(UTC).timestamp() * 1000)
+    from_ms, to_ms = (parse_time(text, now_ms, option) for text, option in ((since, "--from"), (until, "--to")))
+    with command(as_json) as output:
+        from services.cli.access import read_access
+        from services.cli.wire_document import document_of
+
+        answer = asyncio.run(_ask(read_access(meter=meter), group_by, filters, from_ms, to_ms))
+        late = f"[yellow]{answer.lag_events:,} events are not booked yet.[/]" if answer.lag_events else ""
+        output.result(document_of(answer), _table(group_by, answer), *([late] if late else []))
+
+
+def parse_time(text: str, now_unix_ms: int, option: str) -> int:
+    """Milliseconds since 1970 of a time or an age; 0 for nothing.
+
+    Raises:
+        BadParameter: `text` is neither.
+    """
+    if not text:
+        return 0
+    if age := re.fullmatch(r"(\d+)([smhd])", text):
+        return max(0, now_unix_ms - int(age[1]) * _UNIT_MS[age[2]])
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is neither a time like 2026-11-24T09:00 nor an age like 90s, 15m, 2h or 7d", param_hint=option
+        ) from None
+    return int(at.timestamp() * 1000)
+
+
+def _filter(text: str) -> tuple[str, list[str]]:
+    field, separator, values = text.partition("=")
+    if not separator or field not in LABELS:
+        raise typer.BadParameter(
+            f"{text!r} is not a filter; write it like tenant=acme, with one of {', '.join(LABELS)}",
+            param_hint="--where",
+        )
+    return field, [value.strip() for value in values.split(",")]
+
+
+async def _ask(
+    access: "Access", group_by: list[str], filters: dict[str, list[str]], from_ms: int, to_ms: int
+) -> "metering.GetUsageResponse":
+    from services.cli.peers import Peers
+    from tokenworks.v1 import metering_pb2 as metering
+
+    async with Peers(access) as peers:
+        return await peers.usage(
+            metering.GetUsageRequest(
+                from_unix_ms=from_ms,
+                to_unix_ms=to_ms,
+                group_by=group_by,
+                filters=[metering.UsageFilter(field=field, values=values) for field, values in filters.items()],
+            )
+        )
+
+
+def _table(group_by: list[str], answer: "metering.GetUsageResponse") -> "Table":
+    from services.cli.report_view import accelerator_name, table
+
+    columns = (">requests", ">prompt", ">cached", ">tokens", ">price", ">cost", ">energy", ">cost $/M", ">SLO met")
+    made = table("Usage", *group_by, *columns)
+    for row in answer.rows:
+        labels = []
+        for field in group_by:
+            if field in SPANS:
+                labels.append(datetime.fromtimestamp(row.key.from_unix_ms / 1000, UTC).isoformat(" ", "minutes"))
+            else:
+                value = getattr(row.key, field) or "-"
+                labels.append(accelerator_name(value) if field == "accelerator" else value)
+        made.add_row(*labels, *_cells(row))
+    if group_by:
+        made.add_section()
+        made.add_row("total", *[""] * (len(group_by) - 1), *_cells(answer.total), style="bold")
+    else:
+        made.add_row(*_cells(answer.total))
+    return made
+
+
+def _cells(row: "metering.UsageRow") -> list[str]:
+    from services.cli.report import usd_per_mtok
+    from services.cli.report_view import dollars_per_mtok
+    from services.mesh.money import format_usd
+
+    cost_nusd = row.use_cost_nusd + row.energy_cost_nusd
+    return [
+        f"{row.requests:,}",
+        f"{row.prompt_tokens:,}",
+        f"{row.cached_prompt_tokens:,}",
+        f"{row.delivered_tokens:,}",
+        format_usd(row.price_nusd),
+        format_usd(cost_nusd),
+        f"{row.energy_uj / 1e6:,.0f} J",
+        dollars_per_mtok(usd_per_mtok(cost_nusd, row.delivered_tokens)),
+        f"{row.slo_met_requests / row.finished_requests:.1%}" if row.finished_requests else "-",
+    ]
