@@ -1,0 +1,95 @@
+"""From a request to the token ids that llama.cpp starts from, and how many it may make.
+
+In: an `EngineRequest`. Out: an `EncodedRequest`, or the error that tells why there is none. The server's tokenizer and
+chat template do the work, so text, chat and token ids give the same tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from services.mesh.errors import InvalidRequest, PromptTooLong, ResumeRefused
+from services.worker.engine import EngineRequest, Prompt
+from services.worker.engines.llamacpp_server import LlamaServerApi, LoadedModel
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedRequest:
+    """What a slot is given.
+
+    Attributes:
+        token_ids: prompt and resumed tokens, >= 1.
+        prompt_tokens: of these, without the resumed ones.
+        max_tokens: still to be made; <= 0 when all were made before the break.
+        held_text: text of the resumed tokens that was not shown yet, because a stop string may begin with it.
+    """
+
+    token_ids: tuple[int, ...]
+    prompt_tokens: int
+    max_tokens: int
+    held_text: str
+
+
+class PromptEncoder:
+    """Encodes requests for one loaded model."""
+
+    def __init__(self, api: LlamaServerApi, model: str, loaded: LoadedModel) -> None:
+        self._api = api
+        self._model = model
+        self._loaded = loaded
+
+    async def encode(self, request: EngineRequest) -> EncodedRequest:
+        """Makes the token ids that the request starts from, and checks that there is room for more.
+
+        Raises:
+            InvalidRequest: no token at all, an unknown token id, a chat that the template refuses.
+            PromptTooLong: no room for one token more.
+            ResumeRefused: the delivered tokens cannot be known for certain.
+        """
+        context = self._loaded.context_tokens
+        prompt_ids = await self._prompt_ids(request.prompt)
+        resumed_ids = await self._resumed_ids(request)
+        token_ids = prompt_ids + resumed_ids
+        if len(token_ids) >= context:
+            resumed = f" and {len(resumed_ids)} resumed ones" if resumed_ids else ""
+            raise PromptTooLong(
+                f"the prompt's {len(prompt_ids)} tokens{resumed} leave no room in the context of {context} tokens "
+                f"that {self._model} has here; send at most {context - 1}"
+            )
+        held_text = ""
+        if resumed_ids and request.sampling.stop:
+            made = await self._api.detokenize(resumed_ids)
+            if made.startswith(request.resumed_text):
+                held_text = made[len(request.resumed_text) :]
+        max_tokens = min(request.sampling.max_tokens, context - len(prompt_ids)) - len(resumed_ids)
+        return EncodedRequest(token_ids, len(prompt_ids), max_tokens, held_text)
+
+    async def _prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
+        if prompt.token_ids is not None:
+            token_ids = prompt.token_ids
+            self._check_ids(token_ids)
+        else:
+            text = prompt.text if prompt.chat is None else await self._api.render(prompt.chat)
+            token_ids = await self._api.tokenize(text or "", special=True)
+        if not token_ids:
+            raise InvalidRequest("the prompt is empty: it needs at least one token")
+        return token_ids
+
+    async def _resumed_ids(self, request: EngineRequest) -> tuple[int, ...]:
+        if request.resume_from == 0:
+            return ()
+        if len(request.resumed_token_ids) == request.resume_from:
+            self._check_ids(request.resumed_token_ids)
+            return request.resumed_token_ids
+        token_ids = await self._api.tokenize(request.resumed_text, special=False)
+        if len(token_ids) != request.resume_from:
+            raise ResumeRefused(
+                f"request {request.request_id} cannot go on at token {request.resume_from}: "
+                f"{len(request.resumed_token_ids)} ids are known, and the text makes {len(token_ids)} tokens here"
+            )
+        return token_ids
+
+    def _check_ids(self, token_ids: Sequence[int]) -> None:
+        vocabulary = self._loaded.vocabulary
+        wrong = next((each for each in token_ids if not 0 <= each < vocabulary), None)
+        if wrong is not None:
+            raise InvalidRequest(f"token id {wrong} is not one of {self._model}'s, which go from 0 to {vocabulary - 1}")
