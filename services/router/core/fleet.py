@@ -1,0 +1,269 @@
+"""Every worker the router knows of, folded from events: who serves what, how loaded, how slow, under which plan.
+
+In: heartbeats, step samples, plans, the router's own placements, sessions that come and go. Out: one `ModelTable` per
+model for `policy`, and who is in trouble. Time is an argument: monotonic seconds of this router, and its Unix
+milliseconds where a sender's clock is compared with ours.
+
+Slowness is judged here, from step samples: observed over predicted step seconds under the timing in force. It adapts
+within a few samples and decays towards 1 while nothing is observed, so that a worker that recovered is tried again.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Final
+
+from services.mesh.accelerators import Catalogue
+from services.mesh.events import LatencyObserved, RoutingPlan, WorkerHeartbeat
+from services.mesh.timing import StepLoad, Timing
+from services.router.core.known_worker import Correction, KnownWorker, Placed
+from services.router.core.plans import PlanInForce
+from services.router.core.promises import Promises
+from services.router.core.serving import DevicePrice, Serving, bounded_slow
+from services.router.core.table import ModelTable
+
+_FORGET_AFTER_S: Final = 60.0
+_MOVE_WHEN_STALLED_S: Final = 3.0
+_USUAL_LOAD: Final = StepLoad(decode_sequences=8, kv_tokens=8000)
+_STAND_IN_MODEL: Final = "llama-3.1-8b"
+_JOULES_PER_KWH: Final = 3.6e6
+_NUSD_S_PER_HOUR: Final = 3.6e12  # nano-dollars per hour in a dollar per second
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """A worker whose running requests are better moved."""
+
+    worker: str
+    because: str
+
+
+class Fleet:
+    """The router's view of all workers.
+
+    Args:
+        catalogue: where timings and watts start.
+        heartbeat_timeout_s: a worker silent for longer is lost, unless the whole bus is silent.
+        tariff_usd_per_kwh: of energy.
+    """
+
+    def __init__(
+        self, catalogue: Catalogue, promises: Promises, *, heartbeat_timeout_s: float, tariff_usd_per_kwh: float
+    ) -> None:
+        self._catalogue = catalogue
+        self._tariff_usd_per_kwh = tariff_usd_per_kwh
+        self.promises = promises
+        self.heartbeat_timeout_s = heartbeat_timeout_s
+        self.models: dict[str, ModelTable] = {}
+        self.plans: dict[str, PlanInForce] = {}
+        self._workers: dict[str, KnownWorker] = {}
+        self._serving: dict[int, dict[str, Serving]] = {}  # by incarnation, then model
+        self._incarnations = 0
+        self._heard_s = float("-inf")
+
+    def __len__(self) -> int:
+        return len(self._workers)
+
+    def worker(self, name: str) -> KnownWorker | None:
+        return self._workers.get(name)
+
+    def workers(self) -> Iterator[KnownWorker]:
+        return iter(self._workers.values())
+
+    def bus_silent(self, now_s: float) -> bool:
+        """Nobody was heard for the timeout: then it is the bus that is lost, and open sessions say who lives."""
+        return now_s - self._heard_s > self.heartbeat_timeout_s
+
+    def lost(self, worker: KnownWorker, now_s: float) -> bool:
+        if now_s - worker.heard_s <= self.heartbeat_timeout_s:
+            return False
+        return not (worker.linked and self.bus_silent(now_s))
+
+    def heartbeat(self, beat: WorkerHeartbeat, now_s: float, now_unix_ms: int) -> None:
+        """Folds one heartbeat; one that comes out of order is ignored."""
+        known = self._workers.get(beat.worker)
+        if known is None or known.beat.epoch != beat.epoch:
+            if known is not None and beat.at_unix_ms < known.beat.at_unix_ms:
+                return  # the last words of an earlier epoch
+            known = self._enter(beat, known, now_s)
+        elif beat.sequence <= known.beat.sequence:
+            return
+        before = known.beat
+        self._heard_s = now_s
+        known.fold(beat, now_s, now_unix_ms)
+        if _offer(before) != _offer(beat) or not self._serving[known.incarnation]:
+            self._offer(known, now_s)
+        self._write(known, now_s)
+
+    def latency(self, observed: LatencyObserved, now_s: float) -> None:
+        """Folds the step samples of one worker and model into its slowness."""
+        known = self._workers.get(observed.worker)
+        serving = self._serving[known.incarnation].get(observed.model) if known else None
+        if known is None or serving is None:
+            return
+        seen_s = predicted_s = 0.0
+        for step in observed.steps:
+            load = StepLoad(step.prefill_tokens, step.attended_tokens, step.decode_sequences, step.kv_tokens)
+            seen_s += step.step_s
+            predicted_s += serving.timing.step_s(load)
+        if seen_s > 0 and predicted_s > 0:
+            serving.observe(seen_s, predicted_s, len(observed.steps), now_s)
+            self._write(known, now_s)
+
+    def plan(self, plan: RoutingPlan, traceparent: str, now_s: float) -> None:
+        """Puts a plan in force; one that is older than the plan in force is ignored.
+
+        Args:
+            traceparent: context of the span that published it.
+        """
+        before = self.plans.get(plan.model)
+        if before is not None and (plan.made_unix_ms, plan.version) <= (before.made_unix_ms, before.version):
+            return
+        self.plans[plan.model] = PlanInForce(plan, traceparent, now_s, before)
+        table = self.models.get(plan.model)
+        for serving in table.serving if table else ():
+            old_s = serving.timing.step_s(_USUAL_LOAD)
+            serving.timing, shadow_usd_per_s = self._planned(serving.worker, plan.model)
+            serving.price = replace(serving.price, shadow_usd_per_s=shadow_usd_per_s)
+            # Observed = predicted * slow must not jump because the prediction was refitted.
+            if (new_s := serving.timing.step_s(_USUAL_LOAD)) > 0:
+                serving.slow = bounded_slow(serving.slow * old_s / new_s)
+            self._write(serving.worker, now_s)
+
+    def place(
+        self,
+        worker: KnownWorker,
+        *,
+        model: str,
+        slo_class: str,
+        prompt_tokens: int,
+        cached_tokens: int,
+        completion_tokens: int,
+        now_s: float,
+    ) -> Placed:
+        """Notes a request sent to `worker`, which serves `model`; give it back with `finished`."""
+        fresh = max(0, prompt_tokens - cached_tokens)
+        correction = Correction(now_s, 1, fresh, prompt_tokens)
+        worker.correct(correction)
+        worker.growth_tokens += completion_tokens / 2
+        serving = self._serving[worker.incarnation][model]
+        serving.arrive(fresh, now_s)
+        serving.at_stake_usd[self.promises.band_of(slo_class)] += self.promises.classes[slo_class].miss_usd
+        self._write(worker, now_s)
+        return Placed(worker, model, slo_class, prompt_tokens, completion_tokens, correction)
+
+    def prefilled(self, placed: Placed, now_s: float) -> None:
+        """The request's first token came."""
+        if not placed.done:
+            placed.worker.prefilled(placed.correction)
+            self._write(placed.worker, now_s)
+
+    def finished(self, placed: Placed, now_s: float) -> None:
+        """The request no longer runs there. Calling it again changes nothing."""
+        if placed.done:
+            return
+        placed.done = True
+        worker = placed.worker
+        worker.growth_tokens -= placed.completion_tokens / 2
+        if not worker.undo(placed.correction):
+            worker.correct(Correction(now_s, -1, 0, -(placed.prompt_tokens + placed.completion_tokens)))
+        serving = self._serving.get(worker.incarnation, {}).get(placed.model)
+        if serving is not None:  # else the worker left meanwhile
+            band = self.promises.band_of(placed.slo_class)
+            left_usd = serving.at_stake_usd[band] - self.promises.classes[placed.slo_class].miss_usd
+            serving.at_stake_usd[band] = left_usd if left_usd > 1e-9 else 0.0  # sums of floats end near zero
+            self._write(worker, now_s)
+
+    def linked(self, name: str, stands: bool, now_s: float) -> None:
+        """The session to a worker was opened or lost."""
+        known = self._workers.get(name)
+        if known is not None:
+            known.linked = stands
+            self._write(known, now_s)
+
+    def troubled(self, now_s: float) -> list[Trouble]:
+        """Workers that are linked and yet do nothing: their engine stands still, or they are silent."""
+        found = []
+        for known in self._workers.values():
+            if known.linked and known.stalled_s > _MOVE_WHEN_STALLED_S:
+                found.append(Trouble(known.name, f"its engine has stood still for {known.stalled_s:.1f} s"))
+            elif known.linked and self.lost(known, now_s):
+                found.append(Trouble(known.name, f"no heartbeat for {now_s - known.heard_s:.1f} s"))
+        return found
+
+    def forget(self, now_s: float) -> list[str]:
+        """Drops workers that have been silent for a minute; their names. A silent bus drops nobody."""
+        if self.bus_silent(now_s):
+            return []
+        gone = [each for each in self._workers.values() if now_s - each.heard_s > _FORGET_AFTER_S]
+        for known in gone:
+            self._leave(known)
+            del self._workers[known.name]
+        return [known.name for known in gone]
+
+    def _enter(self, beat: WorkerHeartbeat, before: KnownWorker | None, now_s: float) -> KnownWorker:
+        if before is not None:
+            self._leave(before)
+        self._incarnations += 1
+        linked = before is not None and before.linked  # a session may stand again before its worker's first heartbeat
+        known = KnownWorker(self._incarnations, beat, now_s, now_s, now_s, linked)
+        self._workers[beat.worker] = known
+        self._serving[known.incarnation] = {}
+        return known
+
+    def _leave(self, known: KnownWorker) -> None:
+        for model, serving in self._serving.pop(known.incarnation).items():
+            self.models[model].remove(serving.row)
+
+    def _offer(self, known: KnownWorker, now_s: float) -> None:
+        """Brings the rows of a worker in line with the models it serves and what it is."""
+        beat, mine = known.beat, self._serving[known.incarnation]
+        for model in set(mine) - set(beat.models):
+            self.models[model].remove(mine.pop(model).row)
+        device = self._catalogue.accelerators.get(beat.accelerator)
+        watts = device.tdp_w if device else max(beat.power_w, 0.0)
+        bands = len(self.promises.band_tpots_s)
+        for model in beat.models:
+            timing, shadow_usd_per_s = self._planned(known, model)
+            serving = Serving(
+                worker=known,
+                model=model,
+                timing=timing,
+                price=DevicePrice(
+                    use_usd_per_s=beat.rate_nusd_per_hour / _NUSD_S_PER_HOUR,
+                    energy_usd_per_s=watts * self._tariff_usd_per_kwh / _JOULES_PER_KWH,
+                    shadow_usd_per_s=shadow_usd_per_s,
+                ),
+                slow=bounded_slow(beat.slowdown) if beat.slowdown > 0 else 1.0,
+                slow_s=now_s,
+                at_stake_usd=[0.0] * bands,
+            )
+            if (before := mine.get(model)) is not None:
+                serving.row, serving.at_stake_usd = before.row, before.at_stake_usd
+                serving.slow, serving.slow_s = before.slow, before.slow_s
+                self.models[model].serving[serving.row] = serving
+            else:
+                serving.row = self.models.setdefault(model, ModelTable(model, bands)).add(serving)
+            mine[model] = serving
+
+    def _write(self, known: KnownWorker, now_s: float) -> None:
+        for model, serving in self._serving.get(known.incarnation, {}).items():
+            self.models[model].write(serving.row, serving.figures(self.promises.band_tpots_s, now_s))
+
+    def _planned(self, known: KnownWorker, model: str) -> tuple[Timing, float]:
+        """Timing and shadow price in force: the plan's for the worker's pool, else the catalogue's and none."""
+        plan = self.plans.get(model)
+        pool = plan.pools.get(known.beat.pool) if plan else None
+        timing = (pool.timing if pool else None) or self._catalogue_timing(known.beat.accelerator, model)
+        return timing, pool.shadow_usd_per_s if pool else 0.0
+
+    def _catalogue_timing(self, accelerator: str, model: str) -> Timing:
+        catalogue = self._catalogue
+        shape = catalogue.models.get(model) or catalogue.models[_STAND_IN_MODEL]
+        device = catalogue.accelerators.get(accelerator)
+        if device is None:  # unknown hardware starts as the slowest known; its step samples soon tell
+            device = min(catalogue.accelerators.values(), key=lambda each: each.bandwidth_bytes_s)
+        return catalogue.timing(device, shape)
+
+
+def _offer(beat: WorkerHeartbeat) -> tuple[object, ...]:
+    return beat.models, beat.pool, beat.accelerator, beat.rate_nusd_per_hour

@@ -1,0 +1,138 @@
+"""One worker as its heartbeats tell, corrected by what happened since the last of them was made.
+
+A heartbeat is up to 250 ms old, and a router places dozens of requests in that time: without correction a burst goes
+to the one worker that looked idle. So each of our placements is a correction (one request, its prompt to be computed)
+until a heartbeat made after it arrives, which shows it; a request that ends after it was shown is a correction the
+other way round. Past that, a running request still counts with the KV cache that its answer will need.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Final
+
+from services.mesh.events import WorkerHeartbeat, WorkerState
+
+SHOWN_AFTER_S: Final = 0.02  # a heartbeat shows what was placed this long before it was made
+STALLED_AFTER_S: Final = 1.0
+_LAG_DRIFT_MS: Final = 1.0  # per heartbeat: how fast the least lag forgets, for clocks that drift
+_LONGEST_LAG_S: Final = 5.0
+_COMPACT_AT: Final = 256  # corrections
+
+
+@dataclass(slots=True)
+class Correction:
+    """A difference to the last heartbeat, from `at_s` on (router's monotonic seconds)."""
+
+    at_s: float
+    requests: int
+    prefill_tokens: int
+    kv_tokens: int
+
+
+@dataclass(slots=True, eq=False)
+class Placed:
+    """One request of ours on one worker; handed out by `Fleet.place`, given back with `Fleet.finished`."""
+
+    worker: "KnownWorker"
+    model: str
+    slo_class: str
+    prompt_tokens: int
+    completion_tokens: int
+    correction: Correction
+    done: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class KnownWorker:
+    """What is known of one epoch of one worker.
+
+    Attributes:
+        incarnation: the router's own number for this epoch of this worker.
+        beat: the latest heartbeat.
+        heard_s, made_s: when it arrived and when it was made, router's monotonic seconds.
+        stepped_s: when its engine was last seen stepping, or idle.
+        linked: the session to it stands.
+        requests, prefill_tokens, kv_tokens: sums of the corrections.
+        growth_tokens: KV tokens that our running requests are still expected to add, on average half their answers.
+    """
+
+    incarnation: int
+    beat: WorkerHeartbeat
+    heard_s: float
+    made_s: float
+    stepped_s: float
+    linked: bool = False
+    requests: int = 0
+    prefill_tokens: int = 0
+    kv_tokens: int = 0
+    growth_tokens: float = 0.0
+    _corrections: deque[Correction] = field(default_factory=deque)
+    _compact_at: int = _COMPACT_AT
+    _least_lag_ms: float | None = None
+
+    @property
+    def name(self) -> str:
+        return self.beat.worker
+
+    @property
+    def pool(self) -> str:
+        return self.beat.pool
+
+    def fold(self, beat: WorkerHeartbeat, now_s: float, now_unix_ms: int) -> None:
+        """Takes a later heartbeat of the same epoch."""
+        stepping = beat.steps != self.beat.steps or beat.running == 0
+        self.beat = beat
+        self.heard_s = now_s
+        self.made_s = now_s - self._lag_s(beat.at_unix_ms, now_unix_ms)
+        if stepping:
+            self.stepped_s = self.made_s
+        while self._corrections and self._corrections[0].at_s + SHOWN_AFTER_S <= self.made_s:
+            self._take(self._corrections.popleft())
+
+    def correct(self, correction: Correction) -> None:
+        """Adds a correction; times do not decrease from one call to the next."""
+        if len(self._corrections) >= self._compact_at:  # heartbeats may stay away for long
+            self._corrections = deque(each for each in self._corrections if each.requests)
+            self._compact_at = 2 * len(self._corrections) + _COMPACT_AT
+        self._corrections.append(correction)
+        self.requests += correction.requests
+        self.prefill_tokens += correction.prefill_tokens
+        self.kv_tokens += correction.kv_tokens
+
+    def undo(self, correction: Correction) -> bool:
+        """Makes a correction void; False when a heartbeat shows it already."""
+        if correction.at_s + SHOWN_AFTER_S <= self.made_s:
+            return False
+        self._take(correction)
+        correction.requests = correction.prefill_tokens = correction.kv_tokens = 0
+        return True
+
+    def prefilled(self, correction: Correction) -> None:
+        """The placement's first token came, so its prompt is computed, whatever the last heartbeat says."""
+        if correction.at_s + SHOWN_AFTER_S > self.made_s:
+            self.prefill_tokens -= correction.prefill_tokens
+            correction.prefill_tokens = 0
+
+    @property
+    def stalled_s(self) -> float:
+        """How long the engine has stood still with requests running, as of the last heartbeat; 0 while it steps."""
+        return self.made_s - self.stepped_s
+
+    @property
+    def closed_because(self) -> str:
+        """Why it takes no new requests, by its own account; empty when it does."""
+        if self.beat.state == WorkerState.READY:
+            return f"stalled: no step for {self.stalled_s:.1f} s" if self.stalled_s > STALLED_AFTER_S else ""
+        return f"failed: {self.beat.failed_because}" if self.beat.state == WorkerState.FAILED else self.beat.state
+
+    def _take(self, correction: Correction) -> None:
+        self.requests -= correction.requests
+        self.prefill_tokens -= correction.prefill_tokens
+        self.kv_tokens -= correction.kv_tokens
+
+    def _lag_s(self, made_unix_ms: int, now_unix_ms: int) -> float:
+        # Clocks differ by an unknown constant: the least lag seen stands for it, what is above it is true delay.
+        lag_ms = float(now_unix_ms - made_unix_ms)
+        least = lag_ms if self._least_lag_ms is None else min(lag_ms, self._least_lag_ms + _LAG_DRIFT_MS)
+        self._least_lag_ms = least
+        return min(_LONGEST_LAG_S, (lag_ms - least) / 1000)

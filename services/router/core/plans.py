@@ -1,0 +1,103 @@
+"""The plan in force for one model, in the shape a pick needs: timing and shadow price by pool, shares by class.
+
+In: `RoutingPlan`. Out: lookups. How the realised shares deviate from the planned ones is kept here, with forgetting.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from services.mesh.events import RoutingPlan, TimingCoefficients, WorkloadClass
+from services.mesh.timing import Timing
+
+_MEMORY_REQUESTS: Final = 100.0
+
+
+def timing_of(coefficients: TimingCoefficients) -> Timing:
+    return Timing(
+        prefill_overhead_s=coefficients.prefill_overhead_s,
+        prefill_s_per_token=coefficients.prefill_s_per_token,
+        prefill_s_per_attended_token=coefficients.prefill_s_per_attended_token,
+        decode_base_s=coefficients.decode_base_s,
+        decode_s_per_sequence=coefficients.decode_s_per_sequence,
+        decode_s_per_kv_token=coefficients.decode_s_per_kv_token,
+    )
+
+
+def _holds(start: int, end: int, value: int) -> bool:
+    return start <= value and (end == 0 or value < end)
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedPool:
+    timing: Timing | None
+    shadow_usd_per_s: float
+
+
+class PlanInForce:
+    """One version of one model's plan.
+
+    Attributes:
+        traceparent: context of the span that published it.
+        since_s: when it arrived, router's monotonic seconds.
+    """
+
+    def __init__(self, plan: RoutingPlan, traceparent: str, since_s: float, before: "PlanInForce | None") -> None:
+        self.name = plan.name
+        self.version = plan.version
+        self.made_unix_ms = plan.made_unix_ms
+        self.traceparent = traceparent
+        self.since_s = since_s
+        self.pools: Mapping[str, PlannedPool] = {
+            pool.pool: PlannedPool(
+                # A pool that was never observed may come without a timing.
+                timing_of(pool.timing) if pool.timing.decode_base_s > 0 else None,
+                max(0.0, pool.shadow_usd_per_device_s),
+            )
+            for pool in plan.pools
+        }
+        self._classes = plan.classes
+        self._shares: list[dict[str, float]] = [{} for _ in plan.classes]
+        for share in plan.shares:
+            if 0 <= share.workload_class < len(self._shares):
+                self._shares[share.workload_class][share.pool] = share.share
+        same = before is not None and before._bounds() == self._bounds()
+        self._realised: list[dict[str, float]] = before._realised if before and same else [{} for _ in plan.classes]
+
+    def class_of(self, slo_class: str, prompt_tokens: int, completion_tokens: int) -> int | None:
+        """The workload class a request falls into; None when the plan has none for it."""
+        for index, each in enumerate(self._classes):
+            if (
+                each.slo_class == slo_class
+                and _holds(each.prompt_tokens_from, each.prompt_tokens_to, prompt_tokens)
+                and _holds(each.completion_tokens_from, each.completion_tokens_to, completion_tokens)
+            ):
+                return index
+        return None
+
+    def deficit(self, workload_class: int, pool: str) -> float:
+        """Planned minus realised share of a pool, -1 to 1: positive where the plan wants more."""
+        counts = self._realised[workload_class]
+        total = sum(counts.values())
+        realised = counts.get(pool, 0.0) / total if total else 0.0
+        return self._shares[workload_class].get(pool, 0.0) - realised
+
+    def placed(self, workload_class: int, pool: str) -> None:
+        """Notes where a request of a class went."""
+        counts = self._realised[workload_class]
+        for each in counts:
+            counts[each] *= 1.0 - 1.0 / _MEMORY_REQUESTS
+        counts[pool] = counts.get(pool, 0.0) + 1.0
+
+    def _bounds(self) -> list[tuple[object, ...]]:
+        return [_bounds(each) for each in self._classes]
+
+
+def _bounds(each: WorkloadClass) -> tuple[object, ...]:
+    return (
+        each.slo_class,
+        each.prompt_tokens_from,
+        each.prompt_tokens_to,
+        each.completion_tokens_from,
+        each.completion_tokens_to,
+    )

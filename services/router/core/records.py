@@ -1,0 +1,61 @@
+"""Why recent requests went where they went: what `Router.Explain` answers from. Bounded, the oldest out first."""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from services.router.core.request import Asked
+from services.router.core.scores import Shortlist
+
+RUNNING = "running"
+
+
+@dataclass(slots=True)
+class DecisionRecord:
+    """The first placement of one request.
+
+    Attributes:
+        plan: `model:version` in force; empty when none had arrived.
+        decision_us: how long the decision took.
+        outcome: "running", then why the stream ended.
+        delivered: tokens that reached the client.
+    """
+
+    asked: Asked
+    prompt_tokens: int
+    completion_tokens: int
+    picked_worker: str
+    plan: str
+    plan_age_s: float
+    shortlist: Shortlist
+    trace_id: str
+    decided_unix_ms: int
+    decision_us: float
+    outcome: str = RUNNING
+    delivered: int = 0
+
+
+class DecisionRecords:
+    """The latest `capacity` records by request id."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._records: OrderedDict[str, DecisionRecord] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def add(self, record: DecisionRecord) -> None:
+        self._records.pop(record.asked.request_id, None)
+        self._records[record.asked.request_id] = record
+        while len(self._records) > self._capacity:
+            self._records.popitem(last=False)
+
+    def of(self, request_id: str, tenant: str) -> DecisionRecord | None:
+        """The tenant's record of a request; None for another tenant's, as if there were none."""
+        record = self._records.get(request_id)
+        return record if record is not None and record.asked.tenant == tenant else None
+
+    def was_answered(self, request_id: str) -> bool:
+        """The request ended after tokens of it had reached its client."""
+        record = self._records.get(request_id)
+        return record is not None and record.outcome != RUNNING and record.delivered > 0

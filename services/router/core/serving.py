@@ -1,0 +1,142 @@
+"""One worker serving one model: the timing in force, how slow it is, what keeps arriving; and the figures that follow.
+
+`Serving.figures` derives the row of the model's table (`table.Columns`) from the worker's corrected heartbeat, in plain
+arithmetic, once per change and not once per request that is scored.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import exp, tanh
+from typing import Final
+
+from services.mesh.events import WorkerState
+from services.mesh.timing import Timing
+from services.router.core.known_worker import STALLED_AFTER_S, KnownWorker
+
+SLOW_DECAY_S: Final = 3.0
+ARRIVALS_DECAY_S: Final = 5.0
+HOP_S: Final = 0.002  # router to worker and back
+SIGMA: Final = 0.25  # relative error of a predicted latency
+SIGMA_S: Final = 0.003  # and its absolute part: scheduling, network
+LOGISTIC: Final = 0.851  # half of 1.702, with which a logistic curve follows the normal one within 0.01
+_SLOW_RANGE: Final = (0.02, 1000.0)
+_SAMPLE_WEIGHT: Final = 0.35  # of one step sample, in the logarithm
+_BUSIEST: Final = 0.9  # share of time that arriving prefills may be taken to occupy
+
+
+def late_probability(predicted_s: float, promise_s: float) -> float:
+    """Probability, 0 to 1, that a latency predicted with `SIGMA` passes its promise."""
+    return 0.5 + 0.5 * tanh(LOGISTIC * (predicted_s - promise_s) / (SIGMA * predicted_s + SIGMA_S))
+
+
+@dataclass(frozen=True, slots=True)
+class DevicePrice:
+    """What a device-second of a worker costs, in dollars."""
+
+    use_usd_per_s: float
+    energy_usd_per_s: float
+    shadow_usd_per_s: float
+
+    @property
+    def usd_per_s(self) -> float:
+        return self.use_usd_per_s + self.energy_usd_per_s + self.shadow_usd_per_s
+
+
+@dataclass(slots=True, eq=False)
+class Serving:
+    """Mutable; `Fleet` writes it.
+
+    Attributes:
+        row: in the model's table.
+        slow, slow_s: step seconds observed over predicted, and when that was observed.
+        arriving_tokens, arriving_s: prompt tokens placed recently, decaying, and when that was updated.
+        at_stake_usd: per band, what the TPOT promises of our requests running there are worth.
+    """
+
+    worker: KnownWorker
+    model: str
+    timing: Timing
+    price: DevicePrice
+    slow: float
+    slow_s: float
+    at_stake_usd: list[float]
+    row: int = -1
+    arriving_tokens: float = 0.0
+    arriving_s: float = 0.0
+
+    def decayed_slow(self, now_s: float) -> float:
+        """Slowness now: what was observed, on its way back to 1."""
+        return 1.0 + (self.slow - 1.0) * exp(-max(0.0, now_s - self.slow_s) / SLOW_DECAY_S)
+
+    def observe(self, seen_s: float, predicted_s: float, samples: int, now_s: float) -> None:
+        """Folds `samples` steps that took `seen_s` together where `predicted_s` was predicted; both > 0."""
+        weight = 1.0 - (1.0 - _SAMPLE_WEIGHT) ** samples
+        slow = self.decayed_slow(now_s) ** (1.0 - weight) * (seen_s / predicted_s) ** weight
+        self.slow, self.slow_s = bounded_slow(slow), now_s
+
+    def arrive(self, fresh_tokens: int, now_s: float) -> None:
+        """A prompt with so many tokens to compute was placed here."""
+        self.arriving_tokens = self._arriving(now_s) + fresh_tokens
+        self.arriving_s = now_s
+
+    def _arriving(self, now_s: float) -> float:
+        return self.arriving_tokens * exp(-max(0.0, now_s - self.arriving_s) / ARRIVALS_DECAY_S)
+
+    def figures(self, band_tpots_s: Sequence[float], now_s: float) -> tuple[float, ...]:
+        """The row, in the order of `table.Columns`, then what is at stake and the lateness by band."""
+        worker, beat, timing = self.worker, self.worker.beat, self.timing
+        slow = self.decayed_slow(now_s)
+        chunk = max(1, beat.prefill_chunk_tokens)
+        max_batch = max(1, beat.max_batch)
+        capacity = max(1, beat.kv_capacity_tokens)
+        running = beat.running
+        waiting = max(0, beat.waiting + worker.requests)
+        ahead = max(0, beat.waiting_prefill_tokens + worker.prefill_tokens)
+        kv_tokens = max(0.0, beat.kv_cache_usage * capacity + worker.kv_tokens)
+
+        takes = (
+            beat.state == WorkerState.READY
+            and worker.stalled_s <= STALLED_AFTER_S
+            and waiting < max(1, beat.max_waiting)
+        )
+        batch = min(running + waiting + 1, max_batch)
+        read_s = timing.decode_s_per_kv_token * min(kv_tokens, capacity)
+        riding_s = timing.decode_s_per_sequence * running + read_s
+        chunk_s = max(timing.decode_base_s, timing.prefill_overhead_s + timing.prefill_s_per_token * chunk)
+        step_s = timing.decode_base_s + timing.decode_s_per_sequence * batch + read_s
+        # Of the prompts ahead only the total is known: each is taken to attend to half of their mean length.
+        ahead_s = ahead / chunk * (chunk_s + riding_s)
+        ahead_s += timing.prefill_s_per_attended_token * ahead * ahead / (2 * max(1, waiting))
+        busy = slow * timing.prefill_s_per_token * self._arriving(now_s) / ARRIVALS_DECAY_S
+        stretch = 1.0 / (1.0 - min(busy, _BUSIEST))
+        there_tpot_s = slow * (timing.decode_base_s + riding_s) * stretch
+        return (
+            float(min(beat.context_tokens, beat.kv_capacity_tokens)) if takes else 0.0,
+            worker.heard_s,
+            1.0 if worker.linked else 0.0,
+            1.0 / chunk,
+            slow * timing.decode_base_s,
+            slow * timing.prefill_overhead_s,
+            slow * timing.prefill_s_per_token,
+            slow * timing.prefill_s_per_attended_token,
+            slow * riding_s,
+            slow * (ahead_s + (step_s / 2 if running else 0.0)) + HOP_S,
+            max(0, running + waiting + 1 - max_batch) / max_batch,
+            kv_tokens + max(0.0, worker.growth_tokens) - capacity,
+            slow * step_s,
+            slow * timing.decode_s_per_kv_token,
+            slow * timing.decode_s_per_sequence,
+            1.0 / batch,
+            stretch,
+            there_tpot_s,
+            self.price.usd_per_s,
+            *self.at_stake_usd,
+            *[
+                late_probability(there_tpot_s, tpot_s) if usd else 0.0
+                for tpot_s, usd in zip(band_tpots_s, self.at_stake_usd, strict=True)
+            ],
+        )
+
+
+def bounded_slow(slow: float) -> float:
+    return min(_SLOW_RANGE[1], max(_SLOW_RANGE[0], slow))
