@@ -22,6 +22,7 @@ from services.meter.core.requests import Key, Request
 
 MAX_KEPT: Final = 50_000
 MS_PER_MINUTE: Final = 60_000
+_MAX_FINDINGS: Final = 1000  # events name what they like
 # An entry is a worker's report of at most some seconds of one request: beyond these it is a defect of the worker.
 _MAX_DEVICE_NS: Final = 86_400 * 10**9
 _MAX_ENERGY_UJ: Final = 10**15
@@ -65,10 +66,7 @@ def implausible(entry: TokenEntry) -> str:
 class Ledger:
     """Requests under way, and those of the recent past, at most `max_kept`.
 
-    Attributes:
-        refused: (worker, request id, reason) of entries that could not be booked; the caller reports and clears it.
-        unpriced_books: labels that events named and no price book has; the current book priced them.
-        uncosted_accelerators: keys that no rate is known for; their device time was booked at 0.
+    What it had to assume is said once each, see `take_findings`.
     """
 
     def __init__(self, price_books: PriceBooks, rate_card: RateCard, *, max_kept: int = MAX_KEPT) -> None:
@@ -77,9 +75,9 @@ class Ledger:
         self._max_kept = max_kept
         self._requests: OrderedDict[Key, Request] = OrderedDict()
         self._touched: dict[Key, Request] = {}
-        self.refused: list[tuple[str, str, str]] = []
-        self.unpriced_books: set[str] = set()
-        self.uncosted_accelerators: set[str] = set()
+        self._refused: list[tuple[str, str, str]] = []
+        self._assumed: set[str] = set()
+        self._findings: list[str] = []
 
     def absent(self, keys: Iterable[Key]) -> list[Key]:
         """Those of the requests that are not at hand: load them, and `adopt` what is stored of them."""
@@ -128,13 +126,29 @@ class Ledger:
         """Drops everything: what the store has is the truth after a transaction failed."""
         self._requests.clear()
         self._touched.clear()
+        self._refused.clear()
+
+    def take_refused(self) -> list[tuple[str, str, str]]:
+        """(worker, request id, reason) of the entries that could not be booked since the last call."""
+        refused, self._refused = self._refused, []
+        return refused
+
+    def take_findings(self) -> list[str]:
+        """What was assumed for the first time since the last call, for a reader."""
+        findings, self._findings = self._findings, []
+        return findings
+
+    def _assume(self, finding: str) -> None:
+        if finding not in self._assumed and len(self._assumed) < _MAX_FINDINGS:
+            self._assumed.add(finding)
+            self._findings.append(finding)
 
     def _note_tokens(self, event: TokensGenerated) -> None:
         place = Place(event.worker, event.pool, event.accelerator)
         rate = self._rate(event.accelerator)
         for entry in event.entries:
             if reason := implausible(entry):
-                self.refused.append((event.worker, entry.request_id, reason))
+                self._refused.append((event.worker, entry.request_id, reason))
                 continue
             self._touch(entry, event.at_unix_ms).note_tokens(place, rate, entry)
 
@@ -155,7 +169,7 @@ class Ledger:
         label = request.price_book
         if request.rates is None or request.rates[0] != label:
             if label and not self._price_books.knows(label):
-                self.unpriced_books.add(label)
+                self._assume(f"price book {label!r} is not known here; {self._price_books.current.label} prices it")
             tenant = request.key[1]
             rates = self._price_books.rates(label, model=request.model, tenant=tenant, slo_class=request.slo_class)
             request.rates = (label, rates)
@@ -163,7 +177,7 @@ class Ledger:
 
     def _rate(self, accelerator: str) -> Rate:
         if not self._rate_card.knows(accelerator):
-            self.uncosted_accelerators.add(accelerator)
+            self._assume(f"accelerator {accelerator!r} is not in the catalogue; its device time is booked at no cost")
         return self._rate_card.rate(accelerator)
 
     def _rate_of_finish(self, request: Request) -> Rate:

@@ -165,6 +165,14 @@ class Request:
         return self.admission.price_book if self.admission else ""
 
     @property
+    def booked(self) -> Amounts:
+        """All that is booked, at all places."""
+        total = NOTHING
+        for segment in self.segments.values():
+            total = total.plus(segment.booked)
+        return total
+
+    @property
     def closed(self) -> bool:
         """Whether everything that is normally reported was: the end, and each worker's last entry."""
         return self.finish is not None and all(each.closed for each in self.segments.values())

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.meter.core.budgets import ANNOUNCE_EVERY_S, Credit, Accounts
+from services.meter.core.budgets import ANNOUNCE_EVERY_S, Accounts, Credit
 
 
 def _announce(accounts: Accounts, now_s: float) -> list[Credit]:

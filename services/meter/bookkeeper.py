@@ -1,0 +1,170 @@
+"""Books batches of events: drops what was booked before, lets the ledger settle, and stores all of it at once.
+
+In: messages as the bus delivered them. Out: `Booked`, once the transaction is committed. What is in memory (marks,
+requests under way) is what the database has; when a transaction fails, it is dropped and read again. All methods are
+called from one thread, the one that writes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from services.mesh.bus import Delivered
+from services.mesh.errors import SettingInvalid
+from services.mesh.events import RequestFinished, TokensGenerated
+from services.mesh.settings import PriceBook
+from services.mesh.subjects import FINISHED, STREAMS, TOKENS, Channel
+from services.meter.core.amounts import Amounts
+from services.meter.core.budgets import Credit
+from services.meter.core.costs import RateCard
+from services.meter.core.ledger import Entry, Ledger, keys_of
+from services.meter.core.marks import Marks, Source
+from services.meter.core.price_book import PriceBooks
+from services.meter.core.requests import Key, Request
+from services.meter.core.usage import UsageKey, roll_up, spent_by_tenant
+from services.meter.store.books import Books
+from services.meter.store.database import Database
+
+_MARKS_KEPT_MS: Final = 2 * 1000 * max(stream.max_age_s for stream in STREAMS)
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """One request's last message on a channel was booked.
+
+    Attributes:
+        traceparent: the context to book it under.
+        amounts: all that is booked for the request so far.
+    """
+
+    channel: Channel
+    traceparent: str
+    request: Request
+    amounts: Amounts
+
+
+@dataclass(frozen=True, slots=True)
+class Booked:
+    """What became of one batch.
+
+    Attributes:
+        fresh: messages that were not booked before.
+        spent: nano-dollars billed, by tenant.
+        missing: events not seen yet of publishers with gaps.
+        lost: missing events given up since the process started.
+        refused: (worker, request id, reason) of entries that could not be booked.
+        findings: what had to be assumed, for a reader.
+    """
+
+    entries: Sequence[Entry]
+    usage: Mapping[UsageKey, Amounts]
+    spent: Mapping[str, int]
+    fresh: int
+    duplicates: int
+    settled: Sequence[Settled]
+    missing: Mapping[Source, int]
+    lost: int
+    refused: Sequence[tuple[str, str, str]]
+    findings: Sequence[str]
+
+
+class Bookkeeper:
+    """Keeps the books in `database` under the name `writer`.
+
+    Raises:
+        SettingInvalid: the price book has other prices than when its version was first used.
+    """
+
+    def __init__(
+        self, database: Database, writer: str, price_book: PriceBook, rate_card: RateCard, now_unix_ms: int
+    ) -> None:
+        self._books = Books(database, writer)
+        with self._books.transaction() as transaction:
+            past = {book.label: book for book in transaction.price_books()}
+            known = past.get(price_book.label)
+            if known is None:
+                transaction.add_price_book(price_book, now_unix_ms)
+            elif known != price_book:
+                raise SettingInvalid(
+                    f"prices.version = {price_book.version}: {price_book.label} is in the books with other prices, and"
+                    " what was billed by them stays; raise prices.version with every change of prices"
+                )
+            transaction.forget_marks(now_unix_ms - _MARKS_KEPT_MS)
+        self._ledger = Ledger(PriceBooks(price_book, past.values()), rate_card)
+        self._marks: Marks | None = None
+        self._lost_before = 0
+
+    def credits(self) -> list[tuple[Credit, bool]]:
+        """Every tenant's credit, and whether its budget was ever set."""
+        with self._books.transaction() as transaction:
+            return transaction.credits()
+
+    def set_limit(self, tenant: str, limit_nusd: int | None, now_unix_ms: int) -> None:
+        """Stores a tenant's budget; None lifts it."""
+        with self._books.transaction() as transaction:
+            transaction.set_limit(tenant, limit_nusd, now_unix_ms)
+
+    def book(self, messages: Sequence[Delivered], now_unix_ms: int, *, traced: bool = False) -> Booked:
+        """Books the messages in one transaction; what it raises, it has undone.
+
+        Args:
+            traced: collect `Booked.settled`.
+
+        Raises:
+            InvariantBroken: another meter has taken over these books.
+        """
+        try:
+            booked = self._book(messages, now_unix_ms, traced=traced)
+        except BaseException:
+            # The truth is in the database now: neither marks nor requests may be ahead of it.
+            if self._marks is not None:
+                self._lost_before += self._marks.lost
+            self._marks = None
+            self._ledger.forget()
+            raise
+        return booked
+
+    def _book(self, messages: Sequence[Delivered], now_unix_ms: int, *, traced: bool) -> Booked:
+        with self._books.transaction() as transaction:
+            if self._marks is None:
+                self._marks = Marks(transaction.marks())
+            marks, ledger = self._marks, self._ledger
+            fresh = [message for message in messages if marks.admit(message.id)]
+            ledger.adopt(transaction.requests(ledger.absent(keys_of(message.event for message in fresh))))
+            for message in fresh:
+                ledger.note(message.event)
+            entries, touched = ledger.settle()
+            usage = roll_up(entries)
+            transaction.write(entries, usage, touched, marks.take_changed(), now_unix_ms)
+        ledger.release(touched)
+        return Booked(
+            entries=entries,
+            usage=usage,
+            spent=spent_by_tenant(usage),
+            fresh=len(fresh),
+            duplicates=len(messages) - len(fresh),
+            settled=_settled(fresh, {request.key: request for request in touched}) if traced else (),
+            missing=marks.missing(),
+            lost=self._lost_before + marks.lost,
+            refused=ledger.take_refused(),
+            findings=ledger.take_findings(),
+        )
+
+
+def _settled(messages: Sequence[Delivered], requests: Mapping[Key, Request]) -> list[Settled]:
+    settled: list[Settled] = []
+    for message in messages:
+        event = message.event
+        if isinstance(event, RequestFinished):
+            settled += _one_settled(FINISHED, message.traceparent, requests.get((event.request_id, event.tenant)))
+        elif isinstance(event, TokensGenerated):
+            for entry in event.entries:
+                if entry.last:
+                    settled += _one_settled(TOKENS, entry.traceparent, requests.get((entry.request_id, entry.tenant)))
+    return settled
+
+
+def _one_settled(channel: Channel, traceparent: str, request: Request | None) -> list[Settled]:
+    if request is None or not traceparent:
+        return []
+    return [Settled(channel, traceparent, request, request.booked)]

@@ -1,0 +1,206 @@
+"""What the meter reads from the bus: tokens generated, requests admitted and finished.
+
+In: batches of two durable consumers. Out: books (through the writing thread), credit to announce, usage to watch,
+metrics, and spans. A batch is committed before it is acked: a crash between the two brings it again, and its marks,
+which were committed with it, drop it.
+
+Spans, only when they are exported: one `process …` per batch and channel, linked to each message's publish span; one
+`settle …` per request that ended, as child of the message (or entry) that said so.
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Final
+
+from opentelemetry.context import Context
+from opentelemetry.metrics import CallbackOptions, Observation
+from opentelemetry.trace import Span, SpanKind
+
+from services.mesh import conventions as names
+from services.mesh.bus import Bus, Delivered
+from services.mesh.clock import Clock
+from services.mesh.errors import InvariantBroken
+from services.mesh.subjects import ADMITTED, FINISHED, TOKENS, Channel, channel_of
+from services.mesh.telemetry import Telemetry, context_of, links_to
+from services.meter.announcer import Announcer
+from services.meter.bookkeeper import Booked, Bookkeeper, Settled
+from services.meter.core.amounts import NOTHING
+from services.meter.core.marks import Source
+from services.meter.thread import WorkThreads
+from services.meter.watchers import Watchers
+
+log = logging.getLogger(__name__)
+
+TOKENS_DURABLE: Final = "meter-tokens"
+REQUESTS_DURABLE: Final = "meter-requests"
+_BATCH: Final = 128
+_TOKEN_KINDS: Final = {
+    "input": "prompt_tokens",
+    "input_cached": "cached_prompt_tokens",
+    "output": "delivered_tokens",
+    "generated": "generated_tokens",
+}
+_MONEY_KINDS: Final = {"price": "price_nusd", "use_cost": "use_cost_nusd", "energy_cost": "energy_cost_nusd"}
+
+
+class Feed:
+    """Reads and books until cancelled.
+
+    Args:
+        on_lost_books: called when another meter has taken over the books, so nothing can be booked any more.
+    """
+
+    def __init__(
+        self,
+        *,
+        bus: Bus,
+        bookkeeper: Bookkeeper,
+        writing: WorkThreads,
+        announcer: Announcer,
+        watchers: Watchers,
+        telemetry: Telemetry,
+        clock: Clock,
+        on_lost_books: Callable[[BaseException], None],
+    ) -> None:
+        self._bus = bus
+        self._bookkeeper = bookkeeper
+        self._writing = writing
+        self._announcer = announcer
+        self._watchers = watchers
+        self._telemetry = telemetry
+        self._clock = clock
+        self._on_lost_books = on_lost_books
+        self._waiting: Counter[str] = Counter()
+        self._gaps: dict[Source, int] = {}
+        self._lost = 0
+        meter = telemetry.meter
+        # Up and down: what was billed while a request ran is taken back when less was delivered.
+        self._tokens = meter.create_up_down_counter(names.BOOKED_TOKENS, "{token}", "Tokens booked")
+        self._money = meter.create_up_down_counter(names.BOOKED_NUSD, "nUSD", "Nano-dollars booked")
+        self._entries = meter.create_counter(names.BOOKED_ENTRIES, "{entry}", "Lines added to the ledger")
+        self._duplicates = meter.create_counter(names.DUPLICATES, "{event}", "Events dropped: booked before")
+        self._refused = meter.create_counter(names.REFUSED_ENTRIES, "{entry}", "Reports of workers that cannot be")
+        meter.create_observable_gauge(names.METER_LAG, [self._observe_lag], "{event}", "Events not booked yet")
+        meter.create_observable_gauge(
+            names.MISSING_EVENTS, [self._observe_missing], "{event}", "Gaps in publishers' sequences"
+        )
+
+    @property
+    def lag_events(self) -> int:
+        """Events in the streams that are not booked yet, as far as the server told."""
+        return self._waiting.total()
+
+    async def run(self) -> None:
+        """Consumes both streams until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._consume(TOKENS_DURABLE, TOKENS))
+            tasks.create_task(self._consume(REQUESTS_DURABLE, ADMITTED, FINISHED))
+
+    async def _consume(self, durable: str, *channels: Channel) -> None:
+        await self._bus.consume(channels, durable, partial(self._book, durable), batch=_BATCH)
+
+    async def _book(self, durable: str, messages: Sequence[Delivered]) -> None:
+        behind = max(messages[-1].pending, 0)
+        self._waiting[durable] = len(messages) + behind
+        exporting = self._telemetry.exporting
+        started_unix_ns = self._clock.unix_ms() * 1_000_000
+        spans = self._start_process_spans(durable, messages) if exporting else []
+        try:
+            booked = await self._writing.run(
+                partial(self._bookkeeper.book, messages, self._clock.unix_ms(), traced=exporting)
+            )
+        except InvariantBroken as error:
+            self._on_lost_books(error)
+            raise
+        finally:
+            for span in spans:
+                span.end()
+        self._waiting[durable] = behind
+        self._announcer.spend(booked.spent)
+        self._watchers.add(booked.usage)
+        self._count(durable, booked)
+        for each in booked.settled:
+            self._trace_settled(each, started_unix_ns)
+        self._report(booked)
+
+    def _start_process_spans(self, durable: str, messages: Sequence[Delivered]) -> list[Span]:
+        """One span for each channel that the batch has messages of."""
+        by_channel: dict[str, list[Delivered]] = {}
+        for message in messages:
+            by_channel.setdefault(channel_of(message.event).template, []).append(message)
+        return [
+            self._telemetry.tracer.start_span(
+                names.process_span(template),
+                context=Context(),
+                kind=SpanKind.CONSUMER,
+                attributes={
+                    names.MESSAGING_SYSTEM: "nats",
+                    names.MESSAGING_OPERATION_NAME: "process",
+                    names.MESSAGING_OPERATION_TYPE: "process",
+                    names.MESSAGING_DESTINATION_TEMPLATE: template,
+                    names.MESSAGING_CONSUMER_GROUP: durable,
+                    names.MESSAGING_BATCH_COUNT: len(some),
+                },
+                links=links_to(message.traceparent for message in some),
+            )
+            for template, some in by_channel.items()
+        ]
+
+    def _trace_settled(self, settled: Settled, started_unix_ns: int) -> None:
+        request, amounts = settled.request, settled.amounts
+        request_id, tenant = request.key
+        self._telemetry.tracer.start_span(
+            names.settle_span(settled.channel.template),
+            context=context_of(settled.traceparent),
+            kind=SpanKind.CONSUMER,
+            attributes={
+                names.REQUEST_ID: request_id,
+                names.TENANT: tenant,
+                names.WORKLOAD: request.workload,
+                names.SLO_CLASS: request.slo_class,
+                names.GEN_AI_REQUEST_MODEL: request.model,
+                names.GEN_AI_USAGE_INPUT_TOKENS: amounts.prompt_tokens,
+                names.GEN_AI_USAGE_CACHED_TOKENS: amounts.cached_prompt_tokens,
+                names.GEN_AI_USAGE_OUTPUT_TOKENS: amounts.delivered_tokens,
+                names.PRICE_NUSD: amounts.price_nusd,
+                names.USE_COST_NUSD: amounts.use_cost_nusd,
+                names.ENERGY_COST_NUSD: amounts.energy_cost_nusd,
+            },
+            start_time=started_unix_ns,
+        ).end()
+
+    def _count(self, durable: str, booked: Booked) -> None:
+        total = NOTHING
+        for amounts in booked.usage.values():
+            total = total.plus(amounts)
+        for kind, field in _TOKEN_KINDS.items():
+            self._tokens.add(getattr(total, field), {names.GEN_AI_TOKEN_TYPE: kind})
+        for kind, field in _MONEY_KINDS.items():
+            self._money.add(getattr(total, field), {names.AMOUNT: kind})
+        self._entries.add(len(booked.entries))
+        self._duplicates.add(booked.duplicates, {names.MESSAGING_CONSUMER_GROUP: durable})
+
+    def _report(self, booked: Booked) -> None:
+        """Says in the log what is wrong with the events, once for each finding."""
+        for worker, request_id, reason in booked.refused:
+            log.error("worker %s reported request %r wrongly: %s; the report is not booked", worker, request_id, reason)
+        self._refused.add(len(booked.refused))
+        for finding in booked.findings:
+            log.warning("%s", finding)
+        if booked.lost > self._lost:
+            log.error("%d events never came and are given up; %d in all", booked.lost - self._lost, booked.lost)
+        for (publisher, epoch), missing in booked.missing.items():
+            if self._gaps.get((publisher, epoch)) != missing:
+                log.warning("publisher %s, epoch %s: %d events are missing so far", publisher, epoch, missing)
+        self._gaps, self._lost = dict(booked.missing), booked.lost
+
+    def _observe_lag(self, _: CallbackOptions) -> Iterable[Observation]:
+        return [
+            Observation(events, {names.MESSAGING_CONSUMER_GROUP: durable}) for durable, events in self._waiting.items()
+        ]
+
+    def _observe_missing(self, _: CallbackOptions) -> Iterable[Observation]:
+        return [Observation(sum(self._gaps.values()) + self._lost)]

@@ -1,0 +1,218 @@
+"""The meter's gRPC service: who used what, at what price and cost; budgets; one request's bill.
+
+In: requests of metering.proto, from who knows the mesh's secret. Out: answers from the books, or an error that names
+the field, its value, and what would do.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
+from typing import Any, Final
+
+import grpc
+
+from services.mesh.clock import Clock
+from services.mesh.errors import InvalidRequest, UnknownRequest
+from services.mesh.rpc import require_mesh_secret
+from services.meter.announcer import Announcer
+from services.meter.bookkeeper import Bookkeeper
+from services.meter.core.amounts import NOTHING, Amounts
+from services.meter.core.budgets import Credit
+from services.meter.core.ledger import MS_PER_MINUTE
+from services.meter.core.requests import Request
+from services.meter.core.usage import MINUTES_BY_UNIT, Group, Grouping, grouping
+from services.meter.feed import Feed
+from services.meter.store.questions import Questions
+from services.meter.thread import WorkThreads
+from services.meter.watchers import Watchers
+from tokenworks.v1 import metering_pb2, metering_pb2_grpc
+
+SERVICE_NAME: Final = "tokenworks.v1.Meter"
+_MAX_ROWS: Final = 100_000
+_MAX_TENANT: Final = 128
+_MAX_NUSD: Final = 2**63 - 1
+_WATCH_MS: Final = (100, 60_000)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class MeterService(metering_pb2_grpc.MeterServicer):
+    def __init__(
+        self,
+        *,
+        bookkeeper: Bookkeeper,
+        questions: Questions,
+        writing: WorkThreads,
+        reading: WorkThreads,
+        feed: Feed,
+        announcer: Announcer,
+        watchers: Watchers,
+        clock: Clock,
+        secret: str,
+    ) -> None:
+        self._bookkeeper = bookkeeper
+        self._questions = questions
+        self._writing = writing
+        self._reading = reading
+        self._feed = feed
+        self._announcer = announcer
+        self._watchers = watchers
+        self._clock = clock
+        self._secret = secret
+
+    async def GetUsage(self, request: metering_pb2.GetUsageRequest, context: Context) -> metering_pb2.GetUsageResponse:
+        """Times count in whole minutes: all that [from, to) touches."""
+        require_mesh_secret(context, self._secret)
+        wanted = _grouping(request.group_by, request.filters)
+        from_minute, to_minute = _minutes(request.from_unix_ms, request.to_unix_ms)
+        lag_events = self._feed.lag_events
+        found = await self._reading.run(
+            partial(self._questions.usage, wanted, from_minute, to_minute, max_rows=_MAX_ROWS + 1)
+        )
+        if len(found) > _MAX_ROWS:
+            raise InvalidRequest(
+                f"group_by = {list(request.group_by)} gives more than {_MAX_ROWS} rows; narrow the times, or filter"
+            )
+        total = NOTHING
+        for _, amounts in found:
+            total = total.plus(amounts)
+        return metering_pb2.GetUsageResponse(
+            rows=[_row(wanted, group, amounts) for group, amounts in found],
+            total=_row(Grouping(), (), total),
+            lag_events=lag_events,
+        )
+
+    async def WatchUsage(
+        self, request: metering_pb2.WatchUsageRequest, context: Context
+    ) -> AsyncIterator[metering_pb2.UsageDelta]:
+        """A message every `every_ms`, also when nothing was booked."""
+        require_mesh_secret(context, self._secret)
+        wanted = _grouping(request.group_by, request.filters)
+        shortest_ms, longest_ms = _WATCH_MS
+        every_ms = request.every_ms or 1000
+        if not shortest_ms <= every_ms <= longest_ms:
+            raise InvalidRequest(f"every_ms = {every_ms} is not within {shortest_ms} to {longest_ms}; 0 means 1000")
+        watcher = self._watchers.open(wanted)
+        try:
+            while await self._watchers.wait(every_ms / 1000):
+                yield metering_pb2.UsageDelta(
+                    rows=[_row(wanted, group, amounts) for group, amounts in watcher.take()],
+                    at_unix_ms=self._clock.unix_ms(),
+                )
+        finally:
+            self._watchers.close(watcher)
+
+    async def SetBudget(self, request: metering_pb2.SetBudgetRequest, context: Context) -> metering_pb2.Budget:
+        require_mesh_secret(context, self._secret)
+        tenant = _tenant(request.tenant)
+        if request.limit_nusd < 0:
+            raise InvalidRequest(f"limit_nusd = {request.limit_nusd} is negative; give 0 or more, or unlimited")
+        if request.unlimited and request.limit_nusd:
+            raise InvalidRequest(f"unlimited together with limit_nusd = {request.limit_nusd}; give one of them")
+        limit_nusd = None if request.unlimited else request.limit_nusd
+        await self._writing.run(
+            partial(self._bookkeeper.set_limit, tenant, limit_nusd, now_unix_ms=self._clock.unix_ms())
+        )
+        return _budget(self._announcer.set_limit(tenant, limit_nusd))
+
+    async def GetBudget(self, request: metering_pb2.GetBudgetRequest, context: Context) -> metering_pb2.Budget:
+        """A tenant without a budget is unlimited, also one that was never billed."""
+        require_mesh_secret(context, self._secret)
+        return _budget(self._announcer.of(_tenant(request.tenant)))
+
+    async def GetRequest(self, request: metering_pb2.GetRequestRequest, context: Context) -> metering_pb2.RequestBill:
+        require_mesh_secret(context, self._secret)
+        if not request.request_id:
+            raise InvalidRequest("request_id is empty; give the id that the first response of the stream carried")
+        found = await self._reading.run(partial(self._questions.request, request.request_id))
+        if found is None:
+            raise UnknownRequest(
+                f"nothing is booked for request {request.request_id!r}; check the id, or ask again when the meter has"
+                f" caught up ({self._feed.lag_events} events wait)"
+            )
+        return _bill(found)
+
+
+def _grouping(names: Sequence[str], filters: Sequence[metering_pb2.UsageFilter]) -> Grouping:
+    return grouping(tuple(names), [(each.field, tuple(each.values)) for each in filters])
+
+
+def _minutes(from_unix_ms: int, to_unix_ms: int) -> tuple[int | None, int | None]:
+    """The minutes that [from, to) touches, as [first, end); None where 0 says that there is no bound."""
+    for field, unix_ms in (("from_unix_ms", from_unix_ms), ("to_unix_ms", to_unix_ms)):
+        if unix_ms < 0:
+            raise InvalidRequest(f"{field} = {unix_ms} is negative; give milliseconds since 1970, or 0 for no bound")
+    if to_unix_ms and from_unix_ms > to_unix_ms:
+        raise InvalidRequest(f"from_unix_ms = {from_unix_ms} is after to_unix_ms = {to_unix_ms}; exchange them")
+    first = from_unix_ms // MS_PER_MINUTE if from_unix_ms else None
+    end = -(-to_unix_ms // MS_PER_MINUTE) if to_unix_ms else None
+    return first, end
+
+
+def _tenant(tenant: str) -> str:
+    if not 1 <= len(tenant) <= _MAX_TENANT:
+        raise InvalidRequest(f"tenant = {tenant!r} must have 1 to {_MAX_TENANT} characters")
+    return tenant
+
+
+def _row(wanted: Grouping, group: Group, amounts: Amounts) -> metering_pb2.UsageRow:
+    key: dict[str, Any] = {
+        "from_unix_ms" if name in MINUTES_BY_UNIT else name: value if isinstance(value, str) else value * MS_PER_MINUTE
+        for name, value in zip(wanted.names, group, strict=True)
+    }
+    return metering_pb2.UsageRow(key=metering_pb2.UsageKey(**key), **amounts._asdict())
+
+
+def _budget(credit: Credit) -> metering_pb2.Budget:
+    return metering_pb2.Budget(
+        tenant=credit.tenant,
+        limit_nusd=credit.limit_nusd or 0,
+        unlimited=credit.unlimited,
+        spent_nusd=credit.spent_nusd,
+        remaining_nusd=credit.remaining_nusd,
+        exhausted=credit.exhausted,
+    )
+
+
+def _bill(request: Request) -> metering_pb2.RequestBill:
+    request_id, tenant = request.key
+    amounts, finish, admission = request.booked, request.finish, request.admission
+    segments = sorted(request.segments.values(), key=lambda each: (each.generated.first, each.place))
+    bill = metering_pb2.RequestBill(
+        request_id=request_id,
+        tenant=tenant,
+        workload=request.workload,
+        model=request.model,
+        slo_class=request.slo_class,
+        outcome=finish.outcome if finish else "running",
+        prompt_tokens=amounts.prompt_tokens,
+        cached_prompt_tokens=amounts.cached_prompt_tokens,
+        generated_tokens=amounts.generated_tokens,
+        delivered_tokens=amounts.delivered_tokens,
+        price_nusd=amounts.price_nusd,
+        use_cost_nusd=amounts.use_cost_nusd,
+        energy_cost_nusd=amounts.energy_cost_nusd,
+        margin_nusd=amounts.price_nusd - amounts.use_cost_nusd - amounts.energy_cost_nusd,
+        segments=[
+            metering_pb2.BillSegment(
+                worker=each.place.worker,
+                accelerator=each.place.accelerator,
+                pool=each.place.pool,
+                from_index=each.generated.first,
+                count=each.generated.count,
+                device_ns=each.booked.device_ns,
+                energy_uj=each.booked.energy_uj,
+                use_cost_nusd=each.booked.use_cost_nusd,
+                energy_cost_nusd=each.booked.energy_cost_nusd,
+            )
+            for each in segments
+        ],
+        price_book=request.price_book,
+    )
+    if admission is not None:
+        bill.admitted_unix_ms = admission.at_unix_ms
+    if finish is not None:
+        bill.slo_met, bill.trace_id = finish.slo_met, finish.trace_id
+        bill.ttft_s, bill.tpot_s = finish.ttft_s, finish.tpot_s
+        bill.admitted_unix_ms = bill.admitted_unix_ms or finish.admitted_unix_ms
+        bill.finished_unix_ms = finish.at_unix_ms
+    return bill

@@ -1,0 +1,183 @@
+"""The writing side of the store: what was booked before, and transactions that book more.
+
+In: entries, touched requests and marks of one batch of events. Out: rows, written together or not at all. Called from
+one thread. One meter writes a set of books: `Books` takes them over when it opens, and from then on the transactions of
+a meter that had them before fail.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+from sqlalchemy import Connection, Executable, Table, delete, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from services.mesh.errors import InvariantBroken
+from services.mesh.sequences import SeenSequences
+from services.mesh.settings import PriceBook
+from services.meter.core.amounts import Amounts
+from services.meter.core.budgets import Credit
+from services.meter.core.ledger import Entry
+from services.meter.core.marks import Source
+from services.meter.core.requests import Key, Request
+from services.meter.core.usage import UsageKey, spent_by_tenant
+from services.meter.store import rows, schema
+from services.meter.store.database import Database
+
+_KEYS_PER_QUERY: Final = 500
+_INSERT: Final[dict[str, Callable[[Table], sqlite.Insert | postgresql.Insert]]] = {
+    "sqlite": sqlite.insert,
+    "postgresql": postgresql.insert,
+}
+_ENTRY_COLUMNS: Final = tuple(column.name for column in schema.entries.columns if column.name != "id")
+_USAGE_COLUMNS: Final = tuple(column.name for column in schema.usage.columns)
+
+
+class Books:
+    """The books in `database`, written by `writer` from now on."""
+
+    def __init__(self, database: Database, writer: str) -> None:
+        self._engine = database.writer
+        self._writer = writer
+        dialect = self._engine.dialect.name
+        self.put_mark = _upsert(dialect, schema.publishers)
+        self.put_request = _upsert(dialect, schema.requests)
+        self.put_segment = _upsert(dialect, schema.segments)
+        self.add_usage = _upsert(dialect, schema.usage, added=Amounts._fields)
+        self.add_spent = _upsert(
+            dialect, schema.tenants, added=("spent_nusd",), kept=("limit_nusd", "budgeted_unix_ms")
+        )
+        self.put_limit = _upsert(dialect, schema.tenants, kept=("spent_nusd",))
+        with self._engine.begin() as connection:
+            connection.execute(update(schema.state).values(writer=writer))
+
+    @contextmanager
+    def transaction(self) -> Iterator["Transaction"]:
+        """Commits what the block wrote; an exception in it undoes everything.
+
+        Raises:
+            InvariantBroken: another meter has taken over these books.
+        """
+        with self._engine.begin() as connection:
+            writer = connection.execute(select(schema.state.c.writer).with_for_update()).scalar_one()
+            if writer != self._writer:
+                raise InvariantBroken(f"the books were taken over by {writer}, {self._writer} writes no more")
+            yield Transaction(connection, self)
+
+
+class Transaction:
+    """What one batch reads and writes."""
+
+    def __init__(self, connection: Connection, books: Books) -> None:
+        self._connection = connection
+        self._books = books
+
+    def marks(self) -> list[tuple[Source, SeenSequences]]:
+        """The marks of all publishers."""
+        return [rows.mark_of(row) for row in self._connection.execute(select(schema.publishers)).mappings()]
+
+    def forget_marks(self, before_unix_ms: int) -> None:
+        """Drops marks of publishers that were last heard of so long ago that the streams hold nothing of theirs."""
+        self._connection.execute(delete(schema.publishers).where(schema.publishers.c.changed_unix_ms < before_unix_ms))
+
+    def requests(self, keys: Iterable[Key]) -> list[Request]:
+        """Those of the requests that are stored, with their segments."""
+        wanted = set(keys)
+        found: dict[Key, Request] = {}
+        for row in self._select(schema.requests, wanted):
+            request = rows.request_of(row)
+            if request.key in wanted:
+                found[request.key] = request
+        for row in self._select(schema.segments, found):
+            segment = rows.segment_of(row)
+            if owner := found.get((row["request_id"], row["tenant"])):
+                owner.segments[segment.place] = segment
+        return list(found.values())
+
+    def write(
+        self,
+        entries: Sequence[Entry],
+        usage: Mapping[UsageKey, Amounts],
+        requests: Sequence[Request],
+        marks: Sequence[tuple[Source, SeenSequences]],
+        now_unix_ms: int,
+    ) -> None:
+        """Appends the entries, adds their `usage`, and stores the requests and marks that they follow from."""
+        self._many(self._books.put_mark, [rows.of_mark(source, seen, now_unix_ms) for source, seen in marks])
+        self._many(self._books.put_request, [rows.of_request(each) for each in requests if each.reported])
+        self._many(
+            self._books.put_segment,
+            [rows.of_segment(each.key, segment) for each in requests for segment in each.segments.values()],
+        )
+        self._many(
+            schema.entries.insert(),
+            [
+                dict(
+                    zip(
+                        _ENTRY_COLUMNS,
+                        (now_unix_ms, each.request_id, each.tenant, *each.place, each.minute, *each.amounts),
+                        strict=True,
+                    )
+                )
+                for each in entries
+            ],
+        )
+        self._many(
+            self._books.add_usage,
+            [dict(zip(_USAGE_COLUMNS, (*key, *amounts), strict=True)) for key, amounts in usage.items()],
+        )
+        self._many(
+            self._books.add_spent,
+            [
+                {"tenant": tenant, "spent_nusd": amount_nusd, "limit_nusd": None, "budgeted_unix_ms": 0}
+                for tenant, amount_nusd in spent_by_tenant(usage).items()
+            ],
+        )
+        for each in requests:
+            each.reported = False
+
+    def credits(self) -> list[tuple[Credit, bool]]:
+        """Every tenant's credit, and whether its budget was ever set."""
+        return [
+            (Credit(row.tenant, row.limit_nusd, row.spent_nusd), bool(row.budgeted_unix_ms))
+            for row in self._connection.execute(select(schema.tenants))
+        ]
+
+    def set_limit(self, tenant: str, limit_nusd: int | None, now_unix_ms: int) -> None:
+        """Sets a tenant's budget; None lifts it."""
+        row = {"tenant": tenant, "spent_nusd": 0, "limit_nusd": limit_nusd, "budgeted_unix_ms": now_unix_ms}
+        self._connection.execute(self._books.put_limit, [row])
+
+    def price_books(self) -> list[PriceBook]:
+        """Every price book that was in force, oldest first."""
+        table = schema.price_books
+        bodies = self._connection.execute(select(table.c.body).order_by(table.c.first_unix_ms))
+        return [PriceBook.model_validate_json(body) for body in bodies.scalars()]
+
+    def add_price_book(self, book: PriceBook, now_unix_ms: int) -> None:
+        row = {"label": book.label, "body": book.model_dump_json(), "first_unix_ms": now_unix_ms}
+        self._connection.execute(schema.price_books.insert(), [row])
+
+    def _select(self, table: Table, keys: Iterable[Key]) -> Iterator[rows.Stored]:
+        """Rows with the keys' request ids; the same id of another tenant comes along."""
+        ids = sorted({request_id for request_id, _ in keys})
+        for start in range(0, len(ids), _KEYS_PER_QUERY):
+            some = select(table).where(table.c.request_id.in_(ids[start : start + _KEYS_PER_QUERY]))
+            yield from self._connection.execute(some).mappings()
+
+    def _many(self, statement: Executable, parameters: Sequence[rows.Parameters]) -> None:
+        if parameters:
+            self._connection.execute(statement, parameters)
+
+
+def _upsert(dialect: str, table: Table, *, added: Sequence[str] = (), kept: Sequence[str] = ()) -> Executable:
+    """INSERT, or where the key exists: add to the `added` columns, leave the `kept` ones, replace the others."""
+    statement = _INSERT[dialect](table)
+    changes = {
+        column.name: column + statement.excluded[column.name]
+        if column.name in added
+        else statement.excluded[column.name]
+        for column in table.columns
+        if not column.primary_key and column.name not in kept
+    }
+    return statement.on_conflict_do_update(index_elements=list(table.primary_key.columns), set_=changes)

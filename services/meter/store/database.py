@@ -1,0 +1,95 @@
+"""Opening the database: SQLite with a write-ahead log that is synced at every commit, or what the URL names.
+
+`Database` holds two engines on the same data: `writer` with its one connection, whose transactions take the write lock
+at once, and `reader`, whose connections cannot write and do not wait for the writer.
+"""
+
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import Engine, create_engine, event, inspect, make_url, select
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+
+from services.mesh.errors import SettingInvalid
+from services.meter.store import schema
+
+_READERS: Final = 2
+_BUSY_TIMEOUT_MS: Final = 5_000
+_CACHE_KIB: Final = 16_384
+
+
+class Database:
+    """The books' database, with its tables at `schema.SCHEMA_VERSION`.
+
+    Raises:
+        SettingInvalid: `meter.database_url` is no URL of a database that can be opened here, keeps nothing beyond the
+            process, or holds the tables of a newer version.
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            parsed = make_url(url)
+        except ArgumentError as error:
+            raise SettingInvalid(
+                f"meter.database_url is not a database URL: {error}; e.g. sqlite:///meter.db"
+            ) from error
+        self._name = parsed.render_as_string(hide_password=True)
+        if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+            raise SettingInvalid(f"meter.database_url = {self._name}: use sqlite:///<file> or postgresql+psycopg://…")
+        if parsed.get_backend_name() == "sqlite":
+            if not parsed.database or parsed.database == ":memory:":
+                raise SettingInvalid(
+                    f"meter.database_url = {self._name} forgets the books; name a file: sqlite:///<file>"
+                )
+            try:
+                Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise SettingInvalid(f"meter.database_url = {self._name}: {error}") from error
+        try:
+            self.writer = create_engine(parsed, pool_size=1, max_overflow=0)
+            self.reader = create_engine(parsed, pool_size=_READERS, max_overflow=0)
+        except (NoSuchModuleError, ImportError) as error:
+            raise SettingInvalid(f"meter.database_url = {self._name} needs a driver: {error}; install it") from error
+        if parsed.get_backend_name() == "sqlite":
+            _prepare_sqlite(self.writer, read_only=False)
+            _prepare_sqlite(self.reader, read_only=True)
+        try:
+            self._create()
+        except SQLAlchemyError as error:
+            self.close()
+            raise SettingInvalid(f"meter.database_url = {self._name} cannot be opened: {error}") from error
+
+    def close(self) -> None:
+        self.reader.dispose()
+        self.writer.dispose()
+
+    def _create(self) -> None:
+        with self.writer.begin() as connection:
+            if inspect(connection).has_table(schema.state.name):
+                version = connection.execute(select(schema.state.c.schema_version)).scalar_one()
+                if version != schema.SCHEMA_VERSION:
+                    raise SettingInvalid(
+                        f"meter.database_url = {self._name} has tables of version {version}, this meter reads version"
+                        f" {schema.SCHEMA_VERSION}; run the tokenworks that wrote it, or name another database"
+                    )
+                return
+            schema.metadata.create_all(connection)
+            connection.execute(schema.state.insert().values(id=1, schema_version=schema.SCHEMA_VERSION, writer=""))
+
+
+def _prepare_sqlite(engine: Engine, *, read_only: bool) -> None:
+    @event.listens_for(engine, "connect")
+    def connected(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # transactions begin where SQLAlchemy says, see `begun`
+        connection.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
+        connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+        if read_only:
+            connection.execute("PRAGMA query_only = ON")
+        else:
+            connection.execute("PRAGMA journal_mode = WAL")
+            # An event is acked after its commit, so a commit must survive the machine, not only the process.
+            connection.execute("PRAGMA synchronous = FULL")
+
+    @event.listens_for(engine, "begin")
+    def begun(connection: Any) -> None:
+        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")

@@ -1,0 +1,78 @@
+"""The reading side of the store: usage by any grouping, and one request's bill.
+
+In: a `Grouping` and two times, or a request's id. Out: sums of `Amounts` by group, or the stored request. Each answer
+is one snapshot of the books. May be called from several threads.
+"""
+
+from sqlalchemy import ColumnElement, func, select
+
+from services.meter.core.amounts import Amounts
+from services.meter.core.requests import Request
+from services.meter.core.usage import DIMENSIONS, MINUTES_BY_UNIT, Group, Grouping
+from services.meter.store import rows, schema
+from services.meter.store.database import Database
+
+
+class Questions:
+    """Answers from the books in `database`."""
+
+    def __init__(self, database: Database) -> None:
+        self._engine = database.reader
+
+    def usage(
+        self, grouping: Grouping, from_minute: int | None, to_minute: int | None, max_rows: int
+    ) -> list[tuple[Group, Amounts]]:
+        """The sums of each group, ordered by group; at most `max_rows`, and as many tell that there may be more.
+
+        Args:
+            from_minute: since 1970, inclusive; None: the beginning.
+            to_minute: exclusive; None: no end.
+        """
+        table = schema.usage
+        groups = [_group(name) for name in grouping.names]
+        query = select(*groups, *(func.sum(table.c[name]).label(name) for name in Amounts._fields))
+        if from_minute is not None:
+            query = query.where(table.c.minute >= from_minute)
+        if to_minute is not None:
+            query = query.where(table.c.minute < to_minute)
+        for name, values in grouping.filters.items():
+            query = query.where(table.c[name].in_(sorted(values)))
+        query = query.group_by(*groups).order_by(*groups).limit(max_rows)
+        with self._engine.begin() as connection:
+            found = connection.execute(query).mappings().all()
+        return [
+            (tuple(row[f"group_{name}"] for name in grouping.names), rows.amounts_of(row))
+            for row in found
+            if row["requests"] is not None  # without groups there is always a row, of nulls where nothing was booked
+        ]
+
+    def request(self, request_id: str) -> Request | None:
+        """The request, the latest admitted where tenants chose the same id; None when nothing is booked under it."""
+        requests, segments = schema.requests, schema.segments
+        with self._engine.begin() as connection:
+            found = (
+                connection.execute(
+                    select(requests)
+                    .where(requests.c.request_id == request_id)
+                    .order_by(requests.c.admitted_unix_ms.desc(), requests.c.tenant)
+                    .limit(1)
+                )
+                .mappings()
+                .one_or_none()
+            )
+            if found is None:
+                return None
+            request = rows.request_of(found)
+            parts = connection.execute(
+                select(segments).where(segments.c.request_id == request_id, segments.c.tenant == found["tenant"])
+            ).mappings()
+            request.segments = {segment.place: segment for segment in map(rows.segment_of, parts)}
+        return request
+
+
+def _group(name: str) -> ColumnElement[str] | ColumnElement[int]:
+    if name in DIMENSIONS:
+        column: ColumnElement[str] = schema.usage.c[name]
+        return column.label(f"group_{name}")
+    minute: ColumnElement[int] = schema.usage.c.minute
+    return (minute - minute % MINUTES_BY_UNIT[name]).label(f"group_{name}")

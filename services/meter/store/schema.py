@@ -1,0 +1,147 @@
+"""The tables of the books. Portable: integers of 64 bits, text, doubles and booleans; no engine's own types.
+
+publishers   high-water mark per publisher and epoch, written with the effect of what it counts
+requests     one row per request: who, what, admission, end
+segments     one row per request and place: what was made there, what is booked
+entries      the ledger, append-only
+usage        entries added up per minute and dimension, so that questions are answered without reading the ledger
+tenants      what each tenant was billed in all, and its budget
+price_books  every price book that was in force, by label
+state        one row: schema version, and which meter writes these books
+"""
+
+from typing import Final
+
+from sqlalchemy import BigInteger, Boolean, Column, Double, Integer, MetaData, String, Table, Text
+
+from services.meter.core.amounts import Amounts
+from services.meter.core.usage import DIMENSIONS
+
+SCHEMA_VERSION: Final = 1
+
+metadata = MetaData()
+
+
+def _text(name: str, *, key: bool = False) -> Column[str]:
+    return Column(name, String, primary_key=key, nullable=False)
+
+
+def _integer(name: str, *, key: bool = False) -> Column[int]:
+    return Column(name, BigInteger, primary_key=key, nullable=False, autoincrement=False)
+
+
+def _amounts() -> list[Column[int]]:
+    return [_integer(name) for name in Amounts._fields]
+
+
+publishers = Table(
+    "publishers",
+    metadata,
+    _text("publisher", key=True),
+    _text("epoch", key=True),
+    _integer("high_water"),
+    Column("missing", Text, nullable=False),  # ranges below the mark: "5-6,9-12"
+    _integer("changed_unix_ms"),
+)
+
+requests = Table(
+    "requests",
+    metadata,
+    _text("request_id", key=True),
+    _text("tenant", key=True),
+    _text("workload"),
+    _text("model"),
+    _text("slo_class"),
+    # Admission: all empty or 0 until a router said.
+    _integer("admitted_unix_ms"),
+    _text("admitted_by"),
+    _text("admitted_price_book"),
+    _text("admitted_plan"),
+    # End: all empty, 0 or false until a deliverer said.
+    Column("finished", Boolean, nullable=False),
+    _text("outcome"),
+    Column("delivered", Text, nullable=False),
+    _integer("delivered_end"),
+    _integer("finished_unix_ms"),
+    _text("finished_by"),
+    _text("worker"),
+    _text("pool"),
+    _text("accelerator"),
+    _integer("prompt_tokens"),
+    _integer("cached_prompt_tokens"),
+    Column("ttft_s", Double, nullable=False),
+    Column("tpot_s", Double, nullable=False),
+    Column("e2e_s", Double, nullable=False),
+    Column("slo_met", Boolean, nullable=False),
+    _text("trace_id"),
+    _integer("finish_admitted_unix_ms"),
+    _text("price_book"),
+    _text("plan"),
+)
+
+segments = Table(
+    "segments",
+    metadata,
+    _text("request_id", key=True),
+    _text("tenant", key=True),
+    _text("worker", key=True),
+    _text("pool", key=True),
+    _text("accelerator", key=True),
+    Column("generated", Text, nullable=False),
+    _integer("worker_prompt_tokens"),
+    _integer("worker_cached_prompt_tokens"),
+    _integer("rate_nusd_per_hour"),
+    _integer("tariff_nusd_per_kwh"),
+    _integer("minute"),
+    Column("earlier", Text, nullable=False),  # JSON {minute: amounts}; empty when all is dated at `minute`
+    *_amounts(),
+    sqlite_with_rowid=False,
+)
+
+entries = Table(
+    "entries",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    _integer("booked_unix_ms"),
+    _text("request_id"),
+    _text("tenant"),
+    _text("worker"),
+    _text("pool"),
+    _text("accelerator"),
+    _integer("minute"),
+    *_amounts(),
+)
+
+usage = Table(
+    "usage",
+    metadata,
+    _integer("minute", key=True),
+    *(_text(name, key=True) for name in DIMENSIONS),
+    *_amounts(),
+    sqlite_with_rowid=False,
+)
+
+tenants = Table(
+    "tenants",
+    metadata,
+    _text("tenant", key=True),
+    _integer("spent_nusd"),
+    Column("limit_nusd", BigInteger, nullable=True),  # null: unlimited
+    _integer("budgeted_unix_ms"),  # when its budget was set last; 0: never
+)
+
+price_books = Table(
+    "price_books",
+    metadata,
+    _text("label", key=True),
+    Column("body", Text, nullable=False),
+    _integer("first_unix_ms"),
+)
+
+state = Table(
+    "state",
+    metadata,
+    _integer("id", key=True),
+    _integer("schema_version"),
+    _text("writer"),
+)

@@ -1,0 +1,136 @@
+"""Starts the meter's parts, top to bottom, and says how each is stopped: what was started last, first."""
+
+import asyncio
+import contextlib
+import secrets
+from dataclasses import dataclass
+from functools import partial
+
+from services.mesh.nats_bus import NatsBus
+
+from services.mesh.accelerators import load_catalogue
+from services.mesh.bus import Bus
+from services.mesh.clock import Clock, SystemClock
+from services.mesh.httpd import HttpServer
+from services.mesh.lifecycle import Lifecycle
+from services.mesh.money import usd_to_nusd
+from services.mesh.rpc import GrpcServer
+from services.mesh.settings import Settings
+from services.mesh.telemetry import Telemetry, start_telemetry
+from services.meter.announcer import Announcer
+from services.meter.bookkeeper import Bookkeeper
+from services.meter.core.budgets import Accounts
+from services.meter.core.costs import RateCard
+from services.meter.feed import Feed
+from services.meter.service import SERVICE_NAME, MeterService
+from services.meter.store.database import Database
+from services.meter.store.questions import Questions
+from services.meter.thread import WorkThreads
+from services.meter.watchers import Watchers
+from tokenworks.v1 import metering_pb2_grpc
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A started meter."""
+
+    grpc_port: int
+    http_port: int
+    feed: Feed
+    database_url: str
+
+
+def rate_card(settings: Settings) -> RateCard:
+    """The catalogue's rates, and the tariff of the settings."""
+    return RateCard(
+        {key: each.rate_nusd_per_hour for key, each in load_catalogue().accelerators.items()},
+        usd_to_nusd(settings.energy.tariff_usd_per_kwh),
+    )
+
+
+async def wire(
+    life: Lifecycle,
+    settings: Settings,
+    *,
+    bus: Bus | None = None,
+    telemetry: Telemetry | None = None,
+    clock: Clock | None = None,
+) -> Running:
+    """Starts a meter; what is given is used and left open.
+
+    Raises:
+        SettingInvalid: the database or the price book, see `Database` and `Bookkeeper`.
+        BusUnavailable, OSError: no bus, no port.
+    """
+    meter_id = settings.meter.id
+    clock = clock or SystemClock()
+    if telemetry is None:
+        telemetry = start_telemetry("meter", meter_id)
+        life.on_stop("telemetry", partial(asyncio.to_thread, telemetry.shutdown))
+    if bus is None:
+        bus = NatsBus(settings.nats, "meter", meter_id, telemetry, clock)
+        life.on_stop("bus", bus.close)
+        await bus.connect()
+    http = HttpServer(telemetry, life)
+    life.on_stop("http", http.stop)
+    http_port = await http.start(settings.mesh.host, settings.meter.http_port)
+
+    writing = WorkThreads("meter-writing", threads=1, max_waiting=64)
+    reading = WorkThreads("meter-reading", threads=2, max_waiting=64)
+    # Its own name for each start: a process that was replaced notices at its next transaction.
+    writer = f"{meter_id}:{secrets.token_hex(4)}"
+    database = await writing.run(partial(Database, settings.database_url))
+
+    async def close_books() -> None:
+        await writing.stop()
+        await reading.stop()
+        await asyncio.to_thread(database.close)
+
+    life.on_stop("books", close_books, deadline_s=30.0)
+    bookkeeper = await writing.run(
+        partial(Bookkeeper, database, writer, settings.prices, rate_card(settings), now_unix_ms=clock.unix_ms())
+    )
+    accounts = Accounts()
+    for credit, budgeted in await writing.run(bookkeeper.credits):
+        accounts.restore(credit, budgeted=budgeted)
+
+    announcer = Announcer(accounts, bus, clock)
+    watchers = Watchers()
+    feed = Feed(
+        bus=bus,
+        bookkeeper=bookkeeper,
+        writing=writing,
+        announcer=announcer,
+        watchers=watchers,
+        telemetry=telemetry,
+        clock=clock,
+        on_lost_books=life.end,
+    )
+    tasks = [life.spawn(announcer.run(), "announcer"), life.spawn(feed.run(), "feed")]
+
+    async def stop_feed() -> None:
+        for task in tasks:
+            task.cancel()
+        with contextlib.suppress(Exception):
+            await asyncio.gather(*tasks, return_exceptions=True)
+        await bus.flush(2.0)
+
+    life.on_stop("feed", stop_feed)
+    grpc_server = GrpcServer(telemetry, life, max_message_bytes=settings.mesh.max_message_bytes)
+    service = MeterService(
+        bookkeeper=bookkeeper,
+        questions=Questions(database),
+        writing=writing,
+        reading=reading,
+        feed=feed,
+        announcer=announcer,
+        watchers=watchers,
+        clock=clock,
+        secret=settings.mesh.secret,
+    )
+    grpc_server.add(metering_pb2_grpc.add_MeterServicer_to_server, service, SERVICE_NAME)
+    grace_s = settings.mesh.drain_grace_s
+    life.on_stop("grpc", partial(grpc_server.drain, grace_s), deadline_s=grace_s + 5.0)
+    life.on_stop("watchers", watchers.stop)
+    grpc_port = await grpc_server.start(settings.mesh.host, settings.meter.port)
+    return Running(grpc_port, http_port, feed, settings.database_url)
