@@ -141,6 +141,7 @@ EDGES: Final = (
     Edge(("worker", create_span(_TOKENS)), ("worker", publish_span(_TOKENS)), Relation.LINK),
     Edge(("worker", publish_span(_TOKENS)), ("meter", process_span(_TOKENS)), Relation.LINK),
     Edge(("router", publish_span(_FINISHED)), ("meter", process_span(_FINISHED)), Relation.LINK),
+    Edge(("router", publish_span(_ADMITTED)), ("meter", process_span(_ADMITTED)), Relation.LINK),
     Edge(("worker", WORKER_SPAN), ("worker", publish_span(_LATENCY)), Relation.LINK),
     Edge(("worker", publish_span(_LATENCY)), ("optimizer", SOLVE_SPAN), Relation.LINK),
     Edge(("optimizer", SOLVE_SPAN), ("optimizer", publish_span(_PLAN)), Relation.CHILD),
