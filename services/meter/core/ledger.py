@@ -162,7 +162,8 @@ class Ledger:
             else:
                 self._requests.move_to_end(key)
             self._touched[key] = request
-        request.minute = max(1, at_unix_ms // MS_PER_MINUTE)
+            request.minute = 1  # minute 0 stands for none
+        request.minute = max(request.minute, at_unix_ms // MS_PER_MINUTE)
         return request
 
     def _rates(self, request: Request) -> Rates:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from services.mesh.errors import InvalidRequest
-from services.meter.core.amounts import NOTHING, Amounts
+from services.meter.core.amounts import Amounts
 from services.meter.core.ledger import Entry
 
 
@@ -82,12 +82,12 @@ def grouping(names: Sequence[str], filters: Sequence[tuple[str, Sequence[str]]])
 
 def roll_up(entries: Iterable[Entry]) -> dict[UsageKey, Amounts]:
     """The entries added up, in the order of their keys, which spares a database's index."""
-    sums: dict[UsageKey, Amounts] = {}
+    parts: dict[UsageKey, list[Amounts]] = {}
     for each in entries:
         worker, pool, accelerator = each.place
         key = UsageKey(each.minute, each.tenant, each.workload, each.model, accelerator, worker, pool, each.slo_class)
-        sums[key] = sums.get(key, NOTHING).plus(each.amounts)
-    return {key: sums[key] for key in sorted(sums)}
+        parts.setdefault(key, []).append(each.amounts)
+    return {key: Amounts(*map(sum, zip(*parts[key], strict=True))) for key in sorted(parts)}
 
 
 def spent_by_tenant(usage: Mapping[UsageKey, Amounts]) -> dict[str, int]:

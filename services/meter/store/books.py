@@ -5,12 +5,11 @@ one thread. One meter writes a set of books: `Books` takes them over when it ope
 a meter that had them before fail.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final
 
-from sqlalchemy import Connection, Executable, Table, delete, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, Table, delete, select, update
 
 from services.mesh.errors import InvariantBroken
 from services.mesh.sequences import SeenSequences
@@ -22,15 +21,10 @@ from services.meter.core.marks import Source
 from services.meter.core.requests import Key, Request
 from services.meter.core.usage import UsageKey, spent_by_tenant
 from services.meter.store import rows, schema
+from services.meter.store.bulk import Bulk, upsert
 from services.meter.store.database import Database
 
 _KEYS_PER_QUERY: Final = 500
-_INSERT: Final[dict[str, Callable[[Table], sqlite.Insert | postgresql.Insert]]] = {
-    "sqlite": sqlite.insert,
-    "postgresql": postgresql.insert,
-}
-_ENTRY_COLUMNS: Final = tuple(column.name for column in schema.entries.columns if column.name != "id")
-_USAGE_COLUMNS: Final = tuple(column.name for column in schema.usage.columns)
 
 
 class Books:
@@ -39,15 +33,14 @@ class Books:
     def __init__(self, database: Database, writer: str) -> None:
         self._engine = database.writer
         self._writer = writer
-        dialect = self._engine.dialect.name
-        self.put_mark = _upsert(dialect, schema.publishers)
-        self.put_request = _upsert(dialect, schema.requests)
-        self.put_segment = _upsert(dialect, schema.segments)
-        self.add_usage = _upsert(dialect, schema.usage, added=Amounts._fields)
-        self.add_spent = _upsert(
-            dialect, schema.tenants, added=("spent_nusd",), kept=("limit_nusd", "budgeted_unix_ms")
-        )
-        self.put_limit = _upsert(dialect, schema.tenants, kept=("spent_nusd",))
+        dialect = self._engine.dialect
+        self.put_marks = upsert(dialect, schema.publishers)
+        self.put_requests = upsert(dialect, schema.requests)
+        self.put_segments = upsert(dialect, schema.segments)
+        self.add_entries = Bulk(dialect, schema.entries)
+        self.add_usage = upsert(dialect, schema.usage, added=Amounts._fields)
+        self.add_spent = upsert(dialect, schema.tenants, added=("spent_nusd",), kept=("limit_nusd", "budgeted_unix_ms"))
+        self.put_limits = upsert(dialect, schema.tenants, kept=("spent_nusd",))
         with self._engine.begin() as connection:
             connection.execute(update(schema.state).values(writer=writer))
 
@@ -103,35 +96,20 @@ class Transaction:
         now_unix_ms: int,
     ) -> None:
         """Appends the entries, adds their `usage`, and stores the requests and marks that they follow from."""
-        self._many(self._books.put_mark, [rows.of_mark(source, seen, now_unix_ms) for source, seen in marks])
-        self._many(self._books.put_request, [rows.of_request(each) for each in requests if each.reported])
-        self._many(
-            self._books.put_segment,
+        connection, books = self._connection, self._books
+        books.put_marks.write(connection, [rows.of_mark(source, seen, now_unix_ms) for source, seen in marks])
+        books.put_requests.write(connection, [rows.of_request(each) for each in requests if each.reported])
+        books.put_segments.write(
+            connection,
             [rows.of_segment(each.key, segment) for each in requests for segment in each.segments.values()],
         )
-        self._many(
-            schema.entries.insert(),
-            [
-                dict(
-                    zip(
-                        _ENTRY_COLUMNS,
-                        (now_unix_ms, each.request_id, each.tenant, *each.place, each.minute, *each.amounts),
-                        strict=True,
-                    )
-                )
-                for each in entries
-            ],
+        books.add_entries.write(
+            connection,
+            [(now_unix_ms, each.request_id, each.tenant, *each.place, each.minute, *each.amounts) for each in entries],
         )
-        self._many(
-            self._books.add_usage,
-            [dict(zip(_USAGE_COLUMNS, (*key, *amounts), strict=True)) for key, amounts in usage.items()],
-        )
-        self._many(
-            self._books.add_spent,
-            [
-                {"tenant": tenant, "spent_nusd": amount_nusd, "limit_nusd": None, "budgeted_unix_ms": 0}
-                for tenant, amount_nusd in spent_by_tenant(usage).items()
-            ],
+        books.add_usage.write(connection, [(*key, *amounts) for key, amounts in usage.items()])
+        books.add_spent.write(
+            connection, [(tenant, amount_nusd, None, 0) for tenant, amount_nusd in spent_by_tenant(usage).items()]
         )
         for each in requests:
             each.reported = False
@@ -145,8 +123,7 @@ class Transaction:
 
     def set_limit(self, tenant: str, limit_nusd: int | None, now_unix_ms: int) -> None:
         """Sets a tenant's budget; None lifts it."""
-        row = {"tenant": tenant, "spent_nusd": 0, "limit_nusd": limit_nusd, "budgeted_unix_ms": now_unix_ms}
-        self._connection.execute(self._books.put_limit, [row])
+        self._books.put_limits.write(self._connection, [(tenant, 0, limit_nusd, now_unix_ms)])
 
     def price_books(self) -> list[PriceBook]:
         """Every price book that was in force, oldest first."""
@@ -164,20 +141,3 @@ class Transaction:
         for start in range(0, len(ids), _KEYS_PER_QUERY):
             some = select(table).where(table.c.request_id.in_(ids[start : start + _KEYS_PER_QUERY]))
             yield from self._connection.execute(some).mappings()
-
-    def _many(self, statement: Executable, parameters: Sequence[rows.Parameters]) -> None:
-        if parameters:
-            self._connection.execute(statement, parameters)
-
-
-def _upsert(dialect: str, table: Table, *, added: Sequence[str] = (), kept: Sequence[str] = ()) -> Executable:
-    """INSERT, or where the key exists: add to the `added` columns, leave the `kept` ones, replace the others."""
-    statement = _INSERT[dialect](table)
-    changes = {
-        column.name: column + statement.excluded[column.name]
-        if column.name in added
-        else statement.excluded[column.name]
-        for column in table.columns
-        if not column.primary_key and column.name not in kept
-    }
-    return statement.on_conflict_do_update(index_elements=list(table.primary_key.columns), set_=changes)

@@ -1,34 +1,28 @@
-"""How requests, segments and marks look as rows. Pure."""
+"""How requests, segments and marks look as rows, in the order of the columns of `schema.py`. Pure."""
 
 import json
 from collections.abc import Mapping
 from typing import Any, Final
 
 from services.mesh.sequences import SeenSequences
-from services.meter.core.amounts import Amounts, Place
+from services.meter.core.amounts import NOWHERE, Amounts, Place
 from services.meter.core.costs import Rate
 from services.meter.core.marks import Source
 from services.meter.core.ranges import Ranges
 from services.meter.core.requests import Admission, Finish, Key, Request, Segment
-from services.meter.store import schema
+from services.meter.store.bulk import Values
 
 Stored = Mapping[Any, Any]  # by column name
-Parameters = dict[str, Any]
 
-_SEGMENT_COLUMNS: Final = tuple(column.name for column in schema.segments.columns)
 _NO_ADMISSION: Final = Admission(0, "", "", "")
+_NO_FINISH: Final = Finish(0, 0, "", "", NOWHERE, 0, 0, 0.0, 0.0, 0.0, False, "", 0, "", "")
+_PLACE: Final = Finish._fields.index("place")
 
 
-def of_mark(source: Source, seen: SeenSequences, now_unix_ms: int) -> Parameters:
+def of_mark(source: Source, seen: SeenSequences, now_unix_ms: int) -> Values:
     publisher, epoch = source
     missing = Ranges((number, number + 1) for number in sorted(seen.missing))
-    return {
-        "publisher": publisher,
-        "epoch": epoch,
-        "high_water": seen.high_water,
-        "missing": str(missing),
-        "changed_unix_ms": now_unix_ms,
-    }
+    return publisher, epoch, seen.high_water, str(missing), now_unix_ms
 
 
 def mark_of(row: Stored) -> tuple[Source, SeenSequences]:
@@ -36,40 +30,20 @@ def mark_of(row: Stored) -> tuple[Source, SeenSequences]:
     return (row["publisher"], row["epoch"]), SeenSequences(row["high_water"], missing)
 
 
-def of_request(request: Request) -> Parameters:
-    request_id, tenant = request.key
-    admission = request.admission or _NO_ADMISSION
-    finish = request.finish
-    return {
-        "request_id": request_id,
-        "tenant": tenant,
-        "workload": request.workload,
-        "model": request.model,
-        "slo_class": request.slo_class,
-        "admitted_unix_ms": admission.at_unix_ms,
-        "admitted_by": admission.router,
-        "admitted_price_book": admission.price_book,
-        "admitted_plan": admission.plan,
-        "outcome": finish.outcome if finish else "",
-        "delivered": str(request.delivered),
-        "delivered_end": finish.delivered_end if finish else 0,
-        "finished_unix_ms": finish.at_unix_ms if finish else 0,
-        "finished_by": finish.router if finish else "",
-        "worker": finish.place.worker if finish else "",
-        "pool": finish.place.pool if finish else "",
-        "accelerator": finish.place.accelerator if finish else "",
-        "prompt_tokens": finish.prompt_tokens if finish else 0,
-        "cached_prompt_tokens": finish.cached_prompt_tokens if finish else 0,
-        "ttft_s": finish.ttft_s if finish else 0.0,
-        "tpot_s": finish.tpot_s if finish else 0.0,
-        "e2e_s": finish.e2e_s if finish else 0.0,
-        "slo_met": finish.slo_met if finish else False,
-        "trace_id": finish.trace_id if finish else "",
-        "finish_admitted_unix_ms": finish.admitted_unix_ms if finish else 0,
-        "price_book": finish.price_book if finish else "",
-        "plan": finish.plan if finish else "",
-        "finished": finish is not None,
-    }
+def of_request(request: Request) -> Values:
+    finish = request.finish or _NO_FINISH
+    return (
+        *request.key,
+        request.workload,
+        request.model,
+        request.slo_class,
+        *(request.admission or _NO_ADMISSION),
+        request.finish is not None,
+        str(request.delivered),
+        *finish[:_PLACE],
+        *finish.place,
+        *finish[_PLACE + 1 :],
+    )
 
 
 def request_of(row: Stored) -> Request:
@@ -102,9 +76,9 @@ def request_of(row: Stored) -> Request:
     return request
 
 
-def of_segment(key: Key, segment: Segment) -> Parameters:
+def of_segment(key: Key, segment: Segment) -> Values:
     earlier = json.dumps(segment.earlier) if segment.earlier else ""
-    values = (
+    return (
         *key,
         *segment.place,
         str(segment.generated),
@@ -115,7 +89,6 @@ def of_segment(key: Key, segment: Segment) -> Parameters:
         earlier,
         *segment.booked,
     )
-    return dict(zip(_SEGMENT_COLUMNS, values, strict=True))
 
 
 def segment_of(row: Stored) -> Segment:

@@ -59,11 +59,11 @@ requests = Table(
     _text("admitted_plan"),
     # End: all empty, 0 or false until a deliverer said.
     Column("finished", Boolean, nullable=False),
-    _text("outcome"),
     Column("delivered", Text, nullable=False),
     _integer("delivered_end"),
     _integer("finished_unix_ms"),
     _text("finished_by"),
+    _text("outcome"),
     _text("worker"),
     _text("pool"),
     _text("accelerator"),

@@ -1,6 +1,8 @@
 """Events as workers and routers publish them, with defaults, for the meter's tests."""
 
-from services.mesh.events import RequestAdmitted, RequestFinished, TokenEntry, TokensGenerated
+from hypothesis import strategies as st
+
+from services.mesh.events import Event, Outcome, RequestAdmitted, RequestFinished, TokenEntry, TokensGenerated
 
 MINUTE_MS = 60_000
 START_MS = 1_700_000_040_000  # a whole minute
@@ -51,6 +53,7 @@ def admitted(
     request_id: str,
     *,
     tenant: str = "acme",
+    workload: str = "chat",
     slo_class: str = "standard",
     price_book: str = "list@1",
     at_unix_ms: int = START_MS,
@@ -59,7 +62,7 @@ def admitted(
         request_id=request_id,
         router="router-0",
         tenant=tenant,
-        workload="chat",
+        workload=workload,
         model="llama-3.1-8b",
         slo_class=slo_class,
         prompt_tokens=90,
@@ -116,3 +119,50 @@ def finished(
         price_book=price_book,
         plan="llama-3.1-8b:1",
     )
+
+
+@st.composite
+def lives(draw: st.DrawFn) -> list[Event]:
+    """The events of some requests, each on one to three workers in turn, maybe resumed, cancelled or never finished."""
+    events: list[Event] = []
+    workers = (("h100-0", "nvidia-h100-sxm"), ("l4-0", "nvidia-l4"), ("x-0", "abacus"))
+    for number in range(draw(st.integers(1, 3))):
+        request_id, delivered, at_ms = f"r{number}", 0, START_MS + draw(st.integers(0, 3)) * 50_000
+        prompt_tokens = draw(st.integers(0, 500))
+        tenant, workload = draw(st.sampled_from([("acme", "chat"), ("acme", "summaries"), ("rival", "chat")]))
+        events.append(admitted(request_id, tenant=tenant, workload=workload))
+        worker, accelerator = workers[0]
+        for _ in range(draw(st.integers(1, 3))):
+            worker, accelerator = draw(st.sampled_from(workers))
+            made = delivered
+            for run in draw(st.lists(st.integers(0, 20), min_size=1, max_size=4)):
+                at_ms += draw(st.integers(0, 40_000))
+                fact = entry(
+                    request_id,
+                    made,
+                    run,
+                    tenant=tenant,
+                    workload=workload,
+                    prompt_tokens=prompt_tokens,
+                    cached_prompt_tokens=draw(st.integers(0, prompt_tokens)),
+                    device_ns=draw(st.integers(0, 10**9)),
+                    energy_uj=draw(st.integers(0, 10**9)),
+                )
+                events.append(tokens(fact, worker=worker, accelerator=accelerator, at_unix_ms=at_ms))
+                made += run
+            delivered = draw(st.integers(delivered, made))
+        if draw(st.booleans()):
+            events.append(
+                finished(
+                    request_id,
+                    delivered,
+                    tenant=tenant,
+                    workload=workload,
+                    worker=worker,
+                    accelerator=accelerator,
+                    prompt_tokens=draw(st.sampled_from([0, prompt_tokens])),
+                    outcome=draw(st.sampled_from(list(Outcome))),
+                    at_unix_ms=at_ms + 1000,
+                )
+            )
+    return events

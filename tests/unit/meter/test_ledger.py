@@ -5,7 +5,7 @@ from decimal import Decimal
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.mesh.events import Event, Outcome
+from services.mesh.events import Event
 from services.mesh.money import energy_cost_nusd, use_cost_nusd
 from services.mesh.pricing import rates_for
 from services.mesh.settings import Price, PriceBook
@@ -13,7 +13,7 @@ from services.meter.core.amounts import NOTHING, Amounts, Place
 from services.meter.core.costs import RateCard
 from services.meter.core.ledger import Entry, Ledger
 from services.meter.core.price_book import PriceBooks
-from tests.unit.meter.facts import MINUTE_MS, START_MS, admitted, entry, finished, tokens
+from tests.unit.meter.facts import MINUTE_MS, START_MS, admitted, entry, finished, lives, tokens
 
 BOOK = PriceBook()
 H100, L4 = (Place(worker, key, key) for worker, key in (("h100-0", "nvidia-h100-sxm"), ("l4-0", "nvidia-l4")))
@@ -180,49 +180,7 @@ def test_a_complete_request_is_let_go_and_the_oldest_beyond_the_bound() -> None:
     ]
 
 
-@st.composite
-def _lives(draw: st.DrawFn) -> list[Event]:
-    """The events of some requests, each on one to three workers in turn, maybe resumed, cancelled or never finished."""
-    events: list[Event] = []
-    workers = (("h100-0", "nvidia-h100-sxm"), ("l4-0", "nvidia-l4"), ("x-0", "abacus"))
-    for number in range(draw(st.integers(1, 3))):
-        request_id, delivered, at_ms = f"r{number}", 0, START_MS + draw(st.integers(0, 3)) * 50_000
-        prompt_tokens = draw(st.integers(0, 500))
-        events.append(admitted(request_id))
-        worker, accelerator = workers[0]
-        for _ in range(draw(st.integers(1, 3))):
-            worker, accelerator = draw(st.sampled_from(workers))
-            made = delivered
-            for run in draw(st.lists(st.integers(0, 20), min_size=1, max_size=4)):
-                at_ms += draw(st.integers(0, 40_000))
-                fact = entry(
-                    request_id,
-                    made,
-                    run,
-                    prompt_tokens=prompt_tokens,
-                    cached_prompt_tokens=draw(st.integers(0, prompt_tokens)),
-                    device_ns=draw(st.integers(0, 10**9)),
-                    energy_uj=draw(st.integers(0, 10**9)),
-                )
-                events.append(tokens(fact, worker=worker, accelerator=accelerator, at_unix_ms=at_ms))
-                made += run
-            delivered = draw(st.integers(delivered, made))
-        if draw(st.booleans()):
-            events.append(
-                finished(
-                    request_id,
-                    delivered,
-                    worker=worker,
-                    accelerator=accelerator,
-                    prompt_tokens=draw(st.sampled_from([0, prompt_tokens])),
-                    outcome=draw(st.sampled_from(list(Outcome))),
-                    at_unix_ms=at_ms + 1000,
-                )
-            )
-    return events
-
-
-@given(events=_lives(), seed=st.integers(0, 2**32), cut=st.integers(1, 5))
+@given(events=lives(), seed=st.integers(0, 2**32), cut=st.integers(1, 5))
 def test_the_books_end_up_the_same_in_any_order_and_any_batches(events: list[Event], seed: int, cut: int) -> None:
     in_order = _book(_ledger(), *events)
     shuffled = list(events)
@@ -235,7 +193,7 @@ def test_the_books_end_up_the_same_in_any_order_and_any_batches(events: list[Eve
         assert nonzero[0] == nonzero[1]
 
 
-@given(events=_lives())
+@given(events=lives())
 def test_no_minute_and_no_place_ever_falls_below_zero(events: list[Event]) -> None:
     ledger = _ledger()
     books: dict[tuple[str, Place, int], Amounts] = defaultdict(lambda: NOTHING)
@@ -246,7 +204,7 @@ def test_no_minute_and_no_place_ever_falls_below_zero(events: list[Event]) -> No
             assert min(books[key]) >= 0
 
 
-@given(events=_lives())
+@given(events=lives())
 def test_tokens_delivered_are_tokens_billed_and_costs_are_those_of_the_device_time(events: list[Event]) -> None:
     entries = _book(_ledger(), *events)
     requests = _by(entries, "request_id")
