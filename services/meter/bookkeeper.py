@@ -52,7 +52,7 @@ class Booked:
         spent: nano-dollars billed, by tenant.
         missing: events not seen yet of publishers with gaps.
         lost: missing events given up since the process started.
-        refused: (worker, request id, reason) of entries that could not be booked.
+        refused: (worker or router, request id, reason) of reports that could not be booked.
         findings: what had to be assumed, for a reader.
     """
 

@@ -36,5 +36,7 @@ class WorkThreads:
         """Waits for what runs; what only waits is dropped."""
         await asyncio.to_thread(self._executor.shutdown, wait=True, cancel_futures=True)
 
-    def _done(self, _: object) -> None:
+    def _done(self, future: asyncio.Future[T]) -> None:
         self._jobs -= 1
+        if not future.cancelled():
+            future.exception()  # seen: a caller that was cancelled does not ask for it any more

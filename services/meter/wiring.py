@@ -1,7 +1,6 @@
 """Starts the meter's parts, top to bottom, and says how each is stopped: what was started last, first."""
 
 import asyncio
-import contextlib
 import secrets
 from dataclasses import dataclass
 from functools import partial
@@ -111,8 +110,7 @@ async def wire(
     async def stop_feed() -> None:
         for task in tasks:
             task.cancel()
-        with contextlib.suppress(Exception):
-            await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await bus.flush(2.0)
 
     life.on_stop("feed", stop_feed)

@@ -91,6 +91,8 @@ class Ledger:
         """Takes in the facts of one event."""
         if isinstance(event, TokensGenerated):
             self._note_tokens(event)
+        elif isinstance(event, RequestAdmitted | RequestFinished) and not event.request_id:
+            self._refused.append((event.router, "", "no request id"))
         elif isinstance(event, RequestAdmitted):
             self._touch(event, event.at_unix_ms).note_admitted(event)
         elif isinstance(event, RequestFinished):
@@ -129,7 +131,7 @@ class Ledger:
         self._refused.clear()
 
     def take_refused(self) -> list[tuple[str, str, str]]:
-        """(worker, request id, reason) of the entries that could not be booked since the last call."""
+        """(worker or router, request id, reason) of the reports that could not be booked since the last call."""
         refused, self._refused = self._refused, []
         return refused
 

@@ -8,7 +8,8 @@ Where things are booked:
 - Generated tokens, device time, energy and their costs: at the place that generated them.
 - Delivered tokens and the price of output: at the place that the delivered token came from (`attribution.py`).
 - The request, its prompt and the prompt's price, its end and its SLO: at its *home*, the place of the first billed
-  token; without one, the place that the deliverer named.
+  token; without one, the place that the deliverer named. A request counts once a worker or its deliverer has reported;
+  admission alone books nothing.
 
 What is billed: while a request runs, what was generated; once its deliverer reported, what was delivered. The prompt is
 billed once, when at least one token is, or when the request ended by itself without one.
