@@ -20,14 +20,14 @@ _INSERT: Final[dict[str, Callable[[Table], sqlite.Insert | postgresql.Insert]]] 
 
 
 class Bulk:
-    """One INSERT for rows of `table`."""
+    """One INSERT for rows of `table`; `text` is what the driver gets."""
 
     def __init__(self, dialect: Dialect, table: Table, statement: Insert | None = None) -> None:
         self._names = [column.name for column in table.columns if column.autoincrement is not True]
         compiled = (statement if statement is not None else table.insert()).compile(
             dialect=dialect, column_keys=self._names
         )
-        self._text = str(compiled)
+        self.text = str(compiled)
         self._positional = dialect.positional
         assert not self._positional or list(compiled.positiontup or ()) == self._names, compiled.positiontup
 
@@ -35,9 +35,9 @@ class Bulk:
         if not rows:
             return
         if self._positional:
-            connection.exec_driver_sql(self._text, list(rows))
+            connection.exec_driver_sql(self.text, list(rows))
         else:
-            connection.exec_driver_sql(self._text, [dict(zip(self._names, row, strict=True)) for row in rows])
+            connection.exec_driver_sql(self.text, [dict(zip(self._names, row, strict=True)) for row in rows])
 
 
 def upsert(dialect: Dialect, table: Table, *, added: Sequence[str] = (), kept: Sequence[str] = ()) -> Bulk:

@@ -1,0 +1,23 @@
+from sqlalchemy import create_mock_engine
+from sqlalchemy.dialects import postgresql, sqlite
+
+from services.meter.store import schema
+from services.meter.store.bulk import upsert
+
+
+def test_an_upsert_adds_keeps_or_replaces_in_every_dialect() -> None:
+    for dialect in (sqlite.dialect(), postgresql.dialect()):
+        text = upsert(dialect, schema.tenants, added=("spent_nusd",), kept=("limit_nusd",)).text
+        assert "spent_nusd = (tenants.spent_nusd + excluded.spent_nusd)" in text
+        assert "budgeted_unix_ms = excluded.budgeted_unix_ms" in text
+        assert "limit_nusd = " not in text
+
+
+def test_the_tables_can_be_made_in_every_dialect() -> None:
+    for url in ("sqlite://", "postgresql+psycopg://"):
+        made: list[str] = []
+        engine = create_mock_engine(
+            url, lambda statement, *_, made=made, **__: made.append(str(statement.compile(dialect=engine.dialect)))
+        )
+        schema.metadata.create_all(engine, checkfirst=False)
+        assert len(made) == len(schema.metadata.tables)
