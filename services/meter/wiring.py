@@ -5,14 +5,13 @@ import secrets
 from dataclasses import dataclass
 from functools import partial
 
-from services.mesh.nats_bus import NatsBus
-
 from services.mesh.accelerators import load_catalogue
 from services.mesh.bus import Bus
 from services.mesh.clock import Clock, SystemClock
 from services.mesh.httpd import HttpServer
 from services.mesh.lifecycle import Lifecycle
 from services.mesh.money import usd_to_nusd
+from services.mesh.nats_bus import NatsBus
 from services.mesh.rpc import GrpcServer
 from services.mesh.settings import Settings
 from services.mesh.telemetry import Telemetry, start_telemetry
