@@ -63,6 +63,11 @@ SERVER_TPOT: Final = "gen_ai.server.time_per_output_token"
 SERVER_DURATION: Final = "gen_ai.server.request.duration"
 CLIENT_TOKEN_USAGE: Final = "gen_ai.client.token.usage"
 RPC_SERVER_DURATION: Final = "rpc.server.call.duration"
+# Metrics: router
+IN_FLIGHT: Final = "tokenworks.router.in_flight"  # {request}
+DECISION_DURATION: Final = "tokenworks.router.decision.duration"  # s, one pick
+REFUSALS: Final = "tokenworks.router.refusals"  # {request}, by error.type
+BROKEN_STREAMS: Final = "tokenworks.router.broken_streams"  # {stream} that a worker refused or broke off, by error.type
 # Metrics: hardware
 HW_ENERGY: Final = "hw.energy"
 HW_POWER: Final = "hw.power"
