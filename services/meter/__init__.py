@@ -1,0 +1,1 @@
+"""The meter: books every token once, at its price and its costs, and answers who used what."""

@@ -1,0 +1,1 @@
+"""Pure: events in, entries out. Nothing here waits, reads a clock or touches a file."""

@@ -1,0 +1,110 @@
+"""A real meter inside a test, without a mesh around it: a bus in memory, a SQLite file, gRPC on a free port."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+from services.mesh.bus import Bus, Delivered
+from services.mesh.events import CreditChanged, Event, TokensGenerated
+from services.mesh.lifecycle import Lifecycle
+from services.mesh.memory_bus import MemoryBroker
+from services.mesh.settings import MeshSettings, MeterSettings, load_settings
+from services.mesh.subjects import CREDIT
+from services.mesh.telemetry import Telemetry, start_telemetry
+from services.meter.wiring import wire
+from tests.mesh.local_mesh import eventually
+from tokenworks.v1 import metering_pb2 as metering
+from tokenworks.v1 import metering_pb2_grpc
+
+DEADLINE_S: Final = 10.0
+
+
+@dataclass
+class Meter:
+    """A running meter, and publishers of events to it."""
+
+    broker: MemoryBroker
+    life: Lifecycle
+    stub: metering_pb2_grpc.MeterStub
+    workers: Bus
+    routers: Bus
+    credit: list[CreditChanged] = field(default_factory=list)
+
+    def publish(self, *events: Event) -> None:
+        for event in events:
+            (self.workers if isinstance(event, TokensGenerated) else self.routers).publish(event)
+
+    async def usage(self, *group_by: str, **request: Any) -> metering.GetUsageResponse:
+        return await self.stub.GetUsage(metering.GetUsageRequest(group_by=group_by, **request), timeout=DEADLINE_S)
+
+    async def total(self, holds: Callable[[metering.UsageRow], bool]) -> metering.UsageRow:
+        """The total as soon as it is as expected and nothing waits to be booked."""
+        row = metering.UsageRow()
+
+        async def so() -> bool:
+            nonlocal row
+            answer = await self.usage()
+            row = answer.total
+            return holds(row) and answer.lag_events == 0
+
+        await eventually(so, "the total is as expected", DEADLINE_S)
+        return row
+
+    async def credit_is(self, holds: Callable[[CreditChanged], bool]) -> CreditChanged:
+        async def so() -> bool:
+            return bool(self.credit) and holds(self.credit[-1])
+
+        await eventually(so, "the announced credit is as expected", DEADLINE_S)
+        return self.credit[-1]
+
+
+@asynccontextmanager
+async def running_meter(
+    folder: Path,
+    *,
+    broker: MemoryBroker | None = None,
+    telemetry: Telemetry | None = None,
+    secret: str = "",
+    through: Callable[[Bus], Bus] = lambda bus: bus,
+) -> AsyncIterator[Meter]:
+    """A meter with its books in `folder`; with `broker`, one that goes on with the streams of another.
+
+    Args:
+        through: what stands between the meter and its bus.
+    """
+    async with AsyncExitStack() as stack:
+        broker = broker or MemoryBroker()
+        telemetry = telemetry or start_telemetry("meter", "meter-0")
+        buses = [broker.bus("meter", "meter-0", telemetry)]
+        buses += [broker.bus(service, f"{service}-0") for service in ("worker", "router", "reader")]
+        for each in buses:
+            await each.connect()
+            stack.push_async_callback(each.close)
+        chosen = load_settings(
+            mesh=MeshSettings(data_dir=folder, drain_grace_s=2.0, secret=secret),
+            meter=MeterSettings(port=0, http_port=0),
+        )
+        life = Lifecycle("meter")
+        running = await wire(life, chosen, bus=through(buses[0]), telemetry=telemetry)
+        stack.push_async_callback(_stop_once, life)
+        await life.set_ready()
+        channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{running.grpc_port}"))
+        meter = Meter(broker, life, metering_pb2_grpc.MeterStub(channel), buses[1], buses[2])
+
+        async def heard(message: Delivered) -> None:
+            assert isinstance(message.event, CreditChanged)
+            meter.credit.append(message.event)
+
+        watching = asyncio.create_task(buses[3].watch((CREDIT,), heard))
+        stack.callback(watching.cancel)
+        yield meter
+        assert life.failure is None, life.failure
+
+
+async def _stop_once(life: Lifecycle) -> None:
+    if not life.draining:
+        await life.stop()
