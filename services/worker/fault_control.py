@@ -9,6 +9,7 @@ from typing import Any, Final
 import grpc
 
 from services.mesh.errors import InvalidRequest, Unsupported
+from services.mesh.rpc import require_mesh_secret
 from services.worker.engine import Engine
 from services.worker.faults import Fault, Faultable, FaultKind
 from tokenworks.v1 import inference_pb2 as pb
@@ -25,13 +26,22 @@ _KINDS: Final = {
 class FaultControl(pb_grpc.FaultControlServicer):
     """Breaks the worker's engine on request."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, secret: str) -> None:
+        """`secret`: of the mesh; empty lets everyone break the engine."""
         self._engine = engine
+        self._secret = secret
 
     async def InjectFault(
         self, request: pb.InjectFaultRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.InjectFaultResponse:
-        """Raises InvalidRequest: no kind, or a factor that is not > 0. Unsupported: the engine cannot be broken."""
+        """Breaks the engine, or mends it.
+
+        Raises:
+            Unauthenticated: the mesh's secret is missing.
+            InvalidRequest: no kind, or a factor that is not > 0.
+            Unsupported: the engine cannot be broken.
+        """
+        require_mesh_secret(context, self._secret)
         kind = _KINDS.get(request.kind)
         if kind is None:
             raise InvalidRequest(f"kind {request.kind} is no fault; use one of: {', '.join(FaultKind)}")

@@ -1,0 +1,105 @@
+"""A worker's state, four times a second, from the moment it starts: `WorkerHeartbeat` on the bus.
+
+In: what the engine tells of itself, and changes of state. Out: heartbeats, at each change at once.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from services.mesh.bus import Bus
+from services.mesh.clock import Clock
+from services.mesh.events import WorkerHeartbeat, WorkerState
+from services.mesh.settings import WorkerSettings
+from services.worker.engine import EngineInfo, EngineStats
+from services.worker.identity import Identity
+
+INTERVAL_S: Final = 0.25
+
+
+class Heartbeat:
+    """The state of one worker.
+
+    Attributes:
+        state: set by `change`.
+        info: fixed facts of the engine; None before it has started.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        settings: WorkerSettings,
+        bus: Bus,
+        clock: Clock,
+        *,
+        address: str,
+        stats: Callable[[], EngineStats],
+        generated_tokens: Callable[[], int],
+    ) -> None:
+        """`address`: host:port by which others reach the worker's gRPC."""
+        self.state = WorkerState.STARTING
+        self.info: EngineInfo | None = None
+        self._failed_because = ""
+        self._identity = identity
+        self._settings = settings
+        self._bus = bus
+        self._clock = clock
+        self._address = address
+        self._stats = stats
+        self._generated_tokens = generated_tokens
+        self._sequence = 0
+        self._changed = asyncio.Event()
+
+    def change(self, state: WorkerState, failed_because: str = "") -> None:
+        """A failed worker stays failed, whatever else happens to it."""
+        if self.state is not WorkerState.FAILED:
+            self.state, self._failed_because = state, failed_because
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Beats until cancelled."""
+        while True:
+            self.beat()
+            self._changed.clear()
+            try:
+                async with asyncio.timeout(INTERVAL_S):
+                    await self._changed.wait()
+            except TimeoutError:
+                continue
+
+    def beat(self) -> None:
+        """Says how it stands."""
+        self._sequence += 1
+        who, info, stats = self._identity, self.info, self._stats()
+        self._bus.publish(
+            WorkerHeartbeat(
+                worker=who.worker,
+                pool=who.pool,
+                accelerator=who.accelerator.key,
+                engine=info.engine if info else self._settings.engine,
+                models=info.models if info else self._settings.models,
+                address=self._address,
+                epoch=who.epoch,
+                sequence=self._sequence,
+                state=self.state,
+                running=stats.running,
+                waiting=stats.waiting,
+                waiting_prefill_tokens=stats.waiting_prefill_tokens,
+                kv_cache_usage=stats.kv_cache_usage,
+                kv_capacity_tokens=info.kv_capacity_tokens if info else 0,
+                context_tokens=info.context_tokens if info else 0,
+                max_batch=info.max_batch if info else 0,
+                max_waiting=info.max_waiting if info else 0,
+                prefill_chunk_tokens=info.prefill_chunk_tokens if info else 0,
+                slowdown=stats.slowdown,
+                power_w=stats.power_w,
+                busy_ns=stats.busy_ns,
+                generated_tokens=self._generated_tokens(),
+                energy_uj=stats.energy_uj,
+                steps=stats.steps,
+                simulated=info.simulated if info else False,
+                rate_nusd_per_hour=who.accelerator.rate_nusd_per_hour,
+                failed_because=self._failed_because,
+                at_unix_ms=self._clock.unix_ms(),
+            )
+        )

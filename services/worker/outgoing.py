@@ -1,0 +1,131 @@
+"""What waits to go out to one reader: one chunk per stream at most, so a slow reader gets larger ones, never a gap.
+
+In: tokens as steps make them, ends. Out: frames, each with what every stream has made since the frame before. A reader
+that keeps up gets one frame per engine step; for one that lags, the tokens of several steps grow together in their
+chunk. So what waits is bounded by the answers' own length.
+"""
+
+import asyncio
+from typing import Final
+
+from services.mesh.errors import TokenworksError
+from tokenworks.v1 import inference_pb2 as pb
+
+_FRAME_BYTES: Final = 1 << 20  # about; the rest waits for the next frame
+
+
+class Chunk:
+    """Consecutive tokens of one stream; `finish` or `error` is set in its last."""
+
+    __slots__ = ("error", "finish", "first_index", "request_id", "text", "token_count", "token_ids")
+
+    def __init__(self, request_id: str, first_index: int) -> None:
+        self.request_id = request_id
+        self.first_index = first_index
+        self.token_count = 0
+        self.token_ids: tuple[int, ...] = ()
+        self.text = ""
+        self.finish: pb.Finish | None = None
+        self.error: TokenworksError | None = None
+
+    @property
+    def last(self) -> bool:
+        return self.finish is not None or self.error is not None
+
+
+class Outgoing:
+    """Chunks by the reader's number of the stream."""
+
+    def __init__(self) -> None:
+        self._chunks: dict[int, Chunk] = {}
+        self._changed = asyncio.Event()
+        self._closed = False
+        self._response = pb.GenerateResponse()
+
+    def chunk(self, number: int, request_id: str, next_index: int) -> Chunk:
+        """The chunk that the next tokens of stream `number` belong into; `wake` sends what was put in.
+
+        Args:
+            next_index: index of the stream's next token, for a chunk that begins with it.
+        """
+        chunk = self._chunks.get(number)
+        if chunk is None:
+            chunk = self._chunks[number] = Chunk(request_id, next_index)
+        return chunk
+
+    def wake(self) -> None:
+        """Lets the writer send what was added."""
+        self._changed.set()
+
+    def close(self) -> None:
+        """Nothing comes any more: the writer ends when it has sent what waits."""
+        self._closed = True
+        self._changed.set()
+
+    async def wait(self) -> bool:
+        """Waits until there is something to send; False when there is not and never will be."""
+        while not self._chunks:
+            if self._closed:
+                return False
+            self._changed.clear()
+            await self._changed.wait()
+        return True
+
+    def take(self) -> list[tuple[int, Chunk]]:
+        """The chunks of one frame, removed from here; those that waited longest first."""
+        taken = []
+        left = _FRAME_BYTES
+        for number, chunk in self._chunks.items():
+            taken.append((number, chunk))
+            left -= len(chunk.text) + 5 * chunk.token_count + len(chunk.request_id) + 32
+            if left <= 0:
+                break
+        if len(taken) == len(self._chunks):
+            self._chunks.clear()
+        else:
+            for number, _ in taken:
+                del self._chunks[number]
+        return taken
+
+    def response(self, chunk: Chunk) -> pb.GenerateResponse:
+        """The chunk as a client sees it; the same message each time, to be serialised before the next."""
+        # Filling one message again costs half of making one, and this is done for every token.
+        response = self._response
+        response.request_id = chunk.request_id
+        response.first_index = chunk.first_index
+        response.token_ids[:] = chunk.token_ids
+        response.text = chunk.text
+        response.token_count = chunk.token_count
+        if chunk.finish is not None:
+            response.finish.CopyFrom(chunk.finish)
+        elif response.HasField("finish"):
+            response.ClearField("finish")
+        return response
+
+    def take_frame(self) -> pb.StepFrame:
+        """The next frame of a session."""
+        frame = pb.StepFrame()
+        add = frame.chunks.add
+        for number, chunk in self.take():
+            if chunk.last:
+                self._add_last(frame, number, chunk)
+            else:
+                add(
+                    stream=number,
+                    response=self.response(chunk).SerializeToString(),
+                    first_index=chunk.first_index,
+                    token_count=chunk.token_count,
+                )
+        return frame
+
+    def _add_last(self, frame: pb.StepFrame, number: int, chunk: Chunk) -> None:
+        added = frame.chunks.add(stream=number, first_index=chunk.first_index, token_count=chunk.token_count, last=True)
+        if chunk.token_count or chunk.finish is not None:
+            added.response = self.response(chunk).SerializeToString()
+        if chunk.error is not None:
+            retry_after_s = chunk.error.retry_after_s or 0.0
+            added.error.CopyFrom(
+                pb.StreamError(
+                    reason=chunk.error.reason, message=str(chunk.error), retry_after_ms=round(retry_after_s * 1000)
+                )
+            )

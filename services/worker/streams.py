@@ -1,0 +1,311 @@
+"""The requests that run on this worker, from their opening to their last token.
+
+In: orders with where their tokens go, the engine's steps, cancellations. Out: chunks to the readers, accounts and
+latencies to the reporter, spans and metrics. `on_step` runs for every engine step and touches every sequence that got a
+token, so it does no more than it must: no await, no message, no span.
+
+A request that the engine has taken is accounted for to its end, whoever stops listening: its last entry is reported
+once, with everything it took.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from itertools import count
+from typing import Final
+
+from services.mesh.bus import Bus
+from services.mesh.clock import Clock
+from services.mesh.errors import (
+    DuplicateRequest,
+    EngineFailed,
+    NoWorker,
+    OutboxFull,
+    TokenworksError,
+    UnknownModel,
+    WorkerLost,
+    from_reason,
+)
+from services.mesh.events import Outcome
+from services.mesh.telemetry import traceparent_of
+from services.worker.account import Account
+from services.worker.engine import Engine, EngineInfo, FinishReason, SequenceOutput, StepOutput
+from services.worker.identity import Identity
+from services.worker.instruments import Ended, Instruments
+from services.worker.outgoing import Outgoing
+from services.worker.reporter import Reporter
+from services.worker.requests import Order
+from services.worker.stream import Stream
+
+log = logging.getLogger(__name__)
+
+_LEAST_OUTBOX_FREE: Final = 0.1  # below it no new request is taken
+_SUBMIT_TIMEOUT_S: Final = 10.0
+
+
+class Streams:
+    """All streams of one worker.
+
+    Attributes:
+        refusal: what new requests are refused with; None while they are taken.
+        info: fixed facts of the engine; None before it has started.
+        generated_tokens: since the start.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        engine: Engine,
+        *,
+        clock: Clock,
+        reporter: Reporter,
+        instruments: Instruments,
+        bus: Bus,
+    ) -> None:
+        """`bus`: where the reporter's events go; while it takes no more, no request is taken."""
+        self._starting = NoWorker(f"worker {identity.worker!r} is starting")
+        self.refusal: TokenworksError | None = self._starting
+        self.generated_tokens = 0
+        self.info: EngineInfo | None = None
+        self._identity = identity
+        self._engine = engine
+        self._clock = clock
+        self._reporter = reporter
+        self._instruments = instruments
+        self._bus = bus
+        self._sequences = count(1)
+        self._streams: dict[int, Stream] = {}
+        self._by_request: dict[str, Stream] = {}  # those that nobody has cancelled
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    @property
+    def context_tokens(self) -> int:
+        """The most that prompt and answer may have together."""
+        return self.info.context_tokens if self.info else 1
+
+    def begin(self, info: EngineInfo) -> None:
+        """The engine has started: requests are taken from here on, unless the worker drains or has failed already."""
+        self.info = info
+        if self.refusal is self._starting:
+            self.refusal = None
+
+    def new_sequence(self) -> int:
+        """The handle of the next order's sequence."""
+        return next(self._sequences)
+
+    async def open(self, order: Order, outgoing: Outgoing, number: int) -> Stream:
+        """Hands the request to the engine; its tokens go to `outgoing` as stream `number`.
+
+        Raises:
+            NoWorker, EngineFailed: the worker is starting, draining, or its engine has failed.
+            OutboxFull: what it would make could not be counted.
+            UnknownModel, DuplicateRequest: not served here; running here already.
+            PromptTooLong, QueueFull, Unsupported: says the engine.
+        """
+        self._check(order)
+        span = self._instruments.begin(order)
+        request, now_s = order.engine, self._clock.monotonic_s()
+        stream = Stream(
+            order=order,
+            number=number,
+            outgoing=outgoing,
+            span=span,
+            opened_s=now_s,
+            next_index=request.resume_from,
+            account=Account(
+                request_id=request.request_id,
+                tenant=order.tenant,
+                workload=order.workload,
+                model=request.model,
+                slo_class=order.slo_class,
+                traceparent=traceparent_of(span) if span is not None else order.traceparent,
+                from_index=request.resume_from,
+            ),
+        )
+        # Before the engine has it: it may report a step while it is being asked.
+        self._streams[request.sequence] = stream
+        self._by_request[request.request_id] = stream
+        self._empty.clear()
+        try:
+            async with asyncio.timeout(_SUBMIT_TIMEOUT_S):
+                await self._engine.submit(request)
+        except TimeoutError:
+            self._engine.cancel(request.sequence)
+            refused = EngineFailed(f"the engine took no request for {_SUBMIT_TIMEOUT_S:g} s")
+            self._refused(stream, refused)
+            raise refused from None
+        except TokenworksError as error:
+            self._refused(stream, error)
+            raise
+        except BaseException:
+            self._engine.cancel(request.sequence)
+            self._refused(stream, EngineFailed("the request was given up while the engine was asked"))
+            raise
+        return stream
+
+    def cancel(self, stream: Stream, reason: str) -> None:
+        """Ends a stream within one engine step; `reason`, a member of `events.Outcome`, is what its last chunk says."""
+        if stream.cancelled or stream.ended:
+            return
+        stream.cancelled = reason
+        self._forget_request(stream)
+        self._engine.cancel(stream.order.engine.sequence)
+
+    def abandon(self, stream: Stream, error: TokenworksError | None = None) -> None:
+        """Nobody listens any more, or nobody should: the reader gets `error` now, and the sequence is cancelled."""
+        if stream.outgoing is not None and error is not None:
+            stream.end_chunk(self._identity, None, error)
+            stream.outgoing.wake()
+        stream.outgoing = None
+        self.cancel(stream, Outcome.CANCELLED)
+
+    async def drained(self, grace_s: float, wait_s: float = 2.0) -> int:
+        """Takes no more; waits until the last stream has ended, and ends the rest after `grace_s`.
+
+        Args:
+            wait_s: how long the engine may take to end them; it is not waited for longer.
+
+        Returns:
+            How many had to be ended; their readers got an error that lets them go on elsewhere.
+        """
+        if not isinstance(self.refusal, EngineFailed):
+            self.refusal = NoWorker(f"worker {self._identity.worker!r} is draining; ask another")
+        if await self._emptied(grace_s):
+            return 0
+        left = list(self._streams.values())
+        for stream in left:
+            self.abandon(stream, WorkerLost(f"worker {self._identity.worker!r} stops; go on elsewhere"))
+        if not await self._emptied(wait_s):
+            self._close_all(WorkerLost(f"worker {self._identity.worker!r} has stopped"))
+        return len(left)
+
+    def fail(self, reason: str) -> None:
+        """The engine is dead: every stream ends with `EngineFailed`, and no request is taken any more."""
+        error = EngineFailed(reason)
+        self.refusal = error
+        self._close_all(error)
+
+    def on_step(self, steps: Sequence[StepOutput]) -> None:
+        """Takes what the engine's steps made; called by the engine."""
+        now_s = self._clock.monotonic_s()
+        touched: set[Outgoing] = set()
+        for step in steps:
+            self._reporter.step(step, now_s)
+            for output in step.outputs:
+                stream = self._streams.get(output.sequence)
+                if stream is None:
+                    continue  # it was closed for good before the engine came to it
+                self._take(stream, output, now_s)
+                if output.finish is not None:
+                    self._finish(stream, output, len(step.outputs), now_s)
+                if stream.outgoing is not None:
+                    touched.add(stream.outgoing)
+        for outgoing in touched:
+            outgoing.wake()
+
+    def _take(self, stream: Stream, output: SequenceOutput, now_s: float) -> None:
+        account = stream.account
+        account.device_ns += output.device_ns
+        account.energy_uj += output.energy_uj
+        if not account.noted:
+            account.prompt_tokens = output.prompt_tokens
+            account.cached_prompt_tokens = output.cached_prompt_tokens
+            self._reporter.note(account)
+        made = output.token_count
+        if made:
+            if stream.newest_s:
+                gap_s = now_s - stream.newest_s
+                stream.worst_gap_s = max(stream.worst_gap_s, gap_s)
+            else:
+                stream.first_s = now_s
+                stream.queue_s = output.queue_s
+            stream.newest_s = now_s
+            account.count += made
+            self.generated_tokens += made
+        if (made or output.text) and stream.outgoing is not None:
+            chunk = stream.outgoing.chunk(stream.number, account.request_id, stream.next_index)
+            chunk.token_count += made
+            chunk.token_ids += output.token_ids
+            chunk.text += output.text
+        stream.next_index += made
+
+    def _finish(self, stream: Stream, output: SequenceOutput, batch: int, now_s: float) -> None:
+        """The engine has said its last word about the sequence."""
+        account = stream.account
+        account.prompt_tokens, account.cached_prompt_tokens = output.prompt_tokens, output.cached_prompt_tokens
+        error, outcome = None, str(output.finish)
+        if output.finish is FinishReason.ERROR:
+            error = from_reason(*(output.error or ("EngineFailed", "the engine gave up the request without a reason")))
+        elif output.finish is FinishReason.CANCELLED and stream.cancelled:
+            outcome = stream.cancelled
+        stream.end_chunk(self._identity, outcome, error)
+        self._close(stream, outcome, error, batch, now_s)
+
+    def _close(self, stream: Stream, outcome: str, error: TokenworksError | None, batch: int, now_s: float) -> None:
+        """Out of the tables; the last entry, the latencies and the span say how it was."""
+        self._remove(stream)
+        stream.account.last = True
+        self._reporter.note(stream.account)
+        latency = stream.latency(batch, self._engine.stats().kv_cache_usage)
+        if latency.completion_tokens:
+            self._reporter.finished(stream.order.engine.model, latency)
+        self._instruments.end(stream.order, stream.span, Ended(outcome, latency, now_s - stream.opened_s, error))
+
+    def _close_all(self, error: TokenworksError) -> None:
+        """Ends every stream without the engine, which will not."""
+        now_s = self._clock.monotonic_s()
+        for stream in list(self._streams.values()):
+            outgoing = stream.outgoing
+            stream.end_chunk(self._identity, None, error)
+            self._close(stream, Outcome.ERROR, error, 0, now_s)
+            if outgoing is not None:
+                outgoing.wake()
+
+    def _check(self, order: Order) -> None:
+        request = order.engine
+        if self.refusal is not None:
+            # A new one each time: an exception that is raised again keeps the frames of every time.
+            raise from_reason(self.refusal.reason, str(self.refusal), self.refusal.retry_after_s)
+        if self.info is not None and request.model not in self.info.models:
+            served = ", ".join(self.info.models)
+            raise UnknownModel(f"worker {self._identity.worker!r} does not serve {request.model!r}; it serves {served}")
+        if request.request_id in self._by_request:
+            raise DuplicateRequest(f"request {request.request_id!r} runs on worker {self._identity.worker!r} already")
+        if self._bus.outbox_free < _LEAST_OUTBOX_FREE:
+            raise OutboxFull(
+                f"worker {self._identity.worker!r} cannot report its work to the bus, so it takes no more; ask another"
+            )
+
+    def _refused(self, stream: Stream, error: TokenworksError) -> None:
+        """The engine did not take it: nothing was made, nothing is reported."""
+        if stream.ended:
+            return  # the engine failed meanwhile
+        self._remove(stream)
+        duration_s = self._clock.monotonic_s() - stream.opened_s
+        self._instruments.end(
+            stream.order, stream.span, Ended(Outcome.ERROR, stream.latency(0, 0.0), duration_s, error)
+        )
+
+    def _remove(self, stream: Stream) -> None:
+        stream.ended = True
+        del self._streams[stream.order.engine.sequence]
+        self._forget_request(stream)
+        if not self._streams:
+            self._empty.set()
+
+    def _forget_request(self, stream: Stream) -> None:
+        request_id = stream.order.engine.request_id
+        if self._by_request.get(request_id) is stream:
+            del self._by_request[request_id]
+
+    async def _emptied(self, within_s: float) -> bool:
+        try:
+            async with asyncio.timeout(within_s):
+                await self._empty.wait()
+        except TimeoutError:
+            return False
+        return True

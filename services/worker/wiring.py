@@ -1,0 +1,175 @@
+"""One worker, wired top to bottom: telemetry, bus, engine, what serves it and what it reports; and how it drains.
+
+A worker drains on SIGTERM, and when `Drain` arrives on `tw.control.<worker>`: no new work; what runs has the grace
+period to finish; the rest is handed back to the routers, which go on elsewhere; sessions end; the last events go out;
+the process exits with 0.
+"""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from services.mesh.nats_bus import NatsBus
+
+from services.mesh.bus import Bus
+from services.mesh.clock import Clock, SystemClock
+from services.mesh.events import ControlAnswered, Drain, WorkerState
+from services.mesh.httpd import HttpServer
+from services.mesh.lifecycle import Lifecycle
+from services.mesh.placement import PlacementVerifier
+from services.mesh.rpc import GrpcServer
+from services.mesh.settings import Settings
+from services.mesh.telemetry import Telemetry, start_telemetry
+from services.worker.engine import Engine, EngineInfo
+from services.worker.engines import choose_engine
+from services.worker.fault_control import FaultControl
+from services.worker.heartbeat import Heartbeat
+from services.worker.identity import identity_of
+from services.worker.instruments import Instruments
+from services.worker.reporter import Reporter
+from services.worker.service import SESSION_METHOD, WorkerService
+from services.worker.streams import Streams
+from tokenworks.v1 import inference_pb2_grpc as pb_grpc
+
+log = logging.getLogger(__name__)
+
+_STEP_S: Final = 5.0  # for each part of stopping that is not given a grace period
+_FLUSH_S: Final = 10.0  # for the last events to be acknowledged
+
+
+@dataclass(frozen=True, slots=True)
+class RunningWorker:
+    """A worker that serves; ports are the bound ones."""
+
+    grpc_port: int
+    http_port: int
+    engine: Engine
+    info: EngineInfo
+    streams: Streams
+    heartbeat: Heartbeat
+
+
+async def wire(
+    life: Lifecycle,
+    settings: Settings,
+    *,
+    bus: Bus | None = None,
+    telemetry: Telemetry | None = None,
+    clock: Clock | None = None,
+    engine: Engine | None = None,
+) -> RunningWorker:
+    """Starts a worker; `life.stop` drains and stops it.
+
+    Args:
+        bus: connected; instead of a connection to `nats.url`. Whoever gives it closes it.
+        telemetry, clock, engine: instead of those that the settings and the environment name.
+
+    Raises:
+        SettingInvalid: a setting names what is not there.
+        EngineFailed, BusUnavailable, OSError: it cannot start; the message says what would do.
+    """
+    worker = settings.worker
+    identity = identity_of(worker, secrets.token_hex(8))
+    clock = clock or SystemClock()
+    if telemetry is None:
+        telemetry = start_telemetry("worker", worker.id)
+        life.on_stop("telemetry", partial(asyncio.to_thread, telemetry.shutdown), 2 * _STEP_S)
+    engine = engine or choose_engine(worker, clock)
+
+    bus = bus or await _connect(life, settings, telemetry, clock)
+    reporter = Reporter(identity, bus, clock, telemetry)
+    instruments = Instruments(identity, telemetry)
+    streams = Streams(identity, engine, clock=clock, reporter=reporter, instruments=instruments, bus=bus)
+    life.on_stop("last events", partial(_flush, reporter, bus), _FLUSH_S + _STEP_S)
+    talking: list[asyncio.Task[None]] = []
+    life.on_stop("background", partial(_cancel, talking), _STEP_S)
+
+    http = HttpServer(telemetry, life)
+    http_port = await http.start(settings.mesh.host, worker.http_port)
+    life.on_stop("http", http.stop, _STEP_S)
+
+    verifier = PlacementVerifier(worker.id, settings.secrets)
+    service = WorkerService(identity, streams, clock, secret=settings.mesh.secret, verifier=verifier)
+    grpc = GrpcServer(
+        telemetry, life, max_message_bytes=settings.mesh.max_message_bytes, untraced_methods=(SESSION_METHOD,)
+    )
+    grpc.add(pb_grpc.add_WorkerServicer_to_server, service, "tokenworks.v1.Worker")
+    if worker.faults:
+        control = FaultControl(engine, settings.mesh.secret)
+        grpc.add(pb_grpc.add_FaultControlServicer_to_server, control, "tokenworks.v1.FaultControl")
+    grpc_port = await grpc.start(settings.mesh.host, worker.port)
+    life.on_stop("grpc", partial(grpc.drain, 1.0), _STEP_S)
+    life.on_stop("sessions", service.close_sessions, _STEP_S)
+
+    heartbeat = Heartbeat(
+        identity,
+        worker,
+        bus,
+        clock,
+        address=f"{settings.advertise_host}:{grpc_port}",
+        stats=engine.stats,
+        generated_tokens=lambda: streams.generated_tokens,
+    )
+    talking.append(life.spawn(heartbeat.run(), "heartbeats"))
+    talking.append(life.spawn(reporter.run(), "reports"))
+
+    def failed(reason: str) -> None:
+        log.error("the engine has failed: %s", reason)
+        heartbeat.change(WorkerState.FAILED, reason)
+        streams.fail(reason)
+
+    info = await engine.start(streams.on_step, failed)
+    life.on_stop("engine", partial(engine.stop, 0.0), _STEP_S)
+    instruments.watch_hardware(engine)
+    heartbeat.info = info
+    streams.begin(info)
+    if heartbeat.state is WorkerState.STARTING:
+        heartbeat.change(WorkerState.READY)
+    if info.note:
+        log.warning("%s", info.note)
+
+    async def drain(grace_s: float) -> None:
+        heartbeat.change(WorkerState.DRAINING)
+        if left := await streams.drained(grace_s):
+            log.warning("%d streams had not ended after %g s; their routers go on elsewhere", left, grace_s)
+
+    async def drain_and_end(grace_s: float) -> None:
+        await drain(grace_s)
+        life.end()
+
+    async def controlled(asked: Drain) -> ControlAnswered:
+        life.spawn(drain_and_end(asked.grace_ms / 1000), "drain")
+        return ControlAnswered(accepted=True, message=f"{len(streams)} streams have {asked.grace_ms} ms to end")
+
+    talking.append(life.spawn(bus.serve_control(worker.id, controlled), "control"))
+    life.on_stop("streams", partial(drain, settings.mesh.drain_grace_s), settings.mesh.drain_grace_s + _STEP_S)
+    return RunningWorker(grpc_port, http_port, engine, info, streams, heartbeat)
+
+
+async def _connect(life: Lifecycle, settings: Settings, telemetry: Telemetry, clock: Clock) -> Bus:
+    bus = NatsBus(settings.nats, "worker", settings.worker.id, telemetry, clock)
+    await bus.connect()
+    life.on_stop("bus", bus.close, _STEP_S)
+    return bus
+
+
+async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _flush(reporter: Reporter, bus: Bus) -> None:
+    """Everything that was made is reported and acknowledged, or the log says how much is not."""
+    deadline_s = asyncio.get_running_loop().time() + _FLUSH_S
+    left = reporter.flush()
+    while left and (remaining_s := deadline_s - asyncio.get_running_loop().time()) > 0:
+        await bus.flush(remaining_s)
+        left = reporter.flush()
+    unacknowledged = await bus.flush(max(0.1, deadline_s - asyncio.get_running_loop().time()))
+    if left or unacknowledged:
+        log.error("the work of %d requests was not reported, %d events were not acknowledged", left, unacknowledged)
