@@ -56,6 +56,8 @@ PREDICTED_TPOT_S: Final = "tokenworks.route.predicted_tpot_s"
 ENGINE_QUEUE_S: Final = "tokenworks.engine.queue_s"
 ENGINE_TTFT_S: Final = "tokenworks.engine.ttft_s"
 ENGINE_TPOT_S: Final = "tokenworks.engine.tpot_s"
+PLAN_TRIGGER: Final = "tokenworks.plan.trigger"
+PLAN_STATUS: Final = "tokenworks.plan.status"
 PRICE_NUSD: Final = "tokenworks.price_nusd"
 USE_COST_NUSD: Final = "tokenworks.use_cost_nusd"
 ENERGY_COST_NUSD: Final = "tokenworks.energy_cost_nusd"
@@ -84,6 +86,17 @@ DUPLICATES: Final = "tokenworks.meter.duplicates"
 MISSING_EVENTS: Final = "tokenworks.meter.missing_events"  # gaps in publishers' sequences
 REFUSED_ENTRIES: Final = "tokenworks.meter.refused_entries"
 AMOUNT: Final = "tokenworks.amount"
+# Metrics: the optimizer's; costs in US dollars per hour, by model
+SOLVE_DURATION: Final = "tokenworks.optimizer.solve.duration"  # s, by tokenworks.plan.trigger
+PLAN_AGE: Final = "tokenworks.optimizer.plan.age"  # s, by model
+PLAN_COST: Final = "tokenworks.optimizer.plan.cost"
+PLAN_BASELINE_COST: Final = "tokenworks.optimizer.plan.baseline_cost"
+PLAN_UNSERVED: Final = "tokenworks.optimizer.plan.unserved"  # {request}/s, by model
+PLAN_FAILURES: Final = "tokenworks.optimizer.plan.failures"  # by error.type
+REALISED_COST: Final = "tokenworks.optimizer.realised_cost"
+TIMING_ERROR: Final = "tokenworks.optimizer.timing_error"  # predicted against observed steps, by pool
+POOL_UTILISATION: Final = "tokenworks.optimizer.pool.utilisation"  # planned, by pool
+SHADOW_PRICE: Final = "tokenworks.optimizer.pool.shadow_price"  # USD per device-second, by pool
 
 TTFT_BUCKETS_S: Final = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 TPOT_BUCKETS_S: Final = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)

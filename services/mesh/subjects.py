@@ -139,7 +139,7 @@ PLAN: Final = Channel(
     stream="TW_PLAN",
     delivery=Delivery.LAST,
     publishers=("optimizer",),
-    readers=("router",),
+    readers=("router", "optimizer"),
     says="Where the optimizer wants each workload class, the shadow prices, and the timing it believes in.",
 )
 

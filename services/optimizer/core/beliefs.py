@@ -142,7 +142,7 @@ class Beliefs:
                 decode_s_per_kv_token=learnt.decode_s_per_kv_token,
             )
             if pool.observations and 0 < typical_request_s(timing) < float("inf"):
-                self._capacity.adopt(pool.pool, plan.model, timing)
+                self._capacity.adopt(pool.pool, pool.accelerator, plan.model, timing)
 
     def snapshot(self, now_s: float) -> Snapshot:
         """What is believed as of `now_s`, complete and detached."""

@@ -195,12 +195,12 @@ class Capacity:
         self._catalogue = catalogue
         self._forgetting = forgetting
         self._fits: dict[tuple[str, str], TimingFit] = {}  # by worker and model
-        self._members: dict[tuple[str, str], dict[str, None]] = {}  # by pool and model: workers with a fit
-        self._adopted: dict[tuple[str, str], Timing] = {}  # by pool and model
+        self._members: dict[tuple[str, str], dict[str, str]] = {}  # by pool and model: workers with a fit, on what
+        self._adopted: dict[tuple[str, str, str], Timing] = {}  # by pool, accelerator and model
 
-    def adopt(self, pool: str, model: str, timing: Timing) -> None:
-        """Starts fits of the pool from `timing`, which an earlier optimizer had learnt, instead of the catalogue."""
-        self._adopted[pool, model] = timing
+    def adopt(self, pool: str, accelerator: str, model: str, timing: Timing) -> None:
+        """Starts fits of the pool from `timing`, which was learnt before, instead of from the catalogue."""
+        self._adopted[pool, accelerator, model] = timing
 
     def observed(self, event: LatencyObserved, now_s: float) -> bool:
         """Learns from the event's steps; True when there was one to learn from."""
@@ -210,7 +210,7 @@ class Capacity:
         if fit is None:
             fit = TimingFit(self.pace(event.pool, event.accelerator, event.model, (), now_s).timing, self._forgetting)
             self._fits[event.worker, event.model] = fit
-            self._members.setdefault((event.pool, event.model), {})[event.worker] = None
+            self._members.setdefault((event.pool, event.model), {})[event.worker] = event.accelerator
         learnt = [fit.observe(_load(sample), sample.step_s, now_s) for sample in event.steps]
         return any(learnt)
 
@@ -238,13 +238,13 @@ class Capacity:
             if worker in workers:
                 pool, model = pool_model
                 # The usual, not the latest: it may have gone because it had become slow.
-                self.adopt(pool, model, self._fits.pop((worker, model)).timing(math.inf))
-                del workers[worker]
+                usual = self._fits.pop((worker, model)).timing(math.inf)
+                self.adopt(pool, workers.pop(worker), model, usual)
                 if not workers:
                     del self._members[pool_model]
 
     def _start(self, pool: str, accelerator: str, model: str) -> Timing:
-        adopted = self._adopted.get((pool, model))
+        adopted = self._adopted.get((pool, accelerator, model))
         return adopted if adopted is not None else starting_timing(self._catalogue, accelerator, model)
 
 

@@ -31,7 +31,7 @@ _ANSWERS_S: Final = 600.0  # completion lengths are remembered for longer than r
 Group = tuple[str, str]  # model, SLO class: where demand is watched for marked changes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class ClassKey:
     """Names a workload class across plans; the buckets index `PROMPT_EDGES` and `COMPLETION_EDGES`."""
 
@@ -170,7 +170,7 @@ class Demand:
                 continue
             largest = sorted(classes, key=lambda each: -each.rps)[:_MOST_CLASSES]
             kept.extend(_rescaled([each for each in largest if each.rps >= _SMALLEST_PART * total_rps], classes))
-        return sorted(kept, key=lambda each: (each.key.model, each.key.slo_class, each.prompt_tokens, each.rps))
+        return sorted(kept, key=lambda each: each.key)
 
     def levels(self, now_s: float) -> dict[Group, float]:
         """Requests per second by model and SLO class: what a plan is compared with later."""

@@ -34,16 +34,18 @@ class Planner:
         """Shares of the plans in force; those of classes without demand as they last were."""
         return dict(self._shares)
 
-    def adopt(self, plan: RoutingPlan) -> None:
-        """Notes a plan that stands on the bus: versions go on above it, and shares start from it."""
+    def adopt(self, plan: RoutingPlan) -> bool:
+        """Notes a plan met on the bus: versions go on above it. The first of a model that was not planned here is one
+        that stands from before: shares start from it, and the answer is True."""
         first = plan.model not in self._versions
         self._versions[plan.model] = max(plan.version, self._versions.get(plan.model, 0))
         if not first:
-            return
+            return False
         for share in plan.shares:
             key = _key_of(plan, share.workload_class)
             if key is not None and 0 < share.share <= 1:
                 self._shares.setdefault(key, {})[share.pool] = share.share
+        return True
 
     def settle(
         self, snapshot: Snapshot, solution: Solution, trigger: Trigger, *, now_s: float, unix_ms: int, solve_s: float

@@ -1,0 +1,109 @@
+"""The optimizer's gRPC: the plan in force, each that replaces it, and what it would be if.
+
+An operator's view: with `mesh.secret` set, callers must know it.
+"""
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import grpc
+
+from services.mesh.clock import Clock
+from services.mesh.errors import InvalidRequest, QueueFull, UnknownModel
+from services.mesh.events import RoutingPlan
+from services.mesh.rpc import require_mesh_secret
+from services.optimizer.board import PlanBoard
+from services.optimizer.core.beliefs import Beliefs, Snapshot, Trigger
+from services.optimizer.core.draft import draft
+from services.optimizer.core.plan import solve
+from services.optimizer.core.what_if import PoolChange, changed
+from tokenworks.v1 import planning_pb2, planning_pb2_grpc
+
+SERVICE_NAME: Final = "tokenworks.v1.Optimizer"
+_MAX_QUESTIONS: Final = 8  # solved or waiting at a time
+_MAX_CHANGES: Final = 1000
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class OptimizerService(planning_pb2_grpc.OptimizerServicer):
+    """Answers from the board; a question is solved in a thread, beside the loop, and changes nothing."""
+
+    def __init__(self, board: PlanBoard, beliefs: Beliefs, clock: Clock, secret: str) -> None:
+        self._board = board
+        self._beliefs = beliefs
+        self._clock = clock
+        self._secret = secret
+        self._questions = 0
+        self._solving = asyncio.Lock()
+
+    async def GetPlan(self, request: planning_pb2.GetPlanRequest, context: Context) -> planning_pb2.RoutingPlan:
+        """Raises UnknownModel, InvalidRequest, Unauthenticated."""
+        require_mesh_secret(context, self._secret)
+        return message_of(self._board.plan(_model(request.model)))
+
+    async def WatchPlan(
+        self, request: planning_pb2.GetPlanRequest, context: Context
+    ) -> AsyncIterator[planning_pb2.RoutingPlan]:
+        """Raises UnknownModel, InvalidRequest, QueueFull, Unauthenticated."""
+        require_mesh_secret(context, self._secret)
+        async for plan in self._board.watch(_model(request.model)):
+            yield message_of(plan)
+
+    async def WhatIf(self, request: planning_pb2.WhatIfRequest, context: Context) -> planning_pb2.WhatIfResponse:
+        """Both plans are the program's answer to the same beliefs, undamped, so that their difference is the change's.
+
+        Raises UnknownModel, InvalidRequest, QueueFull, Unauthenticated.
+        """
+        require_mesh_secret(context, self._secret)
+        model = _model(request.model)
+        if len(request.pools) > _MAX_CHANGES:
+            raise InvalidRequest(f"{len(request.pools)} pools are changed; at most {_MAX_CHANGES} can be")
+        now = self._beliefs.snapshot(self._clock.monotonic_s())
+        if model not in now.models:
+            known = ", ".join(now.models) or "none: no worker was heard yet"
+            raise UnknownModel(f"model {model!r} is not known; models that are: {known}")
+        changes = [
+            PoolChange(each.pool, each.add_workers, 1.0 if each.rate_factor == 0 else each.rate_factor)
+            for each in request.pools
+        ]
+        then = changed(now, model, 1.0 if request.demand_factor == 0 else request.demand_factor, changes)
+        if self._questions >= _MAX_QUESTIONS:
+            raise QueueFull(f"{_MAX_QUESTIONS} questions are being solved already", retry_after_s=0.5)
+        self._questions += 1
+        try:
+            async with self._solving:
+                made_unix_ms = self._clock.unix_ms()
+                plans = [await asyncio.to_thread(_undamped, each, model, made_unix_ms) for each in (now, then)]
+        finally:
+            self._questions -= 1
+        return planning_pb2.WhatIfResponse(now=message_of(plans[0]), then=message_of(plans[1]))
+
+
+def message_of(plan: RoutingPlan) -> planning_pb2.RoutingPlan:
+    """The plan as it is on the wire; the field names are the same."""
+    return planning_pb2.RoutingPlan(**dataclasses.asdict(plan))
+
+
+def _model(model: str) -> str:
+    if not model:
+        raise InvalidRequest("model is empty; name the model whose plan is meant")
+    return model
+
+
+def _undamped(snapshot: Snapshot, model: str, made_unix_ms: int) -> RoutingPlan:
+    """The program's own answer; version 0: it is never in force."""
+    solution = solve(snapshot.problem, {})
+    return draft(
+        snapshot,
+        solution,
+        solution.shares,
+        solution.shadow_usd_per_device_s,
+        model=model,
+        version=0,
+        made_unix_ms=made_unix_ms,
+        trigger=Trigger.WHAT_IF,
+        solve_s=0.0,
+    )

@@ -1,0 +1,125 @@
+"""The optimizer, put together: once, top to bottom."""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from services.mesh.accelerators import load_catalogue
+from services.mesh.bus import Bus
+from services.mesh.clock import Clock, SystemClock
+from services.mesh.httpd import HttpServer
+from services.mesh.lifecycle import Lifecycle
+from services.mesh.nats_bus import NatsBus
+from services.mesh.rpc import GrpcServer
+from services.mesh.settings import Settings
+from services.mesh.telemetry import Telemetry, start_telemetry
+from services.optimizer.board import PlanBoard
+from services.optimizer.core.beliefs import Assumptions, Beliefs
+from services.optimizer.core.planner import Planner
+from services.optimizer.core.service_curve import Promise
+from services.optimizer.feed import Feed
+from services.optimizer.loop import PlanningLoop
+from services.optimizer.measures import Measures
+from services.optimizer.service import SERVICE_NAME, OptimizerService
+from tokenworks.v1 import planning_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+_STOPPING_S: Final = 3.0  # for what a stop step does beside waiting
+
+
+@dataclass(frozen=True, slots=True)
+class RunningOptimizer:
+    """An optimizer that serves, with the parts that a test looks into."""
+
+    host: str
+    grpc_port: int
+    http_port: int
+    beliefs: Beliefs
+    board: PlanBoard
+
+
+def assumptions_of(settings: Settings) -> Assumptions:
+    """What the core takes from the settings."""
+    optimizer = settings.optimizer
+    return Assumptions(
+        promises={
+            name: Promise(each.ttft_s, each.ttft_s_per_prompt_token, each.tpot_s, float(each.miss_usd))
+            for name, each in settings.slo.classes.items()
+        },
+        target_utilisation=optimizer.target_utilisation,
+        tariff_usd_per_kwh=float(settings.energy.tariff_usd_per_kwh),
+        forgetting=optimizer.forgetting,
+        window_s=optimizer.window_s,
+        marked_change=optimizer.marked_change,
+        heartbeat_timeout_s=settings.router.heartbeat_timeout_s,
+    )
+
+
+async def wire(
+    life: Lifecycle,
+    settings: Settings,
+    *,
+    bus: Bus | None = None,
+    telemetry: Telemetry | None = None,
+    clock: Clock | None = None,
+) -> RunningOptimizer:
+    """Starts an optimizer under `life`; it stops with it.
+
+    Args:
+        bus: connected already; NATS as the settings say when None.
+        telemetry, clock: the process's own when None.
+
+    Raises:
+        OSError: an address is taken. BusUnavailable: NATS does not answer.
+    """
+    optimizer, mesh = settings.optimizer, settings.mesh
+    clock = clock or SystemClock()
+    if telemetry is None:
+        telemetry = start_telemetry("optimizer", optimizer.id)
+        life.on_stop("telemetry", partial(asyncio.to_thread, telemetry.shutdown), _STOPPING_S * 2)
+    if bus is None:
+        bus = NatsBus(settings.nats, "optimizer", optimizer.id, telemetry, clock)
+        life.on_stop("bus", bus.close)
+        await bus.connect()
+
+    beliefs = Beliefs(load_catalogue(), assumptions_of(settings), clock.monotonic_s())
+    planner = Planner()
+    board = PlanBoard()
+    loop = PlanningLoop(
+        beliefs=beliefs,
+        planner=planner,
+        board=board,
+        bus=bus,
+        measures=Measures(telemetry.meter, clock),
+        telemetry=telemetry,
+        clock=clock,
+        interval_s=optimizer.interval_s,
+    )
+    tasks = [
+        life.spawn(Feed(bus, beliefs, planner, loop, clock).watch(), "feed"),
+        life.spawn(loop.run(), "planning"),
+    ]
+
+    grpc = GrpcServer(telemetry, life, max_message_bytes=mesh.max_message_bytes)
+    service = OptimizerService(board, beliefs, clock, mesh.secret)
+    grpc.add(planning_pb2_grpc.add_OptimizerServicer_to_server, service, SERVICE_NAME)
+    http = HttpServer(telemetry, life)
+    grpc_port = await grpc.start(mesh.host, optimizer.port)
+    http_port = await http.start(mesh.host, optimizer.http_port)
+
+    async def stop_planning() -> None:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if left := await bus.flush(_STOPPING_S):
+            log.warning("%d plans were not acknowledged by the bus; the ones before stay in force", left)
+
+    # Last in, first out: watchers end, then calls, then what they ask.
+    life.on_stop("planning", stop_planning, _STOPPING_S * 2)
+    life.on_stop("http server", http.stop, _STOPPING_S)
+    life.on_stop("grpc server", partial(grpc.drain, 1.0), _STOPPING_S)
+    life.on_stop("watchers", board.stop)
+    return RunningOptimizer(mesh.host, grpc_port, http_port, beliefs, board)
