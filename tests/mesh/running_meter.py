@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import grpc
+
 from services.mesh.bus import Bus, Delivered
 from services.mesh.events import CreditChanged, Event, TokensGenerated
 from services.mesh.lifecycle import Lifecycle
