@@ -46,8 +46,8 @@ from services.worker.engine import (
     SequenceOutput,
     StepOutput,
 )
-from services.worker.engines.llamacpp_prompts import EncodedRequest, PromptEncoder
 from services.worker.engines.llamacpp_server import ChunkReader, LlamaServerApi, completion_body
+from services.worker.engines.prompts import EncodedRequest, PromptEncoder
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,6 @@ whether the server runs in this process.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import aiohttp
@@ -14,6 +13,7 @@ from services.mesh.errors import EngineFailed, InvalidRequest
 from services.worker.core.measured_steps import Arrival
 from services.worker.core.stop_strings import StopMatcher
 from services.worker.engine import FinishReason, Sampling
+from services.worker.engines.prompts import LoadedModel
 
 _RANDOM_SEED: Final = 0xFFFF_FFFF  # llama.cpp draws a seed of its own for this one
 
@@ -129,16 +129,8 @@ class ChunkReader:
         return Arrival(sequence=self._sequence, at_s=at_s, text=text, finish=finish, error=error)
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedModel:
-    """What the server says of the model it loaded; `context_tokens` is what a slot holds and the model is made for."""
-
-    vocabulary: int
-    context_tokens: int
-
-
 class LlamaServerApi:
-    """What llama.cpp's server answers over HTTP beside completions: tokens of a text, text of tokens, a chat's text."""
+    """A `Tokenizer`: what llama.cpp's server answers over HTTP beside completions: tokens of a text, text of tokens, a chat's text."""
 
     def __init__(self, base_url: str, api_key: str, connections: int, deadline_s: float) -> None:
         self._base_url = base_url
@@ -156,7 +148,6 @@ class LlamaServerApi:
         return LoadedModel(int(meta["n_vocab"]), min(int(meta["n_ctx"]), int(meta["n_ctx_train"])))
 
     async def tokenize(self, text: str, *, special: bool) -> tuple[int, ...]:
-        """Token ids of a text; `special`: with the model's first token, and special tokens that are spelt out."""
         body = {"content": text, "add_special": special, "parse_special": special}
         return tuple((await self._ask("POST", "/tokenize", body))["tokens"])
 
@@ -164,11 +155,6 @@ class LlamaServerApi:
         return str((await self._ask("POST", "/detokenize", {"tokens": list(token_ids)}))["content"])
 
     async def render(self, chat: Sequence[tuple[str, str]]) -> str:
-        """The chat in the model's own template, ready for the assistant's answer.
-
-        Raises:
-            InvalidRequest: the template refuses it, e.g. a role it does not know.
-        """
         messages = [{"role": role, "content": content} for role, content in chat]
         return str((await self._ask("POST", "/apply-template", {"messages": messages}))["prompt"])
 

@@ -1,20 +1,46 @@
-"""From a request to the token ids that llama.cpp starts from, and how many it may make.
+"""From a request to the token ids that a real model starts from, and how many it may make.
 
-In: an `EngineRequest`. Out: an `EncodedRequest`, or the error that tells why there is none. The server's tokenizer and
-chat template do the work, so text, chat and token ids give the same tokens.
+In: an `EngineRequest`. Out: an `EncodedRequest`, or the error that tells why there is none. The model's own tokenizer
+and chat template do the work, so text, chat and token ids give the same tokens.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from services.mesh.errors import InvalidRequest, PromptTooLong, ResumeRefused
 from services.worker.engine import EngineRequest, Prompt
-from services.worker.engines.llamacpp_server import LlamaServerApi, LoadedModel
+
+
+class Tokenizer(Protocol):
+    """A model's tokenizer and chat template, wherever they run."""
+
+    async def tokenize(self, text: str, *, special: bool) -> tuple[int, ...]:
+        """Token ids of a text; `special`: with the model's first token, and special tokens that are spelt out."""
+        ...
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str: ...
+
+    async def render(self, chat: Sequence[tuple[str, str]]) -> str:
+        """The chat of (role, content) in the model's own template, ready for the assistant's answer.
+
+        Raises:
+            InvalidRequest: the template refuses it, e.g. a role it does not know.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """What an engine says of the model it loaded; `context_tokens` is for one request, prompt and answer together."""
+
+    vocabulary: int
+    context_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedRequest:
-    """What a slot is given.
+    """What the engine is given.
 
     Attributes:
         token_ids: prompt and resumed tokens, >= 1.
@@ -32,8 +58,8 @@ class EncodedRequest:
 class PromptEncoder:
     """Encodes requests for one loaded model."""
 
-    def __init__(self, api: LlamaServerApi, model: str, loaded: LoadedModel) -> None:
-        self._api = api
+    def __init__(self, tokenizer: Tokenizer, model: str, loaded: LoadedModel) -> None:
+        self._tokenizer = tokenizer
         self._model = model
         self._loaded = loaded
 
@@ -57,7 +83,7 @@ class PromptEncoder:
             )
         held_text = ""
         if resumed_ids and request.sampling.stop:
-            made = await self._api.detokenize(resumed_ids)
+            made = await self._tokenizer.detokenize(resumed_ids)
             if made.startswith(request.resumed_text):
                 held_text = made[len(request.resumed_text) :]
         max_tokens = min(request.sampling.max_tokens, context - len(prompt_ids)) - len(resumed_ids)
@@ -68,8 +94,8 @@ class PromptEncoder:
             token_ids = prompt.token_ids
             self._check_ids(token_ids)
         else:
-            text = prompt.text if prompt.chat is None else await self._api.render(prompt.chat)
-            token_ids = await self._api.tokenize(text or "", special=True)
+            text = prompt.text if prompt.chat is None else await self._tokenizer.render(prompt.chat)
+            token_ids = await self._tokenizer.tokenize(text or "", special=True)
         if not token_ids:
             raise InvalidRequest("the prompt is empty: it needs at least one token")
         return token_ids
@@ -80,7 +106,7 @@ class PromptEncoder:
         if len(request.resumed_token_ids) == request.resume_from:
             self._check_ids(request.resumed_token_ids)
             return request.resumed_token_ids
-        token_ids = await self._api.tokenize(request.resumed_text, special=False)
+        token_ids = await self._tokenizer.tokenize(request.resumed_text, special=False)
         if len(token_ids) != request.resume_from:
             raise ResumeRefused(
                 f"request {request.request_id} cannot go on at token {request.resume_from}: "
