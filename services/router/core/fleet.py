@@ -174,10 +174,10 @@ class Fleet:
             self._write(worker, now_s)
 
     def linked(self, name: str, stands: bool, now_s: float) -> None:
-        """The session to a worker was opened or lost."""
+        """The session to a worker was opened, or was lost or could not be opened."""
         known = self._workers.get(name)
         if known is not None:
-            known.linked = stands
+            known.linked, known.unreachable = stands, not stands
             self._write(known, now_s)
 
     def troubled(self, now_s: float) -> list[Trouble]:
@@ -205,7 +205,7 @@ class Fleet:
             self._leave(before)
         self._incarnations += 1
         linked = before is not None and before.linked  # a session may stand again before its worker's first heartbeat
-        known = KnownWorker(self._incarnations, beat, now_s, now_s, now_s, linked)
+        known = KnownWorker(self._incarnations, beat, now_s, now_s, now_s, linked=linked)
         self._workers[beat.worker] = known
         self._serving[known.incarnation] = {}
         return known

@@ -52,6 +52,7 @@ class KnownWorker:
         heard_s, made_s: when it arrived and when it was made, router's monotonic seconds.
         stepped_s: when its engine was last seen stepping, or idle.
         linked: the session to it stands.
+        unreachable: a session was tried and does not stand.
         requests, prefill_tokens, kv_tokens: sums of the corrections.
         growth_tokens: KV tokens that our running requests are still expected to add, on average half their answers.
     """
@@ -62,6 +63,7 @@ class KnownWorker:
     made_s: float
     stepped_s: float
     linked: bool = False
+    unreachable: bool = False
     requests: int = 0
     prefill_tokens: int = 0
     kv_tokens: int = 0
@@ -120,10 +122,14 @@ class KnownWorker:
 
     @property
     def closed_because(self) -> str:
-        """Why it takes no new requests, by its own account; empty when it does."""
-        if self.beat.state == WorkerState.READY:
-            return f"stalled: no step for {self.stalled_s:.1f} s" if self.stalled_s > STALLED_AFTER_S else ""
-        return f"failed: {self.beat.failed_because}" if self.beat.state == WorkerState.FAILED else self.beat.state
+        """Why it takes no new requests; empty when it does, as far as it is heard at all."""
+        if self.beat.state == WorkerState.FAILED:
+            return f"failed: {self.beat.failed_because}"
+        if self.beat.state != WorkerState.READY:
+            return self.beat.state
+        if self.unreachable:
+            return f"no connection to {self.beat.address}"
+        return f"stalled: no step for {self.stalled_s:.1f} s" if self.stalled_s > STALLED_AFTER_S else ""
 
     def _take(self, correction: Correction) -> None:
         self.requests -= correction.requests

@@ -2,8 +2,11 @@
 
     score = use + energy + shadow + SLO risk - prefix saving
 
-    use            device-seconds it will take * the worker's rate. Device-seconds are its prefill alone, and its share
-                   of each decode step of the batch it joins, under the timing in force and the worker's slowness.
+    use            device-seconds it will take * the worker's rate, under the timing in force and the worker's slowness:
+                   its prefill alone, and of each decode step what it adds and its share of reading the weights. They
+                   are shared by the batch it joins, or by as many requests like it as the worker can run within the
+                   TPOT promise where that is more: what a worker could do for the money, so that an idle one is no
+                   dearer than a busy one like it, and one that can batch little within the promise is.
     energy         the same seconds * watts * tariff.
     shadow         the same seconds * what the plan says one more device-second there is worth to others.
     SLO risk       what a late answer costs the house * the probability that TTFT or TPOT passes its promise, plus the
@@ -15,7 +18,7 @@ Seconds are predicted for each worker, so unlike devices compare: the queue from
 decode steps riding along), batch slots and KV cache that must come free; TPOT from the batch it joins and the prefills
 that keep arriving there. `serving` derives a worker's figures, `scores` applies them to a request.
 
-A pick among workers whose scores are within 2 % follows the plan's shares, then chance.
+A pick among workers whose scores are within 2 % follows the plan's shares, then the shortest TTFT, then chance.
 """
 
 from dataclasses import dataclass
@@ -108,14 +111,22 @@ def decide(fleet: Fleet, model: str, ask: Ask, *, max_queue_s: float, now_s: flo
     workload_class = (
         plan.class_of(ask.promise.name, ask.prompt_tokens, ask.completion_tokens) if plan is not None else None
     )
-    row = _pick(table, ranked, plan, workload_class, rng)
+    row = _pick(ranked, scores.ttft_s, table, plan=plan, workload_class=workload_class, rng=rng)
     kept = _best_first(ranked, row)
     reasons = ["" if feasible[each] else field.because(each, _lost(fleet, field, each)) for each in kept]
     shortlist = scores.shortlist(table, kept, reasons)
     return Decision(table.serving[row].worker, shortlist.candidate(kept.index(row)), shortlist, workload_class)
 
 
-def _pick(table: ModelTable, ranked: Floats, plan: PlanInForce | None, workload_class: int | None, rng: Random) -> int:
+def _pick(
+    ranked: Floats,
+    ttft_s: Floats,
+    table: ModelTable,
+    *,
+    plan: PlanInForce | None,
+    workload_class: int | None,
+    rng: Random,
+) -> int:
     best = float(ranked.min())
     near: list[int] = np.flatnonzero(ranked <= best + _NEAR * abs(best)).tolist()
     if len(near) == 1:
@@ -124,6 +135,8 @@ def _pick(table: ModelTable, ranked: Floats, plan: PlanInForce | None, workload_
         deficits = [plan.deficit(workload_class, table.serving[row].worker.pool) for row in near]
         most = max(deficits)
         near = [row for row, deficit in zip(near, deficits, strict=True) if deficit >= most - 1e-9]
+    soonest_s = min(float(ttft_s[row]) for row in near)
+    near = [row for row in near if ttft_s[row] <= soonest_s * (1 + _NEAR)]
     return near[int(rng.random() * len(near))]
 
 

@@ -71,7 +71,7 @@ class Scores:
     def __init__(self, table: ModelTable, band_tpots_s: Floats, ask: Ask) -> None:
         prompt, answer = ask.prompt_tokens, ask.completion_tokens
         alone_s, chunks = _prefill_s(table, prompt)
-        alone_s += table.attended_s * (prompt * (prompt + 1) / 2)
+        alone_s += table.attended_s * prompt * ((prompt + 1) / 2)
         self.cached: Floats | None = None
         fresh_s = alone_s
         if ask.cached_tokens:
@@ -80,11 +80,15 @@ class Scores:
             fresh_s += table.attended_s * (prompt - self.cached) * ((prompt + 1 + self.cached) / 2)
         self.saved_s = alone_s - fresh_s
 
-        step_s = table.step_s + table.step_s_per_kv_token * (prompt + answer / 2)
+        length = prompt + answer / 2  # tokens of KV cache that it holds on average
+        reads_s = table.step_s_per_kv_token * length
+        step_s = table.step_s + reads_s
         self.queue_s = table.queue_s + _wait_s(table, ask, step_s)
         self.ttft_s = self.queue_s + fresh_s + table.riding_s * chunks
         self.tpot_s = step_s * table.stretch
-        self.device_s = alone_s + step_s * table.per_batch * (answer - 1)
+        each_s = table.sequence_s + reads_s
+        batch = np.maximum(table.batch, _batch_within(table, ask.promise.tpot_s, each_s, length))
+        self.device_s = alone_s + (table.weights_s / batch + each_s) * (answer - 1)
 
         ttft_promise_s = ask.promise.ttft_promise_s(prompt)
         miss = _late(self.ttft_s, ttft_promise_s)
@@ -96,8 +100,7 @@ class Scores:
         self.miss = miss
         self.risk_usd = ask.promise.miss_usd * (miss + _LATENESS * (late - 1.0))
         if table.at_stake_usd.any():
-            there_s = table.there_tpot_s + table.sequence_s + table.step_s_per_kv_token * (prompt + answer / 2)
-            there_s += fresh_s / ask.mean_completion_tokens
+            there_s = table.there_tpot_s + each_s + fresh_s / ask.mean_completion_tokens
             late_after = _late(there_s, band_tpots_s[:, np.newaxis])
             self.risk_usd += (table.at_stake_usd * (late_after - table.late_before)).sum(axis=0)
         self.score_usd = (self.device_s - self.saved_s) * table.usd_per_s + self.risk_usd
@@ -162,7 +165,14 @@ def _cached(table: ModelTable, ask: Ask) -> Floats:
 def _prefill_s(table: ModelTable, tokens: Floats | int) -> tuple[Floats, Floats]:
     """Seconds to compute `tokens` in chunks, without attention; and the chunks."""
     chunks = np.ceil(tokens * table.chunks_per_token)
-    return np.maximum(chunks * table.chunk_least_s, chunks * table.chunk_overhead_s + tokens * table.token_s), chunks
+    return np.maximum(chunks * table.weights_s, chunks * table.chunk_overhead_s + tokens * table.token_s), chunks
+
+
+def _batch_within(table: ModelTable, tpot_s: float, each_s: Floats, length: float) -> Floats:
+    """How many requests like this one a worker can run at once and keep their TPOT promise, by memory and by time."""
+    by_time = (tpot_s / table.stretch - table.weights_s) / each_s
+    by_memory = np.minimum(table.kv_capacity_tokens / length, table.max_batch)
+    return np.maximum(np.minimum(by_time, by_memory), 1.0)
 
 
 def _wait_s(table: ModelTable, ask: Ask, step_s: Floats) -> Floats | float:
@@ -171,7 +181,7 @@ def _wait_s(table: ModelTable, ask: Ask, step_s: Floats) -> Floats | float:
     if short_kv.max() <= 0 and not table.short_slots.any():
         return 0.0
     answer = max(float(ask.completion_tokens), ask.mean_completion_tokens)
-    kv_share = np.maximum(short_kv, 0.0) * table.per_batch / (ask.prompt_tokens + answer)
+    kv_share = np.maximum(short_kv, 0.0) / (table.batch * (ask.prompt_tokens + answer))
     return answer * step_s * np.maximum(table.short_slots, kv_share)
 
 

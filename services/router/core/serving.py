@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from math import exp, tanh
 from typing import Final
 
-from services.mesh.events import WorkerState
 from services.mesh.timing import Timing
-from services.router.core.known_worker import STALLED_AFTER_S, KnownWorker
+from services.router.core.known_worker import KnownWorker
 
 SLOW_DECAY_S: Final = 3.0
 ARRIVALS_DECAY_S: Final = 5.0
@@ -94,11 +93,7 @@ class Serving:
         ahead = max(0, beat.waiting_prefill_tokens + worker.prefill_tokens)
         kv_tokens = max(0.0, beat.kv_cache_usage * capacity + worker.kv_tokens)
 
-        takes = (
-            beat.state == WorkerState.READY
-            and worker.stalled_s <= STALLED_AFTER_S
-            and waiting < max(1, beat.max_waiting)
-        )
+        takes = not worker.closed_because and waiting < max(1, beat.max_waiting)
         batch = min(running + waiting + 1, max_batch)
         read_s = timing.decode_s_per_kv_token * min(kv_tokens, capacity)
         riding_s = timing.decode_s_per_sequence * running + read_s
@@ -115,7 +110,6 @@ class Serving:
             worker.heard_s,
             1.0 if worker.linked else 0.0,
             1.0 / chunk,
-            slow * timing.decode_base_s,
             slow * timing.prefill_overhead_s,
             slow * timing.prefill_s_per_token,
             slow * timing.prefill_s_per_attended_token,
@@ -125,8 +119,11 @@ class Serving:
             kv_tokens + max(0.0, worker.growth_tokens) - capacity,
             slow * step_s,
             slow * timing.decode_s_per_kv_token,
+            slow * timing.decode_base_s,
             slow * timing.decode_s_per_sequence,
-            1.0 / batch,
+            float(batch),
+            float(max_batch),
+            float(capacity),
             stretch,
             there_tpot_s,
             self.price.usd_per_s,

@@ -26,14 +26,15 @@ class Columns:
         room_tokens: the longest prompt taken now, plus one; 0 where new requests are not taken.
         heard_s: when the last heartbeat came, router's monotonic seconds.
         linked: 1 where the session to the worker stands.
-        chunks_per_token, chunk_least_s, chunk_overhead_s, token_s, attended_s: of a prefill (see `mesh/timing`).
+        chunks_per_token, chunk_overhead_s, token_s, attended_s: of a prefill (see `mesh/timing`).
         riding_s: what a chunk takes longer for the sequences that decode meanwhile.
         queue_s: until a request that came now would be computed, batch slots and KV cache being free.
         short_slots: requests ahead that no batch slot is free for, per slot.
         short_kv_tokens: KV cache that is in use or spoken for, beyond the capacity; negative where some is free.
         step_s, step_s_per_kv_token: of a decode step with one more sequence, and for each KV token that it brings.
-        sequence_s: what one more sequence adds to a step.
-        per_batch: 1 / sequences of such a step.
+        weights_s, sequence_s: the part of a step that all its sequences share, and what each of them adds.
+        batch, max_batch: sequences of a step that it joins, and the most.
+        kv_capacity_tokens: of the KV cache.
         stretch: how much prefills that keep arriving stretch the time between two tokens, >= 1.
         there_tpot_s: seconds per token of those who are there, as it is.
         usd_per_s: rate, energy and shadow price of a device-second.
@@ -43,7 +44,6 @@ class Columns:
     heard_s: Floats
     linked: Floats
     chunks_per_token: Floats
-    chunk_least_s: Floats
     chunk_overhead_s: Floats
     token_s: Floats
     attended_s: Floats
@@ -53,8 +53,11 @@ class Columns:
     short_kv_tokens: Floats
     step_s: Floats
     step_s_per_kv_token: Floats
+    weights_s: Floats
     sequence_s: Floats
-    per_batch: Floats
+    batch: Floats
+    max_batch: Floats
+    kv_capacity_tokens: Floats
     stretch: Floats
     there_tpot_s: Floats
     usd_per_s: Floats

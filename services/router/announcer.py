@@ -1,0 +1,85 @@
+"""What the router tells the mesh of a request: RequestAdmitted and RequestFinished, each exactly once, or neither."""
+
+from services.mesh.bus import Bus
+from services.mesh.clock import Clock
+from services.mesh.events import RequestAdmitted, RequestFinished
+from services.mesh.telemetry import trace_id_of
+from services.router.relay import Relay
+
+
+class Announcer:
+    """Publishes for one router.
+
+    Args:
+        outbox_events: the bound of the bus's outbox, per channel.
+        price_book: label of the price book in force.
+    """
+
+    def __init__(self, bus: Bus, clock: Clock, router: str, *, outbox_events: int, price_book: str) -> None:
+        self._bus = bus
+        self._clock = clock
+        self._router = router
+        self._outbox_events = outbox_events
+        self._price_book = price_book
+
+    @property
+    def outbox_slots(self) -> float:
+        """How many events the fullest outbox still takes: each running request must be able to say its last word."""
+        return self._bus.outbox_free * self._outbox_events
+
+    def admitted(self, relay: Relay) -> None:
+        if relay.announced:
+            return
+        relay.announced = True
+        asked, worker = relay.asked, relay.worker
+        self._bus.publish(
+            RequestAdmitted(
+                request_id=asked.request_id,
+                router=self._router,
+                tenant=asked.tenant,
+                workload=asked.workload,
+                model=asked.model,
+                slo_class=asked.slo_class,
+                prompt_tokens=relay.prompt_tokens,
+                max_tokens=asked.sampling.max_tokens or 0,
+                worker=worker.name,
+                pool=worker.pool,
+                plan=relay.record.plan,
+                at_unix_ms=relay.admitted_unix_ms,
+                price_book=self._price_book,
+            ),
+            traceparent=relay.traceparent,
+        )
+
+    def finished(self, relay: Relay, now_s: float) -> None:
+        """The relay has ended, `outcome` is set; RequestAdmitted is published first where it was not yet."""
+        self.admitted(relay)
+        asked, worker = relay.asked, relay.worker
+        self._bus.publish(
+            RequestFinished(
+                request_id=asked.request_id,
+                router=self._router,
+                tenant=asked.tenant,
+                workload=asked.workload,
+                model=asked.model,
+                slo_class=asked.slo_class,
+                worker=worker.name,
+                pool=worker.pool,
+                accelerator=worker.beat.accelerator,
+                delivered_from=0,
+                delivered_count=relay.delivered_tokens,
+                prompt_tokens=relay.usage.prompt_tokens,
+                cached_prompt_tokens=relay.usage.cached_prompt_tokens,
+                outcome=relay.outcome,
+                ttft_s=relay.ttft_s,
+                tpot_s=relay.tpot_s,
+                e2e_s=now_s - relay.admitted_s,
+                slo_met=relay.slo_met,
+                trace_id=trace_id_of(relay.traceparent),
+                at_unix_ms=self._clock.unix_ms(),
+                admitted_unix_ms=relay.admitted_unix_ms,
+                price_book=self._price_book,
+                plan=relay.record.plan,
+            ),
+            traceparent=relay.traceparent,
+        )

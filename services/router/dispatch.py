@@ -1,0 +1,302 @@
+"""Every request of this router from admission to its end: lets it in, places it, and again when its worker fails it.
+
+In: requests from the gRPC and HTTP edges, chunks from sessions. Out: `Relay`s, whose messages the edges pass on.
+
+What a worker's failure means depends on it. The caller's fault ends the request. A worker that is full or gone is
+excluded and the request placed again, with the tokens that came so far, so that the client sees one stream; while no
+other worker takes it, it is tried again for a few seconds, since workers restart. Placements are bounded.
+
+A request refused by its first worker within `_ANNOUNCE_AFTER_S` (its prompt was longer than the router could know, say)
+leaves no trace: RequestAdmitted waits that long.
+"""
+
+import asyncio
+import logging
+from random import Random
+from typing import Final
+
+from services.mesh.clock import Clock
+from services.mesh.errors import CallerError, CapacityError, InvariantBroken, PromptTooLong, TokenworksError, WorkerLost
+from services.mesh.events import CreditChanged
+from services.mesh.pricing import rates_for
+from services.mesh.settings import PriceBook, RouterSettings
+from services.router.announcer import Announcer
+from services.router.core.admission import Situation, check
+from services.router.core.fleet import Fleet
+from services.router.core.ids import uuid7
+from services.router.core.policy import Decision
+from services.router.core.records import DecisionRecords
+from services.router.core.request import Asked
+from services.router.core.scores import Ask
+from services.router.measures import Measures
+from services.router.messages import Message
+from services.router.placing import Placing
+from services.router.relay import Relay, Usage
+from services.router.requests import asked_of
+from services.router.sessions import Sessions
+from tokenworks.v1 import inference_pb2 as wire
+
+log = logging.getLogger(__name__)
+
+_MOST_PLACEMENTS: Final = 8
+_ANNOUNCE_AFTER_S: Final = 0.05
+_RETRY_FOR_S: Final = 5.0
+_RETRY_EVERY_S: Final = 0.1
+_CLOSING_S: Final = 1.0
+
+
+class Dispatcher:
+    """The requests that run at this router.
+
+    Attributes:
+        credit: the last word on each tenant that has a budget; the feed writes it.
+        records: of recent decisions.
+        draining: no new requests are let in.
+    """
+
+    def __init__(
+        self,
+        settings: RouterSettings,
+        *,
+        fleet: Fleet,
+        placing: Placing,
+        sessions: Sessions,
+        announcer: Announcer,
+        measures: Measures,
+        clock: Clock,
+        rng: Random,
+        prices: PriceBook,
+        default_slo_class: str,
+    ) -> None:
+        self.credit: dict[str, CreditChanged] = {}
+        self.records = DecisionRecords(settings.decision_records)
+        self.draining = False
+        self._settings = settings
+        self._fleet = fleet
+        self._placing = placing
+        self._sessions = sessions
+        self._announcer = announcer
+        self._measures = measures
+        self._clock = clock
+        self._rng = rng
+        self._prices = prices
+        self._default_slo_class = default_slo_class
+        self._relays: dict[str, Relay] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def __len__(self) -> int:
+        return len(self._relays)
+
+    def admit(self, request: wire.GenerateRequest, tenant: str, traceparent: str) -> Relay:
+        """Lets a request in and sends it to a worker; give the relay back with `close`, whatever happens.
+
+        Args:
+            request: its `request_id` and `slo_class` are filled in here where they are empty.
+            traceparent: context of the span that the request is served under; never empty.
+
+        Raises:
+            CallerError, CapacityError: see `admission.check` and `policy.decide`; the request left no trace.
+        """
+        if not request.request_id:
+            request.request_id = uuid7(self._clock.unix_ms(), self._rng.getrandbits(74))
+        if not request.slo_class:
+            request.slo_class = self._default_slo_class
+        asked = asked_of(request, tenant)
+        try:
+            check(asked, self._situation(asked))
+            ask, decision, record = self._placing.first(asked, traceparent)
+        except TokenworksError as error:
+            self._measures.refused(error)
+            raise
+        relay = Relay(
+            self, asked, request, ask.promise, record, traceparent=traceparent, now_s=self._clock.monotonic_s()
+        )
+        self._relays[asked.request_id] = relay
+        self._idle.clear()
+        self.records.add(record)
+        self._place(relay, ask, decision)
+        asyncio.get_running_loop().call_later(_ANNOUNCE_AFTER_S, self._announce, relay)
+        return relay
+
+    def delivered(self, relay: Relay, message: Message) -> None:
+        """The client has the message."""
+        relay.delivered(message, self._clock.monotonic_s())
+
+    def close(self, relay: Relay) -> None:
+        """The client is done with the relay, or gone. Ends what still runs of it; again changes nothing."""
+        if not self._runs(relay):
+            return
+        del self._relays[relay.asked.request_id]
+        if not self._relays:
+            self._idle.set()
+        now_s = self._clock.monotonic_s()
+        self._release(relay, cancel="cancelled")
+        if relay.outcome in ("stop", "length") and relay.delivered_tokens < relay.journal.next_index:
+            relay.outcome = ""  # it ended, but its client left before the end reached it
+        relay.end("cancelled")
+        relay.record.outcome = relay.outcome
+        relay.record.delivered = relay.delivered_tokens
+        if relay.announced or not _refused(relay, relay.error):
+            self._announcer.finished(relay, now_s)
+            self._measures.finished(relay, now_s)
+
+    async def drain(self, grace_s: float) -> int:
+        """Lets no new requests in, waits `grace_s` for those that run, then ends the rest; how many those were."""
+        self.draining = True
+        try:
+            async with asyncio.timeout(grace_s):
+                await self._idle.wait()
+        except TimeoutError:
+            pass
+        left = list(self._relays.values())
+        for relay in left:
+            self._release(relay, cancel="cancelled")
+            relay.end("cancelled", WorkerLost("this router has stopped; send the request to another one"))
+        async with asyncio.timeout(_CLOSING_S):  # the edges tell the clients, and close
+            await self._idle.wait()
+        return len(left)
+
+    def move_from_troubled(self) -> None:
+        """Moves requests away from workers that stand still or are silent, where another worker takes them."""
+        for trouble in self._fleet.troubled(self._clock.monotonic_s()):
+            session = self._sessions.of(trouble.worker)
+            moved = [each for each in session.recipients if self._move(each, trouble.worker)] if session else []
+            if moved:
+                log.warning("moved %d requests from worker %s: %s", len(moved), trouble.worker, trouble.because)
+
+    # What a relay tells its owner.
+
+    def started(self, relay: Relay) -> None:
+        relay.retry_until_s = None
+        if relay.placed is not None:
+            self._fleet.prefilled(relay.placed, self._clock.monotonic_s())
+
+    def completed(self, relay: Relay, last: wire.GenerateResponse) -> None:
+        if last.finish.reason == "cancelled":
+            # Nobody here asked for that: the worker is going away.
+            if last.token_count:
+                last.ClearField("finish")
+                relay.put(Message(last.SerializeToString(), last.token_count))
+            self.failed(relay, WorkerLost(f"worker {relay.worker.name!r} gave the request up"))
+            return
+        asked, finish = relay.asked, last.finish
+        tokens = relay.journal.next_index + last.token_count
+        prompt_tokens = finish.usage.prompt_tokens
+        cached_tokens = min(finish.usage.cached_prompt_tokens, prompt_tokens)
+        rates = rates_for(self._prices, asked.model, asked.tenant, asked.slo_class)
+        finish.usage.completion_tokens = tokens
+        finish.price_nusd = rates.price_nusd(prompt_tokens, cached_tokens, tokens)
+        relay.usage = Usage(prompt_tokens, cached_tokens, finish.price_nusd)
+        del finish.segments[:]
+        finish.segments.extend(relay.wire_segments(last.token_count))
+        if finish.reason in ("stop", "length") and relay.placements == 1:
+            self._placing.learn(
+                asked,
+                prompt_tokens=prompt_tokens,
+                completion_tokens=tokens,
+                expected_cached=relay.cached_tokens,
+                cached_tokens=cached_tokens,
+            )
+        self._release(relay)
+        relay.put(Message(last.SerializeToString(), last.token_count))
+        relay.end(finish.reason)
+
+    def failed(self, relay: Relay, error: TokenworksError) -> None:
+        if relay.outcome:
+            return
+        self._release(relay, cancel="cancelled")
+        self._measures.broke(error)
+        failing = relay.worker
+        relay.excluded.add(failing.name)
+        if isinstance(error, PromptTooLong):  # it may fit where the context is longer
+            short = failing.beat.context_tokens
+            relay.excluded.update(each.name for each in self._fleet.workers() if each.beat.context_tokens <= short)
+        elif isinstance(error, CallerError | InvariantBroken):
+            _give_up(relay, error)
+            return
+        if relay.retry_until_s is None:
+            relay.retry_until_s = self._clock.monotonic_s() + _RETRY_FOR_S
+        self._place_again(relay, error)
+
+    def _place_again(self, relay: Relay, error: TokenworksError) -> None:
+        """Places a request that `error` happened to once more, now or in a while."""
+        if relay.outcome or not self._runs(relay):
+            return
+        if relay.placements >= _MOST_PLACEMENTS:
+            _give_up(relay, error)
+            return
+        ask = self._placing.ask(relay.asked, relay.excluded, relay.journal.next_index)
+        try:
+            decision = self._placing.decide(relay.asked, ask)
+        except TokenworksError:
+            late = relay.retry_until_s is None or self._clock.monotonic_s() >= relay.retry_until_s
+            if late or _refused(relay, error):
+                _give_up(relay, error)
+                return
+            relay.excluded.clear()  # those that failed may be back
+            asyncio.get_running_loop().call_later(_RETRY_EVERY_S, self._place_again, relay, error)
+            return
+        self._place(relay, ask, decision)
+
+    def _move(self, recipient: object, away_from: str) -> bool:
+        assert isinstance(recipient, Relay)
+        ask = self._placing.ask(recipient.asked, {away_from}, recipient.journal.next_index)
+        try:
+            decision = self._placing.decide(recipient.asked, ask)
+        except TokenworksError:
+            return False  # better a worker that may come back than none
+        self._release(recipient, cancel="cancelled")
+        self._place(recipient, ask, decision)
+        return True
+
+    def _place(self, relay: Relay, ask: Ask, decision: Decision) -> None:
+        relay.placements += 1
+        relay.cached_tokens = decision.picked.cached_tokens
+        relay.served_by(decision.worker, self._placing.carried_out(relay.asked, ask, decision))
+        relay.session = self._sessions.to(decision.worker)
+        plan = self._fleet.plans.get(relay.asked.model)
+        relay.number = relay.session.open(relay, relay.open_stream(plan.name if plan else ""))
+
+    def _release(self, relay: Relay, cancel: str = "") -> None:
+        """Takes the request off its worker; `cancel` says why where the worker does not know yet."""
+        if relay.placed is not None:
+            self._fleet.finished(relay.placed, self._clock.monotonic_s())
+            relay.placed = None
+        if relay.session is not None:
+            if cancel:
+                relay.session.cancel(relay.number, cancel)
+            relay.session = None
+
+    def _announce(self, relay: Relay) -> None:
+        if self._runs(relay):
+            self._announcer.admitted(relay)
+
+    def _runs(self, relay: Relay) -> bool:
+        return self._relays.get(relay.asked.request_id) is relay
+
+    def _situation(self, asked: Asked) -> Situation:
+        return Situation(
+            draining=self.draining,
+            models=self._fleet.models,
+            workers=len(self._fleet),
+            slo_classes=self._fleet.promises.classes,
+            in_flight=len(self._relays),
+            max_in_flight=self._settings.max_in_flight,
+            runs=asked.request_id in self._relays,
+            answered=self.records.was_answered(asked.request_id),
+            outbox_slots=self._announcer.outbox_slots,
+            credit=self.credit,
+        )
+
+
+def _refused(relay: Relay, error: TokenworksError | None) -> bool:
+    """Nothing was made of the request, and the error says that nothing will be."""
+    return isinstance(error, CallerError | CapacityError) and not relay.journal.next_index
+
+
+def _give_up(relay: Relay, error: TokenworksError) -> None:
+    if relay.journal.next_index:
+        message = f"after {relay.journal.next_index} tokens the answer could not be continued: {error}"
+        error = type(error)(message, retry_after_s=error.retry_after_s)
+    relay.end("error", error)

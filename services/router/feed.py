@@ -1,0 +1,39 @@
+"""What the router hears: heartbeats, step samples, plans and credit, folded into its view as they come."""
+
+from services.mesh.bus import Bus, Delivered
+from services.mesh.clock import Clock
+from services.mesh.events import CreditChanged, LatencyObserved, RoutingPlan, WorkerHeartbeat
+from services.mesh.subjects import CREDIT, FLEET, LATENCY, PLAN
+from services.router.core.fleet import Fleet
+from services.router.dispatch import Dispatcher
+from services.router.sessions import Sessions
+
+
+class Feed:
+    """Runs until cancelled: `await feed.watch()`."""
+
+    def __init__(self, bus: Bus, fleet: Fleet, sessions: Sessions, dispatcher: Dispatcher, clock: Clock) -> None:
+        self._bus = bus
+        self._fleet = fleet
+        self._sessions = sessions
+        self._dispatcher = dispatcher
+        self._clock = clock
+
+    async def watch(self) -> None:
+        await self._bus.watch([FLEET, LATENCY, PLAN, CREDIT], self._fold)
+
+    async def _fold(self, delivered: Delivered) -> None:
+        event, now_s = delivered.event, self._clock.monotonic_s()
+        match event:
+            case WorkerHeartbeat():
+                self._fleet.heartbeat(event, now_s, self._clock.unix_ms())
+                if (worker := self._fleet.worker(event.worker)) is not None:
+                    self._sessions.warm(worker)
+            case LatencyObserved():
+                self._fleet.latency(event, now_s)
+            case RoutingPlan():
+                self._fleet.plan(event, delivered.traceparent, now_s)
+            case CreditChanged():
+                last = self._dispatcher.credit.get(event.tenant)
+                if last is None or last.at_unix_ms <= event.at_unix_ms:
+                    self._dispatcher.credit[event.tenant] = event

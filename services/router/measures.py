@@ -1,0 +1,63 @@
+"""The router's metrics: what finished and how fast, what was refused, what broke, and how long a pick takes."""
+
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
+
+from services.mesh import conventions as names
+from services.mesh.errors import TokenworksError
+from services.router.relay import Relay
+
+_DECISION_BUCKETS_S: Final = (2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2)
+
+
+class Measures:
+    """One router's instruments."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+        self._ttft = self._seconds(names.SERVER_TTFT, "Seconds to the client's first token", names.TTFT_BUCKETS_S)
+        self._tpot = self._seconds(names.SERVER_TPOT, "Seconds per token after the first", names.TPOT_BUCKETS_S)
+        self._duration = self._seconds(names.SERVER_DURATION, "Seconds a request took", names.DURATION_BUCKETS_S)
+        self._decision = self._seconds(names.DECISION_DURATION, "Seconds a pick took", _DECISION_BUCKETS_S)
+        self._tokens = meter.create_histogram(names.CLIENT_TOKEN_USAGE, "{token}", "Tokens of a request")
+        self._refusals = meter.create_counter(names.REFUSALS, "{request}", "Requests not let in")
+        self._broken = meter.create_counter(names.BROKEN_STREAMS, "{stream}", "Streams that a worker did not finish")
+
+    def watch_in_flight(self, count: Callable[[], int]) -> None:
+        """Reports `count()` as the requests that run."""
+
+        def observe(_: CallbackOptions) -> Iterable[Observation]:
+            return [Observation(count())]
+
+        self._meter.create_observable_gauge(names.IN_FLIGHT, [observe], "{request}", "Requests that run")
+
+    def decided(self, took_s: float) -> None:
+        self._decision.record(took_s)
+
+    def refused(self, error: TokenworksError) -> None:
+        self._refusals.add(1, {names.ERROR_TYPE: error.reason})
+
+    def broke(self, error: TokenworksError) -> None:
+        self._broken.add(1, {names.ERROR_TYPE: error.reason})
+
+    def finished(self, relay: Relay, now_s: float) -> None:
+        asked = relay.asked
+        attributes = {
+            names.GEN_AI_OPERATION: "chat",
+            names.GEN_AI_REQUEST_MODEL: asked.model,
+            names.SLO_CLASS: asked.slo_class,
+        }
+        ended = {**attributes, names.ERROR_TYPE: relay.error.reason} if relay.error else attributes
+        self._duration.record(now_s - relay.admitted_s, ended)
+        if relay.delivered_tokens:
+            self._ttft.record(relay.ttft_s, attributes)
+            self._tokens.record(relay.delivered_tokens, {**attributes, names.GEN_AI_TOKEN_TYPE: "output"})
+        if relay.delivered_tokens > 1:
+            self._tpot.record(relay.tpot_s, attributes)
+        if relay.usage.prompt_tokens:
+            self._tokens.record(relay.usage.prompt_tokens, {**attributes, names.GEN_AI_TOKEN_TYPE: "input"})
+
+    def _seconds(self, name: str, description: str, buckets: Iterable[float]) -> Histogram:
+        return self._meter.create_histogram(name, "s", description, explicit_bucket_boundaries_advisory=list(buckets))

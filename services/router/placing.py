@@ -1,0 +1,163 @@
+"""Where a request goes: what is expected of it, the pick, the record of it for Explain, and its span.
+
+In: a request in plain values. Out: a decision; and once it is carried out, what the fleet, the prefix index and the
+plan's shares need to know of it.
+"""
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from random import Random
+from time import perf_counter
+
+from opentelemetry.trace import Span, Status, StatusCode
+
+from services.mesh import conventions as names
+from services.mesh.clock import Clock
+from services.mesh.errors import TokenworksError
+from services.mesh.telemetry import Telemetry, context_of, links_to, trace_id_of
+from services.router.core.estimates import Estimates
+from services.router.core.fleet import Fleet
+from services.router.core.known_worker import Placed
+from services.router.core.plans import PlanInForce
+from services.router.core.policy import Decision, decide
+from services.router.core.prefixes import PrefixIndex
+from services.router.core.records import DecisionRecord
+from services.router.core.request import Asked
+from services.router.core.scores import Ask
+from services.router.measures import Measures
+
+_SPAN_CANDIDATES = 5
+
+
+class Placing:
+    """Decides and keeps count of what was decided.
+
+    Args:
+        max_queue_s: a worker predicted to queue a request longer is not picked.
+    """
+
+    def __init__(
+        self, fleet: Fleet, *, max_queue_s: float, clock: Clock, rng: Random, telemetry: Telemetry, measures: Measures
+    ) -> None:
+        self._fleet = fleet
+        self._max_queue_s = max_queue_s
+        self._clock = clock
+        self._rng = rng
+        self._telemetry = telemetry
+        self._measures = measures
+        self._estimates = Estimates()
+        self._prefixes = PrefixIndex()
+
+    def first(self, asked: Asked, traceparent: str) -> tuple[Ask, Decision, DecisionRecord]:
+        """The first decision for a request, under a span that is a child of `traceparent`.
+
+        Raises:
+            NoWorker, PromptTooLong, QueueFull: see `policy.decide`.
+        """
+        plan = self._fleet.plans.get(asked.model)
+        with self._span(asked, plan, traceparent) as span:
+            started_s = perf_counter()
+            ask = self.ask(asked)
+            decision = self.decide(asked, ask)
+            took_s = perf_counter() - started_s
+            if span is not None:
+                _describe(span, decision)
+        self._measures.decided(took_s)
+        record = DecisionRecord(
+            asked=asked,
+            prompt_tokens=ask.prompt_tokens,
+            completion_tokens=ask.completion_tokens,
+            picked_worker=decision.worker.name,
+            plan=plan.name if plan else "",
+            plan_age_s=self._clock.monotonic_s() - plan.since_s if plan else 0.0,
+            shortlist=decision.shortlist,
+            trace_id=trace_id_of(traceparent),
+            decided_unix_ms=self._clock.unix_ms(),
+            decision_us=took_s * 1e6,
+        )
+        return ask, decision, record
+
+    def ask(self, asked: Asked, excluded: Collection[str] = (), made_tokens: int = 0) -> Ask:
+        """What is to be placed: the request, less the `made_tokens` of its answer that exist, which are replayed."""
+        prompt_tokens = self._estimates.prompt_tokens(asked.model, asked.prompt)
+        shares = self._prefixes.cached_share(asked.model, asked.prompt.blocks, asked.prompt.size)
+        return Ask(
+            prompt_tokens=prompt_tokens + made_tokens,
+            fewest_prompt_tokens=self._estimates.fewest_prompt_tokens(asked.prompt) + made_tokens,
+            completion_tokens=max(1, self._estimates.completion_tokens(asked) - made_tokens),
+            mean_completion_tokens=self._estimates.mean_completion_tokens(asked.model),
+            promise=self._fleet.promises.classes[asked.slo_class],
+            cached_tokens={incarnation: int(share * prompt_tokens) for incarnation, share in shares.items()},
+            excluded=frozenset(excluded),
+        )
+
+    def decide(self, asked: Asked, ask: Ask) -> Decision:
+        """A later decision for the request: no span, no record. Raises as `first` does."""
+        now_s = self._clock.monotonic_s()
+        return decide(self._fleet, asked.model, ask, max_queue_s=self._max_queue_s, now_s=now_s, rng=self._rng)
+
+    def carried_out(self, asked: Asked, ask: Ask, decision: Decision) -> Placed:
+        """The request is on its way to the decision's worker."""
+        worker = decision.worker
+        self._prefixes.placed(asked.prompt.blocks, worker.incarnation)
+        plan = self._fleet.plans.get(asked.model)
+        if plan is not None and decision.workload_class is not None:
+            plan.placed(decision.workload_class, worker.pool)
+        return self._fleet.place(
+            worker,
+            model=asked.model,
+            slo_class=asked.slo_class,
+            prompt_tokens=ask.prompt_tokens,
+            cached_tokens=decision.picked.cached_tokens,
+            completion_tokens=ask.completion_tokens,
+            now_s=self._clock.monotonic_s(),
+        )
+
+    def learn(
+        self, asked: Asked, *, prompt_tokens: int, completion_tokens: int, expected_cached: int, cached_tokens: int
+    ) -> None:
+        """An answer ended by itself, made by one worker: the next expectation can be better."""
+        self._estimates.learn(asked, prompt_tokens, completion_tokens)
+        self._prefixes.learn(asked.model, expected_cached, cached_tokens)
+
+    @contextmanager
+    def _span(self, asked: Asked, plan: PlanInForce | None, traceparent: str) -> Iterator[Span | None]:
+        if not self._telemetry.exporting:
+            yield None
+            return
+        span = self._telemetry.tracer.start_span(
+            names.ROUTE_SPAN.replace("{model}", asked.model),
+            context_of(traceparent),
+            links=links_to([plan.traceparent] if plan else []),
+            attributes={
+                names.REQUEST_ID: asked.request_id,
+                names.GEN_AI_REQUEST_MODEL: asked.model,
+                names.TENANT: asked.tenant,
+                names.SLO_CLASS: asked.slo_class,
+                names.PLAN: plan.name if plan else "",
+            },
+        )
+        try:
+            yield span
+        except TokenworksError as error:
+            span.set_attribute(names.ERROR_TYPE, error.reason)
+            span.set_status(Status(StatusCode.ERROR, str(error)))
+            raise
+        finally:
+            span.end()
+
+
+def _describe(span: Span, decision: Decision) -> None:
+    picked = decision.picked
+    best = [decision.shortlist.candidate(place) for place in range(min(_SPAN_CANDIDATES, len(decision.shortlist)))]
+    span.set_attributes(
+        {
+            names.WORKER: picked.worker,
+            names.POOL: picked.pool,
+            names.ACCELERATOR: picked.accelerator,
+            names.SCORE_USD: picked.score_usd,
+            names.PREDICTED_TTFT_S: picked.ttft_s,
+            names.PREDICTED_TPOT_S: picked.tpot_s,
+            names.CANDIDATES: [f"{each.worker}={each.score_usd:.9f}" for each in best],
+        }
+    )

@@ -1,0 +1,224 @@
+"""One admitted request: the workers that serve it one after the other, what has come, and what its client has taken.
+
+In: chunks from a session. Out: one contiguous stream of messages for the client, and the figures that its end is
+reported with. What to do when a worker fails it is decided by its `Owner`, the dispatcher.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from services.mesh.errors import EngineFailed, TokenworksError, from_reason
+from services.router.core.known_worker import KnownWorker, Placed
+from services.router.core.records import DecisionRecord
+from services.router.core.request import Asked, Promise
+from services.router.messages import Journal, Mailbox, Message
+from services.router.session import WorkerSession
+from tokenworks.v1 import inference_pb2 as wire
+
+
+class Owner(Protocol):
+    def started(self, relay: "Relay") -> None:
+        """A worker's first chunk for the request came."""
+
+    def completed(self, relay: "Relay", last: wire.GenerateResponse) -> None:
+        """A worker ended the answer; `last` holds its Finish."""
+
+    def failed(self, relay: "Relay", error: TokenworksError) -> None:
+        """The worker refused the request or broke off."""
+
+
+@dataclass(slots=True)
+class Segment:
+    """The part of an answer that one worker made; `count` tokens from index `first`."""
+
+    worker: KnownWorker
+    first: int
+    count: int = 0
+
+
+@dataclass(slots=True)
+class Usage:
+    """As the worker that ended the answer counted, and its price; zeros before."""
+
+    prompt_tokens: int = 0
+    cached_prompt_tokens: int = 0
+    price_nusd: int = 0
+
+
+class Relay:
+    """Mutable; lives from admission until its client is done with it.
+
+    Attributes:
+        prompt_tokens, completion_tokens, cached_tokens: as expected when it was placed.
+        traceparent: context of the span it is served under.
+        admitted_s, admitted_unix_ms: when it was let in.
+        segments: one per worker that made tokens of it, or is about to.
+        excluded: names of workers that failed it lately.
+        placements: how many times it was placed.
+        retry_until_s: give up looking for another worker then; None while it is served.
+        announced: its RequestAdmitted is published.
+        outcome: why its stream ended; empty while it runs.
+        delivered_tokens, first_s, last_s: what the client took, and when its first and latest tokens.
+    """
+
+    def __init__(
+        self,
+        owner: Owner,
+        asked: Asked,
+        request: wire.GenerateRequest,
+        promise: Promise,
+        record: DecisionRecord,
+        *,
+        traceparent: str,
+        now_s: float,
+    ) -> None:
+        self.asked = asked
+        self.request = request
+        self.promise = promise
+        self.record = record
+        self.prompt_tokens = record.prompt_tokens
+        self.completion_tokens = record.completion_tokens
+        self.cached_tokens = 0
+        self.traceparent = traceparent
+        self.admitted_s = now_s
+        self.admitted_unix_ms = record.decided_unix_ms
+        self.segments: list[Segment] = []
+        self.placed: Placed | None = None
+        self.session: WorkerSession | None = None
+        self.number = 0
+        self.excluded: set[str] = set()
+        self.placements = 0
+        self.retry_until_s: float | None = None
+        self.announced = False
+        self.usage = Usage()
+        self.outcome = ""
+        self.error: TokenworksError | None = None
+        self.delivered_tokens = 0
+        self.first_s = 0.0
+        self.last_s = 0.0
+        self.journal = Journal()
+        self._owner = owner
+        self._mailbox = Mailbox()
+
+    async def take(self) -> Message | None:
+        """What has come since the last call, once something has; None after the end.
+
+        Raises:
+            TokenworksError: the stream could not be finished; the message says at which token it broke off.
+        """
+        return await self._mailbox.take()
+
+    def delivered(self, message: Message, now_s: float) -> None:
+        """The client has the message."""
+        if message.tokens:
+            if not self.delivered_tokens:
+                self.first_s = now_s
+            self.last_s = now_s
+            self.delivered_tokens += message.tokens
+
+    def served_by(self, worker: KnownWorker, placed: Placed) -> None:
+        """From here on another worker makes its tokens."""
+        if self.segments and self.segments[-1].count == 0:
+            self.segments.pop()
+        self.segments.append(Segment(worker, self.journal.next_index))
+        self.placed = placed
+
+    def put(self, message: Message) -> None:
+        """Passes tokens on to the client; they begin with the one expected next."""
+        self.journal.add(message)
+        self.segments[-1].count += message.tokens
+        self._mailbox.put(message)
+
+    def open_stream(self, plan: str) -> wire.OpenStream:
+        """The order to a worker: the request, and the tokens that exist already."""
+        stream = wire.OpenStream(
+            request=self.request,
+            tenant=self.asked.tenant,
+            traceparent=self.traceparent,
+            plan=plan,
+            ttft_promise_s=self.promise.ttft_promise_s(self.prompt_tokens),
+            tpot_promise_s=self.promise.tpot_s,
+            priority=self.promise.priority,
+        )
+        if self.journal.next_index:
+            ids, text = self.journal.resumed()
+            stream.request.resume_from = self.journal.next_index
+            stream.resumed_token_ids.ids.extend(ids)
+            stream.resumed_text = text
+        return stream
+
+    def wire_segments(self, last_tokens: int) -> Iterator[wire.Segment]:
+        """Who made which tokens, the `last_tokens` of the message to come included."""
+        for each in self.segments:
+            count = each.count + (last_tokens if each is self.segments[-1] else 0)
+            if count:
+                yield wire.Segment(
+                    worker=each.worker.name,
+                    accelerator=each.worker.beat.accelerator,
+                    from_index=each.first,
+                    count=count,
+                )
+
+    def end(self, outcome: str, error: TokenworksError | None = None) -> None:
+        """Nothing more will come. The first end counts."""
+        if not self.outcome:
+            self.outcome, self.error = outcome, error
+            self._mailbox.close(error)
+
+    def chunk(self, chunk: wire.StreamChunk) -> None:
+        broke = chunk.last and chunk.HasField("error")
+        if broke and not chunk.token_count:
+            self._owner.failed(self, _error_of(chunk.error))
+            return
+        if chunk.first_index != self.journal.next_index:
+            self._owner.failed(
+                self,
+                EngineFailed(
+                    f"worker {self.segments[-1].worker.name!r} sent token {chunk.first_index} where"
+                    f" {self.journal.next_index} comes next"
+                ),
+            )
+            return
+        if self.segments[-1].count == 0:
+            self._owner.started(self)
+        if broke:
+            self.put(Message(chunk.response, chunk.token_count))
+            self._owner.failed(self, _error_of(chunk.error))
+        elif chunk.last:
+            self._owner.completed(self, wire.GenerateResponse.FromString(chunk.response))
+        else:
+            self.put(Message(chunk.response, chunk.token_count))
+
+    def lost(self, error: TokenworksError) -> None:
+        self._owner.failed(self, error)
+
+    @property
+    def worker(self) -> KnownWorker:
+        """The one that serves it, or did last."""
+        return self.segments[-1].worker
+
+    @property
+    def ttft_s(self) -> float:
+        """Seconds from admission to the client's first token; 0 when none came."""
+        return self.first_s - self.admitted_s if self.delivered_tokens else 0.0
+
+    @property
+    def tpot_s(self) -> float:
+        """Mean seconds per token after the first; 0 when fewer than two came."""
+        if self.delivered_tokens < 2:
+            return 0.0
+        return (self.last_s - self.first_s) / (self.delivered_tokens - 1)
+
+    @property
+    def slo_met(self) -> bool:
+        """It ended by itself, and the promises of its class were kept."""
+        return (
+            self.outcome in ("stop", "length")
+            and self.ttft_s <= self.promise.ttft_promise_s(self.usage.prompt_tokens or self.prompt_tokens)
+            and self.tpot_s <= self.promise.tpot_s
+        )
+
+
+def _error_of(error: wire.StreamError) -> TokenworksError:
+    return from_reason(error.reason, error.message, error.retry_after_ms / 1000 or None)

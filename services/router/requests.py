@@ -1,0 +1,53 @@
+"""From the wire to plain values: what the cores need to know of a GenerateRequest."""
+
+from services.router.core.prefixes import chain
+from services.router.core.request import Asked, PromptFacts, PromptKind, SamplingValues
+from tokenworks.v1 import inference_pb2 as wire
+
+
+def asked_of(request: wire.GenerateRequest, tenant: str) -> Asked:
+    """The request in plain values; its `request_id` and `slo_class` must be filled."""
+    return Asked(
+        request_id=request.request_id,
+        tenant=tenant,
+        model=request.model,
+        slo_class=request.slo_class,
+        workload=request.workload,
+        session_id=request.session_id,
+        prompt=_prompt(request, tenant),
+        sampling=_sampling(request.sampling),
+        resume_from=request.resume_from,
+    )
+
+
+def _prompt(request: wire.GenerateRequest, tenant: str) -> PromptFacts:
+    match request.WhichOneof("prompt"):
+        case "text":
+            blocks = chain(tenant, request.model, request.text)
+            return PromptFacts(kind=PromptKind.TEXT, size=len(request.text), blocks=blocks)
+        case "token_ids":
+            ids = request.token_ids.ids
+            return PromptFacts(kind=PromptKind.TOKEN_IDS, size=len(ids), blocks=chain(tenant, request.model, ids))
+        case "chat":
+            messages = request.chat.messages
+            text = "".join(f"{each.role}\n{each.content}\n" for each in messages)
+            return PromptFacts(
+                kind=PromptKind.CHAT,
+                size=sum(len(each.content) for each in messages),
+                roles=tuple(each.role for each in messages),
+                blocks=chain(tenant, request.model, text),
+            )
+    return PromptFacts(kind=None, size=0)
+
+
+def _sampling(sampling: wire.Sampling) -> SamplingValues:
+    return SamplingValues(
+        max_tokens=sampling.max_tokens if sampling.HasField("max_tokens") else None,
+        temperature=sampling.temperature if sampling.HasField("temperature") else None,
+        top_p=sampling.top_p if sampling.HasField("top_p") else None,
+        frequency_penalty=sampling.frequency_penalty if sampling.HasField("frequency_penalty") else None,
+        presence_penalty=sampling.presence_penalty if sampling.HasField("presence_penalty") else None,
+        stop=tuple(sampling.stop),
+        ignore_eos=sampling.ignore_eos,
+        n=sampling.n,
+    )

@@ -1,0 +1,183 @@
+"""`tokenworks.v1.Router` on gRPC: the edge between callers and the dispatcher.
+
+`Generate` passes a worker's bytes on as they come: its serializer is the identity, so no token is parsed again.
+"""
+
+from typing import Any, Final
+
+import grpc
+from opentelemetry.trace import get_current_span
+
+from services.mesh import conventions as names
+from services.mesh.clock import Clock
+from services.mesh.errors import UnknownRequest, Unsupported
+from services.mesh.keys import KeyStore
+from services.mesh.rpc import GrpcServer, metadata_value
+from services.mesh.telemetry import current_traceparent, fresh_traceparent, trace_id_of
+from services.router.access import tenant_of
+from services.router.core.fleet import Fleet
+from services.router.core.records import DecisionRecord
+from services.router.dispatch import Dispatcher
+from services.router.relay import Relay
+from tokenworks.v1 import inference_pb2 as wire
+
+SERVICE: Final = "tokenworks.v1.Router"
+TRACE_ID: Final = "x-tokenworks-trace-id"
+WORKER: Final = "x-tokenworks-worker"
+
+Context = grpc.aio.ServicerContext
+
+
+class RouterService:
+    """The four methods; `register` puts them on a server."""
+
+    def __init__(self, dispatcher: Dispatcher, fleet: Fleet, keys: KeyStore, clock: Clock) -> None:
+        self._dispatcher = dispatcher
+        self._fleet = fleet
+        self._keys = keys
+        self._clock = clock
+
+    def register(self, server: GrpcServer) -> None:
+        server.add_generic(
+            SERVICE,
+            {
+                "Generate": grpc.unary_stream_rpc_method_handler(
+                    self.generate, wire.GenerateRequest.FromString, response_serializer=None
+                ),
+                "Place": _unary(self.place, wire.GenerateRequest, wire.Placement),
+                "Explain": _unary(self.explain, wire.ExplainRequest, wire.Explanation),
+                "ListModels": _unary(self.list_models, wire.ListModelsRequest, wire.ListModelsResponse),
+            },
+        )
+
+    async def generate(self, request: wire.GenerateRequest, context: Context[Any, Any]) -> None:
+        tenant = self._tenant(context)
+        traceparent = current_traceparent() or fresh_traceparent()
+        relay = self._dispatcher.admit(request, tenant, traceparent)
+        try:
+            trace_id = trace_id_of(traceparent)
+            await context.send_initial_metadata(((TRACE_ID, trace_id), (WORKER, relay.worker.name)))
+            while (message := await relay.take()) is not None:
+                await context.write(message.data)
+                self._dispatcher.delivered(relay, message)
+            context.set_trailing_metadata(((TRACE_ID, trace_id), (WORKER, relay.worker.name)))
+        finally:
+            self._dispatcher.close(relay)
+            describe(relay)
+
+    async def place(self, request: wire.GenerateRequest, context: Context[Any, Any]) -> wire.Placement:
+        self._tenant(context)
+        raise Unsupported("this router hands out no placements; call Router.Generate, which relays")
+
+    async def explain(self, request: wire.ExplainRequest, context: Context[Any, Any]) -> wire.Explanation:
+        tenant = self._tenant(context)
+        record = self._dispatcher.records.of(request.request_id, tenant)
+        if record is None:
+            raise UnknownRequest(
+                f"request {request.request_id!r} of tenant {tenant!r} is not among this router's recent ones"
+            )
+        return explanation_of(record)
+
+    async def list_models(self, request: wire.ListModelsRequest, context: Context[Any, Any]) -> wire.ListModelsResponse:
+        self._tenant(context)
+        return wire.ListModelsResponse(models=served_models(self._fleet, self._clock.monotonic_s()))
+
+    def _tenant(self, context: Context[Any, Any]) -> str:
+        return tenant_of(metadata_value(context, "authorization"), self._keys)
+
+
+def _unary(behaviour: Any, request: Any, response: Any) -> Any:
+    return grpc.unary_unary_rpc_method_handler(behaviour, request.FromString, response.SerializeToString)
+
+
+def describe(relay: Relay) -> None:
+    """Writes what became of a request on the span it was served under."""
+    span = get_current_span()
+    if not span.is_recording():
+        return
+    asked = relay.asked
+    span.set_attributes(
+        {
+            names.GEN_AI_OPERATION: "chat",
+            names.GEN_AI_PROVIDER: names.PROVIDER,
+            names.GEN_AI_REQUEST_MODEL: asked.model,
+            names.GEN_AI_RESPONSE_ID: asked.request_id,
+            names.GEN_AI_RESPONSE_FINISH_REASONS: [relay.outcome],
+            names.GEN_AI_USAGE_INPUT_TOKENS: relay.usage.prompt_tokens,
+            names.GEN_AI_USAGE_CACHED_TOKENS: relay.usage.cached_prompt_tokens,
+            names.GEN_AI_USAGE_OUTPUT_TOKENS: relay.delivered_tokens,
+            names.REQUEST_ID: asked.request_id,
+            names.TENANT: asked.tenant,
+            names.WORKLOAD: asked.workload,
+            names.SLO_CLASS: asked.slo_class,
+            names.WORKER: relay.worker.name,
+            names.POOL: relay.worker.pool,
+            names.ACCELERATOR: relay.worker.beat.accelerator,
+            names.PLAN: relay.record.plan,
+            names.PRICE_NUSD: relay.usage.price_nusd,
+        }
+    )
+
+
+def explanation_of(record: DecisionRecord) -> wire.Explanation:
+    """A decision record as the wire says it."""
+    every = (record.shortlist.candidate(place) for place in range(len(record.shortlist)))
+    return wire.Explanation(
+        request_id=record.asked.request_id,
+        tenant=record.asked.tenant,
+        model=record.asked.model,
+        slo_class=record.asked.slo_class,
+        workload=record.asked.workload,
+        prompt_tokens=record.prompt_tokens,
+        expected_completion_tokens=record.completion_tokens,
+        picked_worker=record.picked_worker,
+        plan=record.plan,
+        plan_age_s=record.plan_age_s,
+        candidates=[
+            wire.Candidate(
+                worker=each.worker,
+                pool=each.pool,
+                accelerator=each.accelerator,
+                feasible=not each.rejected_because,
+                rejected_because=each.rejected_because,
+                score_usd=each.score_usd,
+                use_usd=each.use_usd,
+                energy_usd=each.energy_usd,
+                shadow_usd=each.shadow_usd,
+                slo_risk_usd=each.slo_risk_usd,
+                prefix_saving_usd=each.prefix_saving_usd,
+                predicted_queue_s=each.queue_s,
+                predicted_ttft_s=each.ttft_s,
+                predicted_tpot_s=each.tpot_s,
+                miss_probability=each.miss_probability,
+                expected_cached_tokens=each.cached_tokens,
+            )
+            for each in every
+        ],
+        trace_id=record.trace_id,
+        decided_unix_ms=record.decided_unix_ms,
+        decision_us=record.decision_us,
+        outcome=record.outcome,
+    )
+
+
+def served_models(fleet: Fleet, now_s: float) -> list[wire.Model]:
+    """The models that at least one worker takes requests for, by name."""
+    models = []
+    for name, table in sorted(fleet.models.items()):
+        beats = [
+            each.worker.beat
+            for each in table.serving
+            if not each.worker.closed_because and not fleet.lost(each.worker, now_s)
+        ]
+        if beats:
+            models.append(
+                wire.Model(
+                    name=name,
+                    context_tokens=max(beat.context_tokens for beat in beats),
+                    accelerators=sorted({beat.accelerator for beat in beats}),
+                    workers=len(beats),
+                    simulated=all(beat.simulated for beat in beats),
+                )
+            )
+    return models

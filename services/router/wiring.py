@@ -1,0 +1,153 @@
+"""The router, put together: once, top to bottom."""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from functools import partial
+from random import Random
+from typing import Final
+
+from services.mesh.accelerators import load_catalogue
+from services.mesh.bus import Bus
+from services.mesh.clock import Clock, SystemClock
+from services.mesh.httpd import HttpServer
+from services.mesh.keys import KeyStore
+from services.mesh.lifecycle import Lifecycle
+from services.mesh.nats_bus import NatsBus
+from services.mesh.rpc import GrpcServer
+from services.mesh.settings import Settings, SloSettings
+from services.mesh.telemetry import Telemetry, start_telemetry
+from services.router.announcer import Announcer
+from services.router.core.fleet import Fleet
+from services.router.core.promises import Promises
+from services.router.core.request import Promise
+from services.router.dispatch import Dispatcher
+from services.router.feed import Feed
+from services.router.measures import Measures
+from services.router.placing import Placing
+from services.router.service import RouterService
+from services.router.sessions import Sessions
+
+log = logging.getLogger(__name__)
+
+_LOOK_EVERY_S: Final = 0.25
+_STOPPING_S: Final = 3.0  # for what a stop step does beside waiting
+
+
+@dataclass(frozen=True, slots=True)
+class RunningRouter:
+    """A router that serves, with the parts that a test looks into."""
+
+    host: str
+    grpc_port: int
+    http_port: int
+    dispatcher: Dispatcher
+    fleet: Fleet
+    bus: Bus
+
+
+def promises_of(slo: SloSettings) -> Promises:
+    """The SLO classes of the settings."""
+    return Promises(
+        {
+            name: Promise(
+                name=name,
+                ttft_s=each.ttft_s,
+                ttft_s_per_prompt_token=each.ttft_s_per_prompt_token,
+                tpot_s=each.tpot_s,
+                miss_usd=float(each.miss_usd),
+                priority=each.priority,
+            )
+            for name, each in slo.classes.items()
+        }
+    )
+
+
+async def wire(
+    life: Lifecycle,
+    settings: Settings,
+    *,
+    bus: Bus | None = None,
+    telemetry: Telemetry | None = None,
+    clock: Clock | None = None,
+) -> RunningRouter:
+    """Starts a router under `life`; it stops with it.
+
+    Args:
+        bus: connected already; NATS as the settings say when None.
+        telemetry, clock: the process's own when None.
+
+    Raises:
+        OSError: an address is taken. BusUnavailable: NATS does not answer.
+    """
+    router, mesh = settings.router, settings.mesh
+    clock = clock or SystemClock()
+    if telemetry is None:
+        telemetry = start_telemetry("router", router.id)
+        life.on_stop("telemetry", partial(asyncio.to_thread, telemetry.shutdown), _STOPPING_S * 2)
+    if bus is None:
+        bus = NatsBus(settings.nats, "router", router.id, telemetry, clock)
+        life.on_stop("bus", bus.close)
+        await bus.connect()
+
+    fleet = Fleet(
+        load_catalogue(),
+        promises_of(settings.slo),
+        heartbeat_timeout_s=router.heartbeat_timeout_s,
+        tariff_usd_per_kwh=float(settings.energy.tariff_usd_per_kwh),
+    )
+    rng = Random()
+    measures = Measures(telemetry.meter)
+    sessions = Sessions(life, fleet, clock, router.id, mesh.secret)
+    placing = Placing(
+        fleet, max_queue_s=router.max_queue_s, clock=clock, rng=rng, telemetry=telemetry, measures=measures
+    )
+    announcer = Announcer(
+        bus, clock, router.id, outbox_events=settings.nats.outbox_events, price_book=settings.prices.label
+    )
+    dispatcher = Dispatcher(
+        router,
+        fleet=fleet,
+        placing=placing,
+        sessions=sessions,
+        announcer=announcer,
+        measures=measures,
+        clock=clock,
+        rng=rng,
+        prices=settings.prices,
+        default_slo_class=settings.slo.default,
+    )
+    measures.watch_in_flight(dispatcher.__len__)
+    life.spawn(Feed(bus, fleet, sessions, dispatcher, clock).watch(), "feed")
+    life.spawn(_look_after(fleet, sessions, dispatcher, clock), "look after workers")
+
+    grpc = GrpcServer(telemetry, life, max_message_bytes=mesh.max_message_bytes)
+    RouterService(dispatcher, fleet, KeyStore(settings.keys_file), clock).register(grpc)
+    http = HttpServer(telemetry, life, max_body_bytes=mesh.max_message_bytes)
+    grpc_port = await grpc.start(mesh.host, router.port)
+    http_port = await http.start(mesh.host, router.http_port)
+
+    # Last in, first out: first the requests, then what carries them.
+    life.on_stop("last events", partial(_flush, bus), _STOPPING_S)
+    life.on_stop("http server", http.stop, _STOPPING_S)
+    life.on_stop("grpc server", partial(grpc.drain, 1.0), _STOPPING_S)
+    life.on_stop("requests", partial(_drain, dispatcher, mesh.drain_grace_s), mesh.drain_grace_s + _STOPPING_S)
+    return RunningRouter(mesh.host, grpc_port, http_port, dispatcher, fleet, bus)
+
+
+async def _drain(dispatcher: Dispatcher, grace_s: float) -> None:
+    if cut := await dispatcher.drain(grace_s):
+        log.warning("%d requests were cut off after a grace of %g s", cut, grace_s)
+
+
+async def _flush(bus: Bus) -> None:
+    if left := await bus.flush(_STOPPING_S):
+        log.error("%d events were not acknowledged by the bus and are lost with this process", left)
+
+
+async def _look_after(fleet: Fleet, sessions: Sessions, dispatcher: Dispatcher, clock: Clock) -> None:
+    while True:
+        await asyncio.sleep(_LOOK_EVERY_S)
+        dispatcher.move_from_troubled()
+        for worker in fleet.forget(clock.monotonic_s()):
+            sessions.close(worker)

@@ -1,0 +1,243 @@
+"""The fleet folded from events: load, slowness, stalls, and placements that correct old heartbeats."""
+
+from collections import Counter
+
+import pytest
+
+from services.mesh.events import WorkerState
+from tests.unit.router.worlds import H100, L4, MI300X, MODEL, World, ask
+
+
+def share(world: World, worker: str, picks: int = 50) -> float:
+    return sum(world.decide().worker.name == worker for _ in range(picks)) / picks
+
+
+def test_a_slowed_worker_loses_traffic_within_a_few_samples_and_regains_it_when_it_recovers() -> None:
+    world = World()
+    for worker in ("a", "b"):
+        world.beat(worker)
+    for _ in range(5):
+        world.observe("a", slow=10.0)
+    assert share(world, "a") == 0
+    for _ in range(20):
+        world.now_s += 0.05
+        world.observe("a", slow=1.0)
+    world.beat("a")
+    world.beat("b")
+    assert 0.2 < share(world, "a") < 0.8
+
+
+def test_a_slowed_worker_that_nothing_is_observed_of_is_tried_again() -> None:
+    world = World()
+    for worker in ("a", "b"):
+        world.beat(worker)
+    world.observe("a", slow=10.0, samples=10)
+    assert share(world, "a") == 0
+    for _ in range(120):
+        world.now_s += 0.25
+        for worker in ("a", "b"):
+            world.beat(worker)
+    assert share(world, "a") > 0.2
+
+
+def test_one_odd_sample_does_not_make_a_worker_ten_times_slower() -> None:
+    world = World()
+    world.beat("a")
+    world.observe("a", slow=10.0)
+    assert world.fleet.models[MODEL].serving[0].slow < 3
+
+
+def test_a_refitted_timing_does_not_count_slowness_twice() -> None:
+    world = World()
+    world.beat("a")
+    before_s = world.decide().picked.tpot_s
+    world.observe("a", slow=4.0, samples=20)
+    slowed_s = world.decide().picked.tpot_s
+    world.plan(shares={H100: 1.0}, scale=4.0)
+    assert slowed_s == pytest.approx(4 * before_s, rel=0.05)
+    assert world.decide().picked.tpot_s == pytest.approx(slowed_s, rel=0.05)
+
+
+def test_an_older_plan_does_not_replace_a_newer_one() -> None:
+    world = World()
+    world.now_s = 1.0
+    world.plan(version=2)
+    world.now_s = 0.5
+    world.plan(version=1)
+    assert world.fleet.plans[MODEL].name == f"{MODEL}:2"
+    world.now_s = 2.0
+    world.plan(version=1)  # a new optimizer counts from 1 again
+    assert world.fleet.plans[MODEL].name == f"{MODEL}:1"
+
+
+def test_a_burst_between_two_heartbeats_spreads_over_equal_workers() -> None:
+    world = World()
+    workers = [f"w{index}" for index in range(4)]
+    for worker in workers:
+        world.beat(worker)
+    went = Counter(world.place(ask(prompt_tokens=2000)).worker.name for _ in range(40))
+    assert all(5 <= went[worker] <= 15 for worker in workers), went
+
+
+def test_a_heartbeat_made_after_a_placement_takes_its_place() -> None:
+    world = World()
+    world.beat("a")
+    idle_s = world.decide().picked.queue_s
+    world.place(ask(prompt_tokens=4000))
+    queued_s = world.decide().picked.queue_s
+    assert queued_s > idle_s
+    world.now_s = 0.25
+    world.beat("a", running=1)  # it shows the request, whose prompt is computed
+    assert world.decide().picked.queue_s < queued_s
+    assert world.fleet.worker("a").requests == 0  # type: ignore[union-attr]
+
+
+def test_a_heartbeat_that_was_on_its_way_when_a_request_was_placed_does_not_hide_it() -> None:
+    world = World()
+    world.beat("a")
+    made_unix_ms = world.unix_ms
+    world.now_s = 0.2
+    world.place(ask(prompt_tokens=4000))
+    world.now_s = 0.21
+    world.beat("a", at_unix_ms=made_unix_ms + 100)  # 110 ms late: made before the placement
+    assert world.fleet.worker("a").requests == 1  # type: ignore[union-attr]
+
+
+def test_clocks_that_differ_do_not_matter() -> None:
+    world = World()
+    world.beat("a", at_unix_ms=5)
+    world.place()
+    world.now_s = 0.25
+    world.beat("a", at_unix_ms=255)
+    assert world.fleet.worker("a").requests == 0  # type: ignore[union-attr]
+
+
+def test_a_request_that_ends_before_or_after_it_was_shown_leaves_nothing_behind() -> None:
+    world = World()
+    world.beat("a")
+    quick, long = world.place(), world.place()
+    world.fleet.prefilled(quick, world.now_s)
+    world.fleet.finished(quick, world.now_s)
+    world.fleet.finished(quick, world.now_s)
+    worker = world.fleet.worker("a")
+    assert worker is not None
+    assert (worker.requests, worker.prefill_tokens, worker.kv_tokens) == (1, 500, 500)
+    world.now_s = 0.25
+    world.beat("a", running=1)
+    world.fleet.finished(long, world.now_s)
+    assert worker.requests == -1  # the heartbeat still shows it
+    world.now_s = 0.5
+    world.beat("a")
+    assert (worker.requests, worker.prefill_tokens, worker.kv_tokens, worker.growth_tokens) == (0, 0, 0, 0)
+    assert not world.fleet.models[MODEL].at_stake_usd.any()
+
+
+def test_corrections_stay_bounded_while_no_heartbeat_comes() -> None:
+    world = World()
+    world.beat("a")
+    standing = world.place()
+    for _ in range(5000):
+        world.fleet.finished(world.place(), world.now_s)
+    worker = world.fleet.worker("a")
+    assert worker is not None
+    assert len(worker._corrections) < 600
+    assert worker.requests == 1
+    world.fleet.finished(standing, world.now_s)
+    assert worker.requests == 0
+
+
+def test_an_engine_that_stands_still_with_requests_running_is_stalled() -> None:
+    world = World()
+    world.beat("a", running=3, steps=7)
+    world.beat("b")
+    for _ in range(6):
+        world.now_s += 0.25
+        world.beat("a", running=3, steps=7)
+        world.beat("b")
+    assert world.decide().worker.name == "b"
+    assert "stalled" in world.fleet.worker("a").closed_because  # type: ignore[union-attr]
+    assert not world.fleet.troubled(world.now_s)  # not linked: nothing of ours runs there
+    world.fleet.linked("a", True, world.now_s)
+    for _ in range(10):
+        world.now_s += 0.25
+        world.beat("a", running=3, steps=7)
+    assert [each.worker for each in world.fleet.troubled(world.now_s)] == ["a"]
+    world.now_s += 0.25
+    world.beat("a", running=3, steps=8)
+    assert not world.fleet.troubled(world.now_s)
+
+
+def test_an_idle_engine_is_not_stalled() -> None:
+    world = World()
+    for _ in range(8):
+        world.beat("a", steps=7)
+        world.now_s += 0.25
+    assert world.decide().worker.name == "a"
+
+
+def test_heartbeats_out_of_order_are_ignored() -> None:
+    world = World()
+    world.beat("a", sequence=5, running=9)
+    world.beat("a", sequence=4, running=1)
+    assert world.fleet.worker("a").beat.running == 9  # type: ignore[union-attr]
+
+
+def test_a_restarted_worker_starts_afresh_and_its_old_requests_are_forgotten() -> None:
+    world = World()
+    world.beat("a")
+    placed = world.place()
+    before = world.fleet.worker("a")
+    world.now_s = 1.0
+    world.beat("a", epoch="e2", sequence=1)
+    after = world.fleet.worker("a")
+    assert before is not None
+    assert after is not None
+    assert after.incarnation != before.incarnation
+    assert after.requests == 0
+    world.fleet.finished(placed, world.now_s)
+    assert after.requests == 0
+    world.now_s = 0.9
+    world.beat("a", epoch="e1", sequence=99)  # late: the old epoch's last words
+    assert world.fleet.worker("a") is after
+
+
+def test_a_worker_silent_for_a_minute_is_forgotten_and_the_rows_of_others_stay_right() -> None:
+    world = World()
+    for worker, accelerator in (("a", H100), ("b", MI300X), ("c", L4)):
+        world.beat(worker, accelerator)
+    world.now_s = 61.0
+    for worker, accelerator in (("b", MI300X), ("c", L4)):
+        world.beat(worker, accelerator)
+    assert world.fleet.forget(world.now_s) == ["a"]
+    table = world.fleet.models[MODEL]
+    assert sorted(each.worker.name for each in table.serving) == ["b", "c"]
+    assert all(table.serving[each.row] is each for each in table.serving)
+    assert world.decide().worker.name == "b"
+    world.now_s = 200.0
+    assert world.fleet.forget(world.now_s) == []  # the bus is silent
+
+
+def test_a_worker_may_change_what_it_serves() -> None:
+    world = World()
+    world.beat("a", state=WorkerState.STARTING, models=())
+    assert MODEL not in world.fleet.models
+    world.beat("a", models=(MODEL, "other"))
+    assert set(world.fleet.models) == {MODEL, "other"}
+    world.beat("a", models=("other",))
+    assert len(world.fleet.models[MODEL]) == 0
+    assert len(world.fleet.models["other"]) == 1
+
+
+def test_unknown_hardware_starts_as_the_slowest_known_and_is_learnt() -> None:
+    world = World()
+    world.beat("new", H100, accelerator="wafer-9000", pool="wafer-9000")
+    world.beat("h100-0", H100)
+    assert world.decide(ask(slo_class="interactive")).worker.name == "h100-0"
+
+
+def test_many_workers_keep_their_own_figures() -> None:
+    world = World()
+    for index in range(40):
+        world.beat(f"w{index}", H100 if index % 2 else MI300X, rate_nusd_per_hour=(index + 1) * 10**9)
+    assert world.decide().worker.name == "w0"
+    assert len(world.decide().shortlist) == 16
