@@ -163,6 +163,8 @@ class Engine(Protocol):
             PromptTooLong: prompt (and what is resumed) leaves no room in the context.
             QueueFull: `max_waiting` requests wait already.
             Unsupported: a sampling value that this engine cannot honour.
+            ResumeRefused: what was delivered before the break is not known well enough to go on from it.
+            EngineFailed: the engine is stopped.
         """
         ...
 

@@ -47,7 +47,7 @@ from services.worker.engine import (
     StepOutput,
 )
 from services.worker.engines.llamacpp_server import ChunkReader, LlamaServerApi, completion_body
-from services.worker.engines.prompts import EncodedRequest, PromptEncoder
+from services.worker.engines.prompts import EncodedRequest, PromptEncoder, Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -137,6 +137,12 @@ class LlamaCppEngine:
         self._server: Any = None
         self._api: LlamaServerApi | None = None
         self._threads: ThreadPoolExecutor | None = None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's own, once the engine is started."""
+        assert self._api is not None, "the engine is not started"
+        return self._api
 
     async def start(self, on_step: OnStep, on_failure: OnFailure) -> EngineInfo:
         settings = self._settings

@@ -130,7 +130,7 @@ class ChunkReader:
 
 
 class LlamaServerApi:
-    """A `Tokenizer`: what llama.cpp's server answers over HTTP beside completions: tokens of a text, text of tokens, a chat's text."""
+    """The `Tokenizer` that llama.cpp's server is over HTTP, beside its completions."""
 
     def __init__(self, base_url: str, api_key: str, connections: int, deadline_s: float) -> None:
         self._base_url = base_url

@@ -118,6 +118,8 @@ class SimulatedEngine:
         )
 
     async def submit(self, request: EngineRequest) -> None:
+        if self._loop_task is None or self._loop_task.done():
+            raise EngineFailed("the engine is stopped")
         model = self._models.get(request.model)
         if model is None:
             raise UnknownModel(f"{request.model!r} is not served here; use one of: {', '.join(self._models)}")
