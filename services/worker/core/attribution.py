@@ -13,6 +13,7 @@ from typing import Final
 from services.mesh.timing import Timing
 
 _UNITS: Final = 1 << 40  # of work, among which a total is shared: finer than any clock
+_NO_WORK_S: Final = 1e-12  # less than this is nothing: all are alike
 
 
 def decode_work_s(timing: Timing, kv_tokens: Sequence[int]) -> list[float]:
@@ -38,7 +39,7 @@ def work_units(timing: Timing, own_s: Sequence[float]) -> list[int]:
     """
     even_s = timing.decode_base_s / len(own_s)
     whole_s = sum(own_s) + timing.decode_base_s
-    if whole_s <= 0.0:
+    if whole_s < _NO_WORK_S:
         return [1] * len(own_s)
     scale = _UNITS / whole_s
     return [int((each + even_s) * scale) for each in own_s]
