@@ -1,5 +1,7 @@
 """Steps put together from arrivals: whose time adds up, and whose load is what was computed."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -111,7 +113,7 @@ def test_parts_add_up_however_the_arrivals_are_cut(
         now_s += gap_s
         arrivals.append(Arrival(sequence=sequence, at_s=now_s, prefill_tokens=prefill, token_count=made))
     bounds = [0, *sorted(cuts), len(arrivals)]
-    told = [step for a, b in zip(bounds, bounds[1:], strict=False) for step in measured.fold(arrivals[a:b])]
+    told = [step for a, b in pairwise(bounds) for step in measured.fold(arrivals[a:b])]
     for step in told:
         assert sum(output.device_ns for output in step.outputs) == round(step.step_s * 1e9)
     outputs = [output for step in told for output in step.outputs]
