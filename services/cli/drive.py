@@ -5,7 +5,6 @@ In: arrivals and the access to a mesh. Out: the document of `report.Run`, with t
 
 import asyncio
 import resource
-import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
@@ -20,6 +19,7 @@ from services.cli.casting import Arrival
 from services.cli.output import Output
 from services.cli.peers import Peers
 from services.cli.report import Document, Promise, Run
+from services.cli.tracing import client_tracer
 from services.cli.traffic import Player
 from services.mesh.settings import SloSettings
 from tokenworks import Client
@@ -51,8 +51,8 @@ class Plan:
     max_attempts: int = 1
 
 
-async def drive(output: Output, access: Access, plan: Plan) -> Document:
-    """Plays the whole run; Ctrl-C sends nothing more and waits for what is open.
+async def drive(output: Output, access: Access, plan: Plan, interrupted: asyncio.Event) -> Document:
+    """Plays the whole run; once `interrupted` is set, nothing more is sent and what is open runs on.
 
     Raises:
         CallError: router or meter could not be reached at the start.
@@ -67,8 +67,10 @@ async def drive(output: Output, access: Access, plan: Plan) -> Document:
         peers = await stack.enter_async_context(Peers(access))
         bookkeeper = Bookkeeper(peers)
         await bookkeeper.begin()
+        tracer = stack.enter_context(client_tracer())
         clients = {
-            tenant: await stack.enter_async_context(Client(access.router, key)) for tenant, key in plan.keys.items()
+            tenant: await stack.enter_async_context(Client(access.router, key, tracer=tracer))
+            for tenant, key in plan.keys.items()
         }
         for client in clients.values():
             await client.connected()
@@ -81,11 +83,13 @@ async def drive(output: Output, access: Access, plan: Plan) -> Document:
             max_attempts=plan.max_attempts,
         )
         started_s, cpu_started_s = time.perf_counter(), _cpu_s()
-        with _stopped_by_interrupt(player), _progress(output) as progress:
+        with _progress(output) as progress:
             async with asyncio.TaskGroup() as tasks:
-                showing = tasks.create_task(_show(output, progress, player, run, plan.total))
+                beside = (_show(output, progress, player, run, plan.total), _stop_when(interrupted, player))
+                watching = [tasks.create_task(each) for each in beside]
                 await player.play(plan.arrivals)
-                showing.cancel()
+                for task in watching:
+                    task.cancel()
         duration_s, cpu_s = time.perf_counter() - started_s, _cpu_s() - cpu_started_s
         run.synthesised = plan.synthesised()
         workloads = {each.workload for each in run.outcomes}
@@ -138,20 +142,9 @@ async def _show(output: Output, progress: Progress, player: Player, run: Run, to
         tokens, before_s = player.tokens, now_s
 
 
-@contextmanager
-def _stopped_by_interrupt(player: Player) -> Iterator[None]:
-    """The first Ctrl-C stops the player; a second one does what it always does."""
-    loop = asyncio.get_running_loop()
-
-    def stop() -> None:
-        player.stop()
-        loop.remove_signal_handler(signal.SIGINT)
-
-    loop.add_signal_handler(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        loop.remove_signal_handler(signal.SIGINT)
+async def _stop_when(interrupted: asyncio.Event, player: Player) -> None:
+    await interrupted.wait()
+    player.stop()
 
 
 def _cpu_s() -> float:

@@ -100,11 +100,12 @@ class Told:
         result = self.result
         made = ", ".join(f"{accelerator_name(each.accelerator)} ({each.worker})" for each in result.segments)
         rate = result.completion_tokens / (self.e2e_s - self.ttft_s) if result.completion_tokens > 1 else 0.0
-        lines = [
+        head = (
             f"[dim]{result.completion_tokens} tokens from {result.prompt_tokens} prompt tokens"
             f" ({result.cached_prompt_tokens} cached) · {result.reason} · first token after {seconds(self.ttft_s)},"
             f" {rate:.0f} tokens/s · on {made}[/]"
-        ]
+        )
+        lines = [head]
         if self.bill:
             bill = self.bill
             lines.append(
@@ -122,20 +123,21 @@ class Told:
 
 
 async def _generate(output: Output, access: "Access", key: str, wanted: dict[str, Any]) -> Told:
+    from services.cli.tracing import client_tracer
     from tokenworks import Client
 
     pieces: list[str] = []
-    async with Client(access.router, key) as client:
-        started_s = time.perf_counter()
-        ttft_s = 0.0
-        async with client.generate(**wanted) as stream:
+    with client_tracer() as tracer:
+        async with Client(access.router, key, tracer=tracer) as client, client.generate(**wanted) as stream:
+            started_s = time.perf_counter()
+            ttft_s = 0.0
             async for piece in stream:
                 ttft_s = ttft_s or time.perf_counter() - started_s
                 pieces.append(piece.text)
                 if not output.as_json:
                     sys.stdout.write(piece.text)
                     sys.stdout.flush()
-        e2e_s = time.perf_counter() - started_s
+            e2e_s = time.perf_counter() - started_s
     if not output.as_json:
         sys.stdout.write("\n")
     if stream.result is None:

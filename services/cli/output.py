@@ -9,11 +9,14 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import typer
 from rich.console import Console, RenderableType
 from rich.markup import escape
+
+
+_FILE_COLUMNS: Final = 160  # of lines that go to a file or a pipe
 
 
 class CommandFailed(Exception):
@@ -33,7 +36,9 @@ class Output:
 
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
-        self.console = Console(stderr=as_json, soft_wrap=False, highlight=False)
+        self.console = Console(stderr=as_json, highlight=False)
+        if not self.console.is_terminal:
+            self.console.width = _FILE_COLUMNS
         self._errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
     @property

@@ -11,13 +11,12 @@ from typing import Any, Final, Self, TypeVar
 import grpc
 
 from services.cli.access import Access
-from services.mesh.rpc import open_channel
+from services.mesh.rpc import MESH_SECRET, open_channel
 from tokenworks.errors import CallError, error_of
 from tokenworks.v1 import metering_pb2 as metering
 from tokenworks.v1 import metering_pb2_grpc, planning_pb2_grpc
 from tokenworks.v1 import planning_pb2 as planning
 
-SECRET_METADATA: Final = "x-tokenworks-mesh"
 DEADLINE_S: Final = 10.0
 _Answer = TypeVar("_Answer")
 
@@ -27,7 +26,7 @@ class Peers:
 
     def __init__(self, access: Access) -> None:
         self._access = access
-        self._metadata = ((SECRET_METADATA, access.secret),) if access.secret else ()
+        self._metadata = ((MESH_SECRET, access.secret),) if access.secret else ()
         self._channels = {name: open_channel(getattr(access, name)) for name in ("meter", "optimizer")}
         self._meter: Any = metering_pb2_grpc.MeterStub(self._channels["meter"])  # type: ignore[no-untyped-call]  # generated
         self._optimizer: Any = planning_pb2_grpc.OptimizerStub(self._channels["optimizer"])  # type: ignore[no-untyped-call]  # generated

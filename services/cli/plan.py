@@ -48,9 +48,10 @@ def _pictures(found: "planning.RoutingPlan") -> Iterator["RenderableType"]:
     from services.cli.report_view import accelerator_name, table
 
     made = datetime.fromtimestamp(found.made_unix_ms / 1000, UTC).isoformat(" ", "seconds")
+    took = f"{found.solve_s * 1000:.1f} ms"
     yield (
-        f"[bold]{found.model}:{found.version}[/] · {found.status} · made {made} in {found.solve_s * 1000:.1f} ms, because"
-        f" of {found.evidence.trigger}"
+        f"[bold]{found.model}:{found.version}[/] · {found.status} · made {made} in {took}, because of"
+        f" {found.evidence.trigger}"
     )
     prediction = found.prediction
     yield (

@@ -1,5 +1,7 @@
 """`tokenworks replay TRACE`: real arrivals through the live mesh, and what came of them."""
 
+import asyncio
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -8,11 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from services.cli.options import JsonFlag, KeyOption, MeterOption, RouterOption, TenantOption, TraceArgument
-from services.cli.output import CommandFailed, command
+from services.cli.output import CommandFailed, Output, command
 
 if TYPE_CHECKING:
     from services.cli.access import Access
     from services.cli.casting import Arrival, Casting
+    from services.cli.drive import Plan
+    from services.cli.report import Document
     from services.twin.traces import TraceRequest
 
 DEFAULT_MODEL: Final = "llama-3.1-8b"
@@ -47,7 +51,7 @@ def replay(
 
         from services.cli.access import read_access
         from services.cli.casting import Casting
-        from services.cli.drive import Plan, drive, failed_because
+        from services.cli.drive import Plan, failed_because
         from services.cli.report_view import pictures
         from services.mesh.settings import load_settings
 
@@ -76,10 +80,24 @@ def replay(
             seed=seed,
             deadline_s=deadline_s,
         )
-        document = {"trace": trace.name, "speed": speed, "seed": seed} | uvloop.run(drive(output, access, plan))
+        document = {"trace": trace.name, "speed": speed, "seed": seed} | uvloop.run(_drive(output, access, plan))
         output.result(document, *pictures(document))
         if reason := failed_because(document):
             raise CommandFailed(reason, reason="ReplayFailed") if not as_json else typer.Exit(1)
+
+
+async def _drive(output: Output, access: "Access", plan: "Plan") -> "Document":
+    """The first Ctrl-C sends nothing more and waits for what is open; a second one does what it always does."""
+    from services.cli.drive import drive
+
+    loop, interrupted = asyncio.get_running_loop(), asyncio.Event()
+
+    def interrupt() -> None:
+        interrupted.set()
+        loop.remove_signal_handler(signal.SIGINT)
+
+    loop.add_signal_handler(signal.SIGINT, interrupt)
+    return await drive(output, access, plan, interrupted)
 
 
 def read_trace(path: Path, limit: int) -> Iterator["TraceRequest"]:

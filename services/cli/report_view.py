@@ -12,7 +12,7 @@ from services.mesh.accelerators import load_catalogue
 from services.mesh.money import format_usd
 
 
-def table(title: str, *columns: str) -> Table:
+def table(title: str | None, *columns: str) -> Table:
     """A plain table: columns whose names start with `>` are right-aligned."""
     made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
     for column in columns:

@@ -1,0 +1,186 @@
+"""What `tokenworks up` starts, as data: each service's module, environment and ports.
+
+In: the settings, and what the command line changed. Out: a `Layout` of `ServiceSpec`s and the `Access` that reaches
+them. Pure but for the free ports, which come in as an argument.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from services.cli.access import Access
+from services.mesh.settings import FleetWorker, Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceSpec:
+    """One process.
+
+    Attributes:
+        kind: "router", "worker", "meter", "optimizer" or "traces".
+        module: for `python -m`, with its arguments.
+        ready_at: host:port of its HTTP, and `ready_path` what to ask there.
+        shown: what the status says of it.
+    """
+
+    id: str
+    kind: str
+    module: tuple[str, ...]
+    environment: Mapping[str, str]
+    ready_at: str
+    ready_path: str = "/readyz"
+    shown: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortClaim:
+    setting: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """The whole mesh; `services` are in the order they are started."""
+
+    services: tuple[ServiceSpec, ...]
+    access: Access
+    claims: tuple[PortClaim, ...]
+    nats_port: int
+    accelerators: frozenset[str]
+
+    def clashes(self) -> list[str]:
+        """Ports that two of our own services would take, in words."""
+        wanted = Counter(claim.port for claim in self.claims)
+        return [
+            f"port {port} is wanted by {' and '.join(claim.setting for claim in self.claims if claim.port == port)}"
+            for port, count in wanted.items()
+            if count > 1
+        ]
+
+
+def fleet_of(settings: Settings, engine: str, model: str) -> tuple[FleetWorker, ...]:
+    """The settings' workers; `engine` and `model`, where given, are what the CPU workers run instead of theirs."""
+    changed: dict[str, object] = ({"engine": engine} if engine else {}) | ({"models": (model,)} if model else {})
+    return tuple(
+        worker.model_copy(update=changed) if worker.accelerator.startswith("cpu-") else worker
+        for worker in settings.fleet.workers
+    )
+
+
+def ports_needed(workers: int) -> int:
+    """How many free ports `lay_out` takes at most."""
+    return 7 + 2 * workers
+
+
+def lay_out(
+    settings: Settings,
+    *,
+    data_dir: Path,
+    secret: str,
+    fleet: Sequence[FleetWorker],
+    free_ports: Sequence[int],
+    all_free: bool,
+    extra_environment: Mapping[str, str],
+) -> Layout:
+    """The mesh of these settings.
+
+    Args:
+        data_dir: absolute.
+        free_ports: `ports_needed` of them, for ports that the settings leave open (0).
+        all_free: takes free ports whatever the settings say.
+        extra_environment: for every service.
+    """
+    spare = iter(free_ports)
+    host = settings.advertise_host
+    claims: list[PortClaim] = []
+
+    def port(setting: str, wanted: int) -> int:
+        taken = next(spare) if all_free or wanted == 0 else wanted
+        claims.append(PortClaim(setting=setting, port=taken))
+        return taken
+
+    nats_port = 0 if settings.nats.url else port("nats.port", settings.nats.port)
+    nats_url = settings.nats.url or f"nats://127.0.0.1:{nats_port}"
+    common = {
+        "TOKENWORKS_MESH_DATA_DIR": str(data_dir),
+        "TOKENWORKS_MESH_SECRET": secret,
+        "TOKENWORKS_NATS_URL": nats_url,
+        **extra_environment,
+    }
+    services: list[ServiceSpec] = []
+    grpc: dict[str, str] = {}
+    for kind, section in (("router", settings.router), ("meter", settings.meter), ("optimizer", settings.optimizer)):
+        grpc_port = port(f"{kind}.port", section.port)
+        http_port = port(f"{kind}.http_port", section.http_port)
+        grpc[kind] = f"{host}:{grpc_port}"
+        services.append(
+            ServiceSpec(
+                id=section.id,
+                kind=kind,
+                module=(f"services.{kind}",),
+                environment=common
+                | {
+                    f"TOKENWORKS_{kind.upper()}_PORT": str(grpc_port),
+                    f"TOKENWORKS_{kind.upper()}_HTTP_PORT": str(http_port),
+                },
+                ready_at=f"{host}:{http_port}",
+                shown=f"gRPC {host}:{grpc_port}",
+            )
+        )
+    workers = [
+        _worker(
+            worker,
+            host,
+            common,
+            port(f"fleet.first_worker_port + {index}", _nth(settings.fleet.first_worker_port, index)),
+            port(f"fleet.first_worker_http_port + {index}", _nth(settings.fleet.first_worker_http_port, index)),
+        )
+        for index, worker in enumerate(fleet)
+    ]
+    # What makes the first text starts first: the processors are few, and everybody else can catch up behind it.
+    workers.sort(key=lambda spec: not spec.environment["TOKENWORKS_WORKER_ACCELERATOR"].startswith("cpu-"))
+    router, meter, optimizer = services
+    ordered = (router, workers[0], meter, *workers[1:], optimizer) if workers else (router, meter, optimizer)
+    return Layout(
+        services=ordered,
+        access=Access(
+            router=grpc["router"],
+            meter=grpc["meter"],
+            optimizer=grpc["optimizer"],
+            nats=nats_url,
+            secret=secret,
+            http={spec.id: spec.ready_at for spec in ordered},
+        ),
+        claims=tuple(claims),
+        nats_port=nats_port,
+        accelerators=frozenset(worker.accelerator for worker in fleet),
+    )
+
+
+def with_keys(layout: Layout, keys: Mapping[str, str]) -> Layout:
+    return replace(layout, access=replace(layout.access, keys=keys))
+
+
+def _nth(first: int, index: int) -> int:
+    return first + index if first else 0
+
+
+def _worker(worker: FleetWorker, host: str, common: Mapping[str, str], grpc_port: int, http_port: int) -> ServiceSpec:
+    environment = {
+        "TOKENWORKS_WORKER_ID": worker.id,
+        "TOKENWORKS_WORKER_ACCELERATOR": worker.accelerator,
+        "TOKENWORKS_WORKER_MODELS": json.dumps(worker.models),
+        "TOKENWORKS_WORKER_ENGINE": worker.engine,
+        "TOKENWORKS_WORKER_PORT": str(grpc_port),
+        "TOKENWORKS_WORKER_HTTP_PORT": str(http_port),
+    }
+    return ServiceSpec(
+        id=worker.id,
+        kind="worker",
+        module=("services.worker",),
+        environment={**common, **environment},
+        ready_at=f"{host}:{http_port}",
+        shown=f"{', '.join(worker.models)} on {worker.accelerator}",
+    )

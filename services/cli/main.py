@@ -1,0 +1,51 @@
+"""`tokenworks`: the command line's entry. One module per command; heavy imports stand inside the commands."""
+
+from typing import Annotated
+
+import typer
+
+from services.cli import budget, doctor, explain, generate, keys, plan, replay, top, up, usage
+from tokenworks import __version__
+
+app = typer.Typer(
+    name="tokenworks",
+    help="An open AI token factory: tokens metered once, priced, and placed where they cost least.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("up")(up.up)
+app.command("generate")(generate.generate)
+app.command("replay")(replay.replay)
+app.command("usage")(usage.usage)
+app.command("plan")(plan.plan)
+app.command("explain")(explain.explain)
+app.command("top")(top.top)
+app.command("budget")(budget.budget)
+app.command("doctor")(doctor.doctor)
+app.add_typer(keys.app, name="keys")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tokenworks {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Only so that the program itself has `--version`."""
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""One mesh on this machine, from its first process to its last: `tokenworks up` without what it shows.
+
+In: settings, a data directory, a layout. Out: a running mesh with its `Access`, and an orderly end: the router stops
+accepting, workers drain, the meter books everything, the bus goes last.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from typing import Final
+
+from services.cli.data_dir import DataDir
+from services.cli.layout import Layout
+from services.cli.output import CommandFailed
+from services.cli.peers import Peers
+from services.cli.readiness import is_free
+from services.cli.supervisor import ChildState, Supervisor
+from services.mesh.settings import Settings
+from tokenworks.errors import CallError
+from tokenworks.v1 import metering_pb2 as metering
+
+START_DEADLINE_S: Final = 90.0
+_BOOKING_DEADLINE_S: Final = 15.0
+_STOP_MARGIN_S: Final = 10.0  # beyond the grace in which a service drains by itself
+_POLL_S: Final = 0.1
+
+
+class MeshProcess:
+    """The processes of one mesh. `start`, then `until_ready`, and `stop` in any case."""
+
+    def __init__(self, settings: Settings, layout: Layout, data_dir: DataDir, on_event: Callable[[str], None]) -> None:
+        self._settings = settings
+        self._layout = layout
+        self._data_dir = data_dir
+        self._bus = AsyncExitStack()
+        self._grace_s = settings.mesh.drain_grace_s + _STOP_MARGIN_S
+        self.supervisor = Supervisor(layout.services, data_dir.logs, on_event)
+
+    def check_ports(self) -> None:
+        """Raises CommandFailed: a port is taken, or wanted twice; says which settings to change."""
+        problems = self._layout.clashes()
+        for claim in self._layout.claims:
+            if not is_free(self._settings.mesh.host, claim.port):
+                variable = "TOKENWORKS_" + claim.setting.split(" ")[0].replace(".", "_").upper()
+                problems.append(f"port {claim.port} is taken by another program ({claim.setting}; set {variable})")
+        if problems:
+            raise CommandFailed(
+                f"{'; '.join(problems)}. If another mesh runs here, stop it; or start this one with --free-ports",
+                reason="PortTaken",
+            )
+
+    async def start(self) -> None:
+        """Starts the bus, waits for it, then starts every service at once."""
+        if not self._settings.nats.url:
+            from services.mesh.nats_server import NatsServer
+
+            server = NatsServer(
+                self._data_dir.path / "nats", port=self._layout.nats_port, sync_always=self._settings.nats.sync_always
+            )
+            await self._bus.enter_async_context(server)
+        traces = self._ids("traces")
+        await self.supervisor.start(traces)
+        await self.supervisor.until_ready(traces, START_DEADLINE_S)
+        await self.supervisor.start([spec.id for spec in self._layout.services if spec.kind != "traces"])
+
+    async def until_ready(self, *kinds: str) -> None:
+        """Waits for the services of these kinds; all when none is named. Raises CommandFailed."""
+        await self.supervisor.until_ready(self._ids(*kinds), START_DEADLINE_S)
+
+    async def stop(self) -> list[str]:
+        """Stops everything in order; in words, what did not go cleanly."""
+        complaints = await self.supervisor.stop(self._ids("router"), self._grace_s)
+        complaints += await self.supervisor.stop(self._ids("worker"), self._grace_s)
+        complaints += await self._until_booked()
+        complaints += await self.supervisor.stop(self._ids("optimizer", "meter"), self._grace_s)
+        complaints += await self.supervisor.stop(self._ids("traces"), self._grace_s)
+        await self._bus.aclose()
+        return complaints
+
+    def kill(self) -> None:
+        """Ends every service at once; the bus still has to be closed by `stop`."""
+        self.supervisor.kill_all()
+
+    async def _until_booked(self) -> list[str]:
+        meters = [self.supervisor.children[each] for each in self._ids("meter")]
+        if not any(child.state is ChildState.READY for child in meters):
+            return []
+        ends_s = time.monotonic() + _BOOKING_DEADLINE_S
+        async with Peers(self._layout.access) as peers:
+            try:
+                while (lag := (await peers.usage(metering.GetUsageRequest())).lag_events) > 0:
+                    if time.monotonic() > ends_s:
+                        return [f"{lag} events are not booked yet; the meter goes on with them at its next start"]
+                    await asyncio.sleep(_POLL_S)
+            except CallError as error:
+                return [f"the meter could not be asked whether everything is booked: {error}"]
+        return []
+
+    def _ids(self, *kinds: str) -> list[str]:
+        return [spec.id for spec in self._layout.services if not kinds or spec.kind in kinds]

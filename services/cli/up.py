@@ -1,0 +1,57 @@
+"""`tokenworks up`: a whole mesh on this machine, shown at work, until Ctrl-C."""
+
+import asyncio
+import time
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from services.cli.options import JsonFlag
+from services.cli.output import command
+
+
+class Traces(StrEnum):
+    PHOENIX = "phoenix"
+
+
+def up(
+    *,
+    once: Annotated[bool, typer.Option("--once", help="Start, show, stop, and exit.")] = False,
+    replay: Annotated[bool, typer.Option("--replay/--no-replay", help="Replay the bundled traffic.")] = True,
+    traces: Annotated[Traces | None, typer.Option(help="Open a trace explorer on the mesh.")] = None,
+    engine: Annotated[str, typer.Option(help="What the CPU worker runs its model with.")] = "",
+    model: Annotated[str, typer.Option(help="What the CPU worker serves.")] = "",
+    free_ports: Annotated[
+        bool, typer.Option("--free-ports", help="Take free ports instead of the usual ones.")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Start a mesh on this machine: bus, router, meter, optimizer and a worker per accelerator; Ctrl-C drains it.
+
+    The first text comes from a real small model on the CPU; then a bundled trace is replayed through the live mesh and
+    what was made is reported. With --once the mesh then stops; the exit status is 1 if a request failed, an accelerator
+    served nothing, or the meter does not agree with the clients.
+    """
+    started_s = time.monotonic()
+    with command(as_json) as output:
+        from services.cli.data_dir import DataDir
+        from services.cli.up_run import UpRun, prepare
+        from services.mesh.settings import ENGINES, load_settings
+
+        if engine and engine not in ENGINES:
+            raise typer.BadParameter(f"{engine!r} is none of {', '.join(ENGINES)}", param_hint="--engine")
+        settings = load_settings()
+        data_dir = DataDir(settings.mesh.data_dir)
+        with data_dir.locked():
+            prepared = prepare(
+                settings,
+                data_dir,
+                engine=engine,
+                model=model,
+                explorer=traces is Traces.PHOENIX,
+                all_free=free_ports,
+            )
+            status = asyncio.run(UpRun(output, prepared, started_s).run(once=once, replay=replay))
+        if status:
+            raise typer.Exit(status)
