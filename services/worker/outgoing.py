@@ -53,6 +53,10 @@ class Outgoing:
             chunk = self._chunks[number] = Chunk(request_id, next_index)
         return chunk
 
+    @property
+    def is_empty(self) -> bool:
+        return not self._chunks
+
     def wake(self) -> None:
         """Lets the writer send what was added."""
         self._changed.set()
