@@ -154,7 +154,11 @@ class LlamaServerApi:
     async def detokenize(self, token_ids: Sequence[int]) -> str:
         return str((await self._ask("POST", "/detokenize", {"tokens": list(token_ids)}))["content"])
 
+    async def encode_chat(self, chat: Sequence[tuple[str, str]]) -> tuple[int, ...]:
+        return await self.tokenize(await self.render(chat), special=True)
+
     async def render(self, chat: Sequence[tuple[str, str]]) -> str:
+        """The text of a chat in the model's template; without the first token of a text, which `tokenize` adds."""
         messages = [{"role": role, "content": content} for role, content in chat]
         return str((await self._ask("POST", "/apply-template", {"messages": messages}))["prompt"])
 

@@ -21,8 +21,8 @@ class Tokenizer(Protocol):
 
     async def detokenize(self, token_ids: Sequence[int]) -> str: ...
 
-    async def render(self, chat: Sequence[tuple[str, str]]) -> str:
-        """The chat of (role, content) in the model's own template, ready for the assistant's answer.
+    async def encode_chat(self, chat: Sequence[tuple[str, str]]) -> tuple[int, ...]:
+        """Token ids of a chat of (role, content) in the model's own template, ready for the assistant's answer.
 
         Raises:
             InvalidRequest: the template refuses it, e.g. a role it does not know.
@@ -93,9 +93,10 @@ class PromptEncoder:
         if prompt.token_ids is not None:
             token_ids = prompt.token_ids
             self._check_ids(token_ids)
+        elif prompt.chat is not None:
+            token_ids = await self._tokenizer.encode_chat(prompt.chat)
         else:
-            text = prompt.text if prompt.chat is None else await self._tokenizer.render(prompt.chat)
-            token_ids = await self._tokenizer.tokenize(text or "", special=True)
+            token_ids = await self._tokenizer.tokenize(prompt.text or "", special=True)
         if not token_ids:
             raise InvalidRequest("the prompt is empty: it needs at least one token")
         return token_ids
