@@ -25,7 +25,6 @@ from services.mesh.settings import SloSettings
 from tokenworks import Client
 from tokenworks.errors import CallError
 
-_SETTLE_S: Final = 30.0
 _REDRAW_S: Final = 0.25
 _LINE_S: Final = 5.0  # between lines of progress where nothing can be redrawn
 
@@ -38,6 +37,7 @@ class Plan:
         total: arrivals to come.
         keys: tenant -> key, for every tenant among the arrivals.
         synthesised: asked after the run what was made up.
+        settle_s: >= 0; how long to wait for the meter after the last stream.
     """
 
     arrivals: Iterable[Arrival]
@@ -49,6 +49,7 @@ class Plan:
     seed: int = 0
     deadline_s: float = 600.0
     max_attempts: int = 1
+    settle_s: float = 30.0
 
 
 async def drive(output: Output, access: Access, plan: Plan, interrupted: asyncio.Event) -> Document:
@@ -94,7 +95,7 @@ async def drive(output: Output, access: Access, plan: Plan, interrupted: asyncio
         run.synthesised = plan.synthesised()
         workloads = {each.workload for each in run.outcomes}
         try:
-            books = await bookkeeper.settle(workloads, run.completion_tokens, run.finished, _SETTLE_S)
+            books = await bookkeeper.settle(workloads, run.completion_tokens, run.finished, plan.settle_s)
         except CallError as error:
             output.say(f"[red]{error}[/]")
             books = None

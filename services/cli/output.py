@@ -15,7 +15,6 @@ import typer
 from rich.console import Console, RenderableType
 from rich.markup import escape
 
-
 _FILE_COLUMNS: Final = 160  # of lines that go to a file or a pipe
 
 

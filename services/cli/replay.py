@@ -35,6 +35,7 @@ def replay(
     ] = "",
     workload: Annotated[str, typer.Option(help="Label of the requests; default: replay/<name of the file>.")] = "",
     deadline_s: Annotated[float, typer.Option(min=1, help="Seconds that one stream may take.")] = 600.0,
+    settle: Annotated[float, typer.Option(min=0, help="Seconds to wait for the meter after the last stream.")] = 30.0,
     router: RouterOption = "",
     key: KeyOption = "",
     tenant: TenantOption = "",
@@ -79,6 +80,7 @@ def replay(
             speed=speed,
             seed=seed,
             deadline_s=deadline_s,
+            settle_s=settle,
         )
         document = {"trace": trace.name, "speed": speed, "seed": seed} | uvloop.run(_drive(output, access, plan))
         output.result(document, *pictures(document))

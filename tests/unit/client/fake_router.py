@@ -29,12 +29,14 @@ class FakeRouter(rpc.RouterServicer):
     hold_at: int | None = None  # the token before which streams wait for ever
     price_nusd: int = 1234
     reached_hold: asyncio.Event = field(default_factory=asyncio.Event)
+    arrived: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))  # released by each request
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     on_finish: Callable[[wire.GenerateRequest, wire.Finish], None] = lambda request, finish: None
 
     async def Generate(self, request: wire.GenerateRequest, context: Any) -> AsyncIterator[wire.GenerateResponse]:
         self._authenticate(context)
         self.requests.append(request)
+        self.arrived.release()
         self.traceparents.append(metadata_value(context, TRACEPARENT))
         if self.refusals:
             raise self.refusals.popleft()
