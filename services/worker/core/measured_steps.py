@@ -31,6 +31,7 @@ class Arrival:
         at_s: when it was seen, on the engine's monotonic clock.
         prefill_tokens: tokens of its prompt that the step computed.
         cached_tokens: tokens of its prompt that needed no computing, where this arrival tells.
+        prompt_tokens: tokens of its prompt, where this arrival knows better than whoever opened the sequence.
         finish: nothing follows; may come with the last token or alone.
     """
 
@@ -41,6 +42,7 @@ class Arrival:
     text: str = ""
     prefill_tokens: int = 0
     cached_tokens: int = 0
+    prompt_tokens: int = 0
     finish: FinishReason | None = None
     error: tuple[str, str] | None = None
 
@@ -101,8 +103,11 @@ class MeasuredSteps:
         endings: dict[int, Arrival] = {}
         for arrival in arrivals:
             sequence = arrival.sequence
-            if sequence not in self._open or sequence in endings:
+            opened = self._open.get(sequence)
+            if opened is None or sequence in endings:
                 continue
+            opened.prompt_tokens = arrival.prompt_tokens or opened.prompt_tokens
+            opened.cached_tokens = arrival.cached_tokens or opened.cached_tokens
             if arrival.worked:
                 at = depth.get(sequence, 0)
                 depth[sequence] = at + 1
@@ -146,9 +151,7 @@ class MeasuredSteps:
         units: list[int] = []
         for arrival in arrivals:
             opened = self._open[arrival.sequence]
-            if arrival.cached_tokens:
-                opened.cached_tokens = arrival.cached_tokens
-                opened.kv_tokens = max(opened.kv_tokens, arrival.cached_tokens)
+            opened.kv_tokens = max(opened.kv_tokens, arrival.cached_tokens)
             before, fresh = opened.kv_tokens, arrival.prefill_tokens
             if fresh:
                 reads = fresh * before + fresh * (fresh + 1) // 2
