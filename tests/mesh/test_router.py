@@ -1,0 +1,598 @@
+"""The router's whole path, with real gRPC on both sides and workers that do what the test says.
+
+Promises: one contiguous stream whatever a worker does, nothing counted for what was refused, one last word per request.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+import pytest
+
+from services.mesh.clock import SystemClock
+from services.mesh.errors import (
+    EngineFailed,
+    PromptTooLong,
+    QueueFull,
+    TokenworksError,
+    Unsupported,
+    WorkerLost,
+)
+from services.mesh.events import CreditChanged, Event, RequestAdmitted, RequestFinished
+from services.mesh.keys import KeyStore
+from services.mesh.lifecycle import Lifecycle
+from services.mesh.memory_bus import MemoryBroker
+from services.mesh.rpc import error_of
+from services.mesh.settings import MeshSettings, NatsSettings, RouterSettings, Settings, load_settings
+from services.mesh.subjects import ADMITTED, FINISHED
+from services.mesh.telemetry import start_telemetry
+from services.router.wiring import RunningRouter, wire
+from tests.mesh.fake_worker import MODEL, FakeWorker, Opened, answer_at_once, say_nothing, text_of
+from tokenworks.v1 import inference_pb2 as pb
+from tokenworks.v1 import inference_pb2_grpc
+
+pytestmark = pytest.mark.mesh
+
+DEADLINE_S: Final = 20.0
+TRACEPARENT: Final = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+async def eventually(holds: Callable[[], bool], what: str) -> None:
+    ends_s = time.monotonic() + DEADLINE_S
+    while not holds():
+        assert time.monotonic() < ends_s, f"after {DEADLINE_S:g} s still not so: {what}"
+        await asyncio.sleep(0.01)
+
+
+@dataclass
+class Answer:
+    """A whole stream as a client saw it."""
+
+    messages: list[pb.GenerateResponse] = field(default_factory=list)
+    trace_id: str = ""
+    worker: str = ""
+
+    def add(self, message: pb.GenerateResponse) -> None:
+        assert message.first_index == self.tokens, "a gap or a repeat"
+        assert message.text == text_of(message.first_index, message.token_count)
+        assert list(message.token_ids) == list(range(self.tokens, self.tokens + message.token_count))
+        assert not self.messages or not self.messages[-1].HasField("finish")
+        self.messages.append(message)
+
+    @property
+    def tokens(self) -> int:
+        return sum(each.token_count for each in self.messages)
+
+    @property
+    def finish(self) -> pb.Finish:
+        return self.messages[-1].finish
+
+
+class Router:
+    """A router under test: its workers, its client, and what it published."""
+
+    def __init__(self, broker: MemoryBroker, running: RunningRouter, life: Lifecycle, key: str, other: str) -> None:
+        self.broker = broker
+        self.running = running
+        self.life = life
+        self.other_key = other
+        self.workers: list[FakeWorker] = []
+        self.published: list[Event] = []
+        self.traceparents: list[str] = []
+        self._channel = grpc.aio.insecure_channel(f"127.0.0.1:{running.grpc_port}")
+        self.stub: Any = inference_pb2_grpc.RouterStub(self._channel)  # type: ignore[no-untyped-call]
+        self.metadata = (("authorization", f"Bearer {key}"), ("traceparent", TRACEPARENT))
+
+    async def watch(self) -> None:
+        async def keep(delivered: Any) -> None:
+            self.published.append(delivered.event)
+
+        await self.broker.bus("test", "watcher").watch([ADMITTED, FINISHED], keep)
+
+    async def worker(self, name: str, behaviour: Callable[[Opened], None] = answer_at_once, **facts: Any) -> FakeWorker:
+        """A started worker that the router has a session to."""
+        worker = FakeWorker(name, self.broker.bus("worker", name), behaviour, facts=facts)
+        self.workers.append(worker)
+        await worker.start()
+        await self.linked(name)
+        return worker
+
+    async def linked(self, name: str) -> None:
+        def stands() -> bool:
+            known = self.running.fleet.worker(name)
+            return known is not None and known.linked
+
+        await eventually(stands, f"the router has a session to {name}")
+
+    def generate(self, max_tokens: int = 4, **changes: Any) -> Any:
+        metadata = changes.pop("metadata", self.metadata)
+        request = pb.GenerateRequest(
+            **{"model": MODEL, "text": "river", "sampling": pb.Sampling(max_tokens=max_tokens), **changes}
+        )
+        return self.stub.Generate(request, metadata=metadata, timeout=DEADLINE_S)
+
+    async def answer(self, max_tokens: int = 4, **changes: Any) -> Answer:
+        call = self.generate(max_tokens, **changes)
+        answer = Answer()
+        async for message in call:
+            answer.add(message)
+        initial = dict(await call.initial_metadata())
+        answer.trace_id, answer.worker = initial["x-tokenworks-trace-id"], initial["x-tokenworks-worker"]
+        return answer
+
+    async def refusal(self, **changes: Any) -> tuple[grpc.StatusCode, TokenworksError]:
+        call = self.generate(**changes)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            async for _ in call:
+                pass
+        return caught.value.code(), error_of(caught.value)
+
+    @property
+    def finished(self) -> list[RequestFinished]:
+        return [each for each in self.published if isinstance(each, RequestFinished)]
+
+    @property
+    def admitted(self) -> list[RequestAdmitted]:
+        return [each for each in self.published if isinstance(each, RequestAdmitted)]
+
+    async def last_word(self, count: int = 1) -> RequestFinished:
+        """The latest RequestFinished, once there are `count`."""
+        await eventually(lambda: len(self.finished) >= count, f"{count} requests have finished")
+        assert len(self.finished) == len(self.admitted) == count
+        assert not len(self.running.dispatcher)
+        return self.finished[-1]
+
+    async def close(self) -> None:
+        await self._channel.close()
+        if not self.life.draining:
+            await self.life.stop()
+        for worker in self.workers:
+            await worker.stop()
+        assert self.life.failure is None
+
+
+StartRouter = Callable[..., Awaitable[Router]]
+
+
+@pytest.fixture
+async def start_router(tmp_path: Path) -> AsyncIterator[StartRouter]:
+    """`await start_router(max_in_flight=2)`: a router with these settings; stopped after the test."""
+    routers: list[Router] = []
+
+    async def start(*, secret: str = "", grace_s: float = 2.0, **settings: Any) -> Router:
+        keys = KeyStore(tmp_path / "keys.json")
+        key, other = keys.create("acme", "test", 0), keys.create("umbra", "test", 0)
+        loaded: Settings = load_settings(
+            mesh=MeshSettings(data_dir=tmp_path, secret=secret, drain_grace_s=grace_s),
+            nats=NatsSettings(outbox_events=64),
+            router=RouterSettings(port=0, http_port=0, **settings),
+        )
+        broker, life = MemoryBroker(), Lifecycle("router")
+        telemetry = start_telemetry("router", "router-0")
+        life.on_stop("telemetry", lambda: asyncio.to_thread(telemetry.shutdown))
+        bus = broker.bus("router", "router-0")
+        running = await wire(life, loaded, bus=bus, telemetry=telemetry, clock=SystemClock())
+        router = Router(broker, running, life, key, other)
+        routers.append(router)
+        life.spawn(router.watch(), "test's watcher")
+        await life.set_ready()
+        return router
+
+    yield start
+    for router in routers:
+        await router.close()
+
+
+@pytest.fixture
+async def router(start_router: StartRouter) -> Router:
+    return await start_router()
+
+
+async def test_a_stream_is_relayed_with_its_price_its_segments_and_its_trace(router: Router) -> None:
+    await router.worker("w0")
+    answer = await router.answer(5, request_id="mine", workload="support")
+    assert answer.tokens == 5
+    assert {each.request_id for each in answer.messages} == {"mine"}
+    finish = answer.finish
+    assert (finish.reason, finish.usage.prompt_tokens, finish.usage.completion_tokens) == ("length", 7, 5)
+    assert finish.price_nusd == 7 * 50 + 5 * 100  # 0.05 and 0.10 USD per million tokens
+    segment = pb.Segment(worker="w0", accelerator="nvidia-h100-sxm", from_index=0, count=5)
+    assert list(finish.segments) == [segment]
+    assert (answer.worker, answer.trace_id) == ("w0", TRACEPARENT[3:35])
+
+    event = await router.last_word()
+    assert (event.request_id, event.tenant, event.workload, event.outcome) == ("mine", "acme", "support", "length")
+    assert (event.delivered_from, event.delivered_count, event.prompt_tokens) == (0, 5, 7)
+    assert event.trace_id == answer.trace_id
+    assert event.slo_met
+    assert 0 < event.ttft_s <= event.e2e_s
+    assert router.admitted[0].worker == "w0"
+    assert router.admitted[0].at_unix_ms == event.admitted_unix_ms
+
+
+async def test_the_worker_is_told_everything_it_needs(start_router: StartRouter) -> None:
+    router = await start_router(secret="hush")
+    worker = await router.worker("w0")
+    await router.answer(3, slo_class="interactive", session_id="s")
+    assert worker.metadata[0]["x-tokenworks-router"] == "router-0"
+    assert worker.metadata[0]["x-tokenworks-mesh"] == "hush"
+    order = worker.opened[0].order
+    assert (order.tenant, order.priority, order.tpot_promise_s) == ("acme", 0, 0.03)
+    assert order.ttft_promise_s == pytest.approx(0.5, abs=0.01)
+    assert (order.request.slo_class, order.request.session_id, order.request.text) == ("interactive", "s", "river")
+    assert order.request.request_id
+    assert order.traceparent.startswith(TRACEPARENT[:35])
+
+
+async def test_a_request_without_a_trace_gets_one(router: Router) -> None:
+    worker = await router.worker("w0")
+    answer = await router.answer(metadata=router.metadata[:1])
+    assert len(answer.trace_id) == 32
+    assert answer.trace_id in worker.opened[0].order.traceparent
+    assert (await router.last_word()).trace_id == answer.trace_id
+
+
+async def test_many_streams_share_one_session_and_each_is_contiguous(router: Router) -> None:
+    worker = await router.worker("w0")
+    answers = await asyncio.gather(*[router.answer(20) for _ in range(50)])
+    assert [each.tokens for each in answers] == [20] * 50
+    assert len(worker.metadata) == 1
+    assert sorted(each.order.stream for each in worker.opened) == list(range(1, 51))
+    await router.last_word(50)
+    assert sum(each.delivered_count for each in router.finished) == 1000
+
+
+def breaking(after: int, how: Callable[[Opened], None]) -> Callable[[Opened], None]:
+    def behave(opened: Opened) -> None:
+        while opened.sent < after:
+            opened.send(opened.tokens(1))
+        how(opened)
+
+    return behave
+
+
+BREAKS: Final[dict[str, Callable[[Opened], None]]] = {
+    "the engine fails": lambda opened: opened.send(opened.error(EngineFailed("out of memory"))),
+    "the worker drains": lambda opened: opened.send(opened.error(WorkerLost("draining"))),
+    "the session ends": lambda opened: opened.session.put_nowait(None),
+    "tokens are skipped": lambda opened: opened.send(opened.tokens(1, first=opened.sent + 3)),
+    "tokens are repeated": lambda opened: opened.send(opened.tokens(1, first=opened.sent - 1)),
+    "it is cancelled unasked": lambda opened: opened.send(opened.finish("cancelled")),
+}
+
+
+@pytest.mark.parametrize("name", BREAKS)
+async def test_a_broken_stream_goes_on_elsewhere_and_the_client_sees_one(router: Router, name: str) -> None:
+    await router.worker("w0", breaking(3, BREAKS[name]), rate_nusd_per_hour=1)
+    second = await router.worker("w1")
+    answer = await router.answer(8, request_id="mine")
+    assert answer.tokens == 8
+    order = second.opened[0].order
+    assert order.request.resume_from == 3
+    assert list(order.resumed_token_ids.ids) == [0, 1, 2]
+    assert order.resumed_text == text_of(0, 3)
+    assert order.request.sampling.max_tokens == 8
+    assert [(each.worker, each.from_index, each.count) for each in answer.finish.segments] == [
+        ("w0", 0, 3),
+        ("w1", 3, 5),
+    ]
+    assert answer.finish.price_nusd == 7 * 50 + 8 * 100
+    event = await router.last_word()
+    assert (event.delivered_count, event.worker, event.outcome) == (8, "w1", "length")
+
+
+async def test_a_killed_worker_loses_no_stream(router: Router) -> None:
+    first = await router.worker("w0", breaking(2, say_nothing))
+    asking = [asyncio.create_task(router.answer(6)) for _ in range(20)]
+    await eventually(lambda: len(first.opened) == 20, "all are on the first worker")
+    await router.worker("w1")
+    await first.stop()
+    assert [(await each).tokens for each in asking] == [6] * 20
+    await router.last_word(20)
+
+
+async def test_a_worker_that_comes_back_in_time_is_used_when_there_is_no_other(router: Router) -> None:
+    worker = await router.worker("w0", breaking(2, BREAKS["the session ends"]))
+    asking = asyncio.create_task(router.answer(5))
+    await eventually(lambda: bool(worker.opened), "it has the stream")
+    worker.behaviour = answer_at_once
+    answer = await asking
+    assert answer.tokens == 5
+    assert len(worker.metadata) >= 2
+
+
+async def test_a_stream_that_nobody_can_continue_ends_with_how_far_it_came(
+    router: Router, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.router.dispatch._RETRY_FOR_S", 0.2)
+    worker = await router.worker("w0", breaking(3, say_nothing))
+    call = router.generate(8)
+    for _ in range(3):
+        await call.read()
+    await worker.stop()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call.read()
+    error = error_of(caught.value)
+    assert isinstance(error, WorkerLost)
+    assert "after 3 tokens the answer could not be continued" in str(error)
+    event = await router.last_word()
+    assert (event.outcome, event.delivered_count, event.prompt_tokens, event.slo_met) == ("error", 3, 0, False)
+
+
+async def test_a_full_worker_is_passed_over_and_nobody_notices(router: Router) -> None:
+    await router.worker(
+        "w0", lambda opened: opened.send(opened.error(QueueFull("64 requests wait"))), rate_nusd_per_hour=1
+    )
+    free = await router.worker("w1")
+    answers = [await router.answer() for _ in range(4)]
+    assert all(each.tokens == 4 for each in answers)
+    assert len(free.opened) == 4
+    await router.last_word(4)
+    assert {each.worker for each in router.finished} == {"w1"}
+
+
+async def test_when_every_worker_is_full_the_refusal_leaves_no_trace(router: Router) -> None:
+    worker = await router.worker(
+        "w0", lambda opened: opened.send(opened.error(QueueFull("64 requests wait", retry_after_s=3)))
+    )
+    code, error = await router.refusal(request_id="again")
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert isinstance(error, QueueFull)
+    assert error.retry_after_s == 3
+    worker.behaviour = answer_at_once
+    await router.answer(request_id="again")  # the same id may be sent again: nothing was made of it
+    assert (await router.last_word()).request_id == "again"
+
+
+@pytest.mark.parametrize("error", [PromptTooLong("9000 tokens"), Unsupported("no top_k here")])
+async def test_what_only_the_worker_can_know_is_refused_without_a_trace(router: Router, error: TokenworksError) -> None:
+    worker = await router.worker("w0", lambda opened: opened.send(opened.error(error)))
+    _, refused = await router.refusal()
+    assert type(refused) is type(error)
+    assert str(refused) == str(error)
+    assert len(worker.opened) == 1
+    worker.behaviour = answer_at_once
+    await router.answer()
+    await router.last_word(1)
+
+
+async def test_a_prompt_that_was_too_long_for_one_worker_may_fit_another(router: Router) -> None:
+    await router.worker(
+        "short", lambda opened: opened.send(opened.error(PromptTooLong("too long"))), context_tokens=1024,
+        rate_nusd_per_hour=1,
+    )  # fmt: skip
+    long = await router.worker("long", context_tokens=8192)
+    assert (await router.answer()).tokens == 4
+    assert len(long.opened) == 1
+
+
+REFUSED: Final = {
+    "no key": ({"metadata": ()}, grpc.StatusCode.UNAUTHENTICATED, "Unauthenticated"),
+    "not a key": (
+        {"metadata": (("authorization", "Bearer tw-guess"),)},
+        grpc.StatusCode.UNAUTHENTICATED,
+        "Unauthenticated",
+    ),
+    "unknown model": ({"model": "gpt"}, grpc.StatusCode.NOT_FOUND, "UnknownModel"),
+    "bad sampling": ({"sampling": pb.Sampling(top_p=7)}, grpc.StatusCode.INVALID_ARGUMENT, "InvalidSampling"),
+    "too long": (
+        {"token_ids": pb.TokenIds(ids=range(9000)), "text": None},
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "PromptTooLong",
+    ),
+    "resumed": ({"resume_from": 3}, grpc.StatusCode.FAILED_PRECONDITION, "ResumeRefused"),
+    "too large": ({"text": "x" * (5 << 20)}, grpc.StatusCode.RESOURCE_EXHAUSTED, "MessageTooLarge"),
+}
+
+
+async def test_every_refusal_has_its_status_and_leaves_no_trace(router: Router) -> None:
+    worker = await router.worker("w0")
+    for what, (changes, code, reason) in REFUSED.items():
+        got, error = await router.refusal(**changes)
+        assert (got, error.reason) == (code, reason), what
+    assert not worker.opened
+    await router.answer()
+    await router.last_word(1)
+
+
+async def test_a_router_without_workers_says_so(router: Router) -> None:
+    code, error = await router.refusal()
+    assert (code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "NoWorker")
+    assert error.retry_after_s
+
+
+async def test_a_full_router_and_a_running_id_are_refused(start_router: StartRouter) -> None:
+    router = await start_router(max_in_flight=2)
+    worker = await router.worker("w0", breaking(1, say_nothing))
+    calls = [router.generate(request_id="a"), router.generate(request_id="b")]
+    for call in calls:
+        await call.read()
+    assert (await router.refusal(request_id="a"))[1].reason == "DuplicateRequest"
+    code, error = await router.refusal(request_id="c")
+    assert (code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QueueFull")
+    for opened in worker.opened:
+        opened.send(opened.finish())
+    for call in calls:
+        assert (await call.read()).HasField("finish")
+    await router.last_word(2)
+    assert (await router.refusal(request_id="a"))[1].reason == "DuplicateRequest"  # it would be billed twice
+
+
+async def test_an_exhausted_tenant_is_refused_until_it_has_credit(router: Router) -> None:
+    await router.worker("w0")
+    meter = router.broker.bus("meter", "meter-0")
+
+    def credit(at_unix_ms: int, *, exhausted: bool) -> CreditChanged:
+        return CreditChanged(
+            tenant="acme",
+            limit_nusd=10,
+            spent_nusd=10,
+            remaining_nusd=0,
+            unlimited=False,
+            exhausted=exhausted,
+            suspended=False,
+            at_unix_ms=at_unix_ms,
+        )
+
+    meter.publish(credit(2, exhausted=True))
+    meter.publish(credit(1, exhausted=False))  # late
+    known = router.running.dispatcher.credit
+    await eventually(lambda: "acme" in known, "the router knows")
+    assert (await router.refusal())[1].reason == "CreditExhausted"
+    other = (("authorization", f"Bearer {router.other_key}"),)
+    assert (await router.answer(metadata=other)).tokens == 4
+    meter.publish(credit(3, exhausted=False))
+    await eventually(lambda: not known["acme"].exhausted, "the router knows")
+    assert (await router.answer()).tokens == 4
+
+
+@pytest.mark.parametrize("after", [0, 2])
+async def test_a_client_that_leaves_cancels_the_worker_at_once(router: Router, after: int) -> None:
+    worker = await router.worker("w0", breaking(after, say_nothing))
+    call = router.generate(100)
+    await eventually(lambda: bool(worker.opened), "the worker has it")
+    for _ in range(after):
+        await call.read()
+    call.cancel()
+    await eventually(lambda: worker.opened[0].cancelled == "cancelled", "the worker is told")
+    event = await router.last_word()
+    assert (event.outcome, event.delivered_count, event.prompt_tokens) == ("cancelled", after, 0)
+
+
+async def test_a_deadline_cancels_the_worker(router: Router) -> None:
+    worker = await router.worker("w0", say_nothing)
+    request = pb.GenerateRequest(model=MODEL, text="river")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await router.stub.Generate(request, metadata=router.metadata, timeout=0.3).read()
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await eventually(lambda: worker.opened[0].cancelled == "cancelled", "the worker is told")
+    assert (await router.last_word()).outcome == "cancelled"
+
+
+async def test_a_slow_client_gets_every_token_in_fewer_messages(router: Router) -> None:
+    worker = await router.worker("w0", say_nothing)
+    call = router.generate(5000)
+    await eventually(lambda: bool(worker.opened), "the worker has it")
+    opened = worker.opened[0]
+    for _ in range(500):  # far faster than it is read, far more than fits on the way
+        opened.send(*[opened.tokens(10)])
+    opened.send(opened.finish())
+    answer = Answer()
+    async for message in call:
+        answer.add(message)
+    assert answer.tokens == 5000
+    assert len(answer.messages) <= 501
+
+
+async def test_explain_tells_a_tenant_about_its_own_requests_only(router: Router) -> None:
+    await router.worker("w0")
+    await router.worker("w1", rate_nusd_per_hour=10_000_000_000)
+    await router.answer(request_id="mine")
+    asked = pb.ExplainRequest(request_id="mine")
+    explained = await router.stub.Explain(asked, metadata=router.metadata, timeout=5)
+    assert (explained.picked_worker, explained.outcome, explained.tenant) == ("w0", "length", "acme")
+    assert [each.worker for each in explained.candidates] == ["w0", "w1"]
+    best = explained.candidates[0]
+    terms = best.use_usd + best.energy_usd + best.shadow_usd + best.slo_risk_usd - best.prefix_saving_usd
+    assert best.score_usd == pytest.approx(terms)
+    assert explained.decision_us > 0
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await router.stub.Explain(asked, metadata=(("authorization", f"Bearer {router.other_key}"),), timeout=5)
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_models_are_those_that_a_worker_takes_requests_for(router: Router) -> None:
+    await router.worker("w0", context_tokens=4096)
+    second = await router.worker("w1", accelerator="nvidia-l4", simulated=False)
+
+    async def models() -> list[pb.Model]:
+        answer = await router.stub.ListModels(pb.ListModelsRequest(), metadata=router.metadata, timeout=5)
+        return list(answer.models)
+
+    (model,) = await models()
+    assert (model.name, model.context_tokens, model.workers, model.simulated) == (MODEL, 8192, 2, False)
+    assert list(model.accelerators) == ["nvidia-h100-sxm", "nvidia-l4"]
+    second.beat(state="draining")
+    await eventually(lambda: bool(router.running.fleet.worker("w1").closed_because), "it is known")  # type: ignore[union-attr]
+    assert (await models())[0].workers == 1
+
+
+async def test_a_slow_worker_loses_new_requests_and_gets_them_back(router: Router) -> None:
+    slow, other = await router.worker("w0"), await router.worker("w1")
+
+    async def share() -> float:
+        before = len(slow.opened)
+        await asyncio.gather(*[router.answer(1) for _ in range(20)])
+        return (len(slow.opened) - before) / 20
+
+    assert await share() > 0.2
+    for _ in range(8):
+        slow.observe_step(0.5)
+    await eventually(lambda: router.running.fleet.models[MODEL].serving[0].slow > 10, "it is noticed")
+    assert await share() == 0
+    for _ in range(30):
+        slow.observe_step(0.0065)
+    await eventually(lambda: router.running.fleet.models[MODEL].serving[0].slow < 1.2, "it is noticed")
+    assert await share() > 0.2
+    assert other.opened
+
+
+async def test_requests_leave_a_worker_that_stands_still(router: Router, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.router.core.fleet._MOVE_WHEN_STALLED_S", 0.2)
+    monkeypatch.setattr("services.router.core.known_worker.STALLED_AFTER_S", 0.1)
+    hung = await router.worker("w0", breaking(2, say_nothing))
+    asking = asyncio.create_task(router.answer(6))
+    await eventually(lambda: bool(hung.opened), "the first worker has it")
+    healthy = await router.worker("w1")
+    started_unix_ms = hung.facts.get("at_unix_ms", 0)
+    for tick in range(10):  # heartbeats 50 ms apart by their own clock, and the engine's steps stand still
+        hung.beat(running=1, steps=99, at_unix_ms=started_unix_ms + 50 * tick)
+        healthy.beat()
+        await asyncio.sleep(0.05)
+    assert (await asking).tokens == 6
+    assert hung.opened[0].cancelled == "cancelled"
+    assert healthy.opened[0].order.request.resume_from == 2
+
+
+async def test_draining_finishes_what_runs_and_takes_nothing_new(start_router: StartRouter) -> None:
+    router = await start_router(grace_s=5.0)
+    worker = await router.worker("w0", breaking(1, say_nothing))
+    call = router.generate(3)
+    await call.read()
+    stopping = asyncio.create_task(router.life.stop())
+    await eventually(lambda: router.running.dispatcher.draining, "it drains")
+    code, error = await router.refusal()
+    assert code is grpc.StatusCode.UNAVAILABLE
+    assert error.retry_after_s
+    opened = worker.opened[0]
+    opened.send(opened.tokens(2), opened.finish())
+    left = [await call.read()]
+    while not left[-1].HasField("finish"):
+        left.append(await call.read())
+    assert sum(message.token_count for message in left) == 2
+    await stopping
+    assert (await router.last_word()).outcome == "length"
+
+
+async def test_what_does_not_end_within_the_grace_is_cut_off(start_router: StartRouter) -> None:
+    router = await start_router(grace_s=0.1)
+    worker = await router.worker("w0", breaking(1, say_nothing))
+    call = router.generate(3)
+    await call.read()
+    await router.life.stop()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call.read()
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert worker.opened[0].cancelled == "cancelled"
+    event = await router.last_word()
+    assert (event.outcome, event.delivered_count) == ("cancelled", 1)
+
+
+async def test_place_says_what_to_call_instead(router: Router) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await router.stub.Place(pb.GenerateRequest(model=MODEL, text="x"), metadata=router.metadata, timeout=5)
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
