@@ -1,0 +1,54 @@
+"""The map: a request's life, numbered, with the file for each step.
+
+ 1. A program asks: prompt, sampling, SLO class, workload. It reads pieces, and gets usage, price and a trace id.
+        tokenworks/client.py  tokenworks/stream.py  tokenworks/tracing.py
+ 2. The router's edge takes the call; errors become statuses, every method has a span and limits.
+        services/router/service.py  services/mesh/rpc.py
+ 3. Whose key is it? May it come in? Values, size, credit, room: a refusal leaves no trace.
+        services/router/access.py  services/mesh/keys.py  services/router/core/admission.py
+ 4. From its arrival to its end, one place knows the request.
+        services/router/dispatch.py
+ 5. Where to? Filter, score in expected dollars, pick; and the record of why.
+        services/router/placing.py  services/router/core/policy.py  services/router/core/records.py
+    It rests on heartbeats, samples of steps, and the plan in force.
+        services/router/feed.py  services/router/core/fleet.py  services/router/core/plans.py
+ 6. It travels on the one session to that worker; the worker checks it and gives it to its engine.
+        services/router/session.py  services/worker/session.py  services/worker/requests.py
+ 7. The engine makes tokens, in steps that all its requests share.
+        services/worker/streams.py  services/worker/engine.py  services/worker/engines/llamacpp.py
+    A simulated accelerator: batching, KV cache, time and watts of a step.
+        services/worker/engines/simulated.py  services/worker/core/simulation.py  services/mesh/timing.py
+    How much of each step every request caused.
+        services/worker/core/attribution.py
+ 8. One frame per step goes back, with the tokens of all of the router's streams.
+        services/worker/outgoing.py
+ 9. The relay passes bytes on, knows what came and what the client has taken, and goes on elsewhere when a worker fails.
+        services/router/relay.py  services/router/messages.py
+10. Facts go to the bus: what was admitted, made, delivered, how long it took, how the worker is.
+        services/router/announcer.py  services/worker/reporter.py  services/worker/heartbeat.py
+11. The bus: subjects and guarantees in one table, events and their wire.
+        services/mesh/subjects.py  services/mesh/events.py  services/mesh/codec.py
+    Numbered, sent in order, retried; read in batches, acked after the effect.
+        services/mesh/bus.py  services/mesh/publishing.py  services/mesh/nats_bus.py
+12. The meter drops what it has booked before and books the rest once, effect and high-water mark in one transaction.
+        services/meter/feed.py  services/meter/bookkeeper.py  services/meter/store/books.py
+    Facts in any order end in the same books: billed = delivered. Prices and costs are integer nano-dollars.
+        services/meter/core/ledger.py  services/mesh/pricing.py  services/mesh/money.py  services/meter/core/costs.py
+13. What a tenant has left goes back to the routers.
+        services/meter/announcer.py
+14. The optimizer hears all of it: what accelerators can do, what is asked for.
+        services/optimizer/feed.py  services/optimizer/core/capacity.py  services/optimizer/core/demand.py
+15. It solves which work belongs where, on news or each second; its plan shapes the next pick (5).
+        services/optimizer/loop.py  services/optimizer/core/plan.py  services/optimizer/core/planner.py
+16. Who used what, at what cost; why a request went where it went.
+        services/meter/service.py  services/cli/usage.py  services/cli/explain.py
+
+Beneath: settings, a service's life, what accelerators and models are, errors, names of spans and edges of a trace.
+        services/mesh/settings.py  services/mesh/lifecycle.py  services/mesh/accelerators.py
+        services/mesh/errors.py  services/mesh/conventions.py  services/mesh/telemetry.py
+Beside: `tokenworks up` starts all of it on one machine; `replay` plays recorded traffic into it and compares.
+        services/cli/up_run.py  services/cli/supervisor.py
+        services/cli/drive.py  services/twin/traces.py  services/cli/report.py
+
+Imports only go down: cli, twin, the services, mesh, tokenworks. A service imports mesh and itself, never another one.
+"""
