@@ -88,6 +88,10 @@ class Dispatcher:
     def __len__(self) -> int:
         return len(self._relays)
 
+    def running(self) -> list[Relay]:
+        """The requests that run now."""
+        return list(self._relays.values())
+
     def admit(self, request: wire.GenerateRequest, tenant: str, traceparent: str) -> Relay:
         """Lets a request in and sends it to a worker; give the relay back with `close`, whatever happens.
 
@@ -149,7 +153,7 @@ class Dispatcher:
                 await self._idle.wait()
         except TimeoutError:
             pass
-        left = list(self._relays.values())
+        left = self.running()
         for relay in left:
             self._release(relay, cancel="cancelled")
             relay.end("cancelled", WorkerLost("this router has stopped; send the request to another one"))

@@ -117,6 +117,10 @@ class Relay:
             self.last_s = now_s
             self.delivered_tokens += message.tokens
 
+    def recall(self) -> None:
+        """What was noted as delivered did not reach the client after all."""
+        self.delivered_tokens = 0
+
     def served_by(self, worker: KnownWorker, placed: Placed) -> None:
         """From here on another worker makes its tokens."""
         if self.segments and self.segments[-1].count == 0:

@@ -23,6 +23,7 @@ from services.router.core.promises import Promises
 from services.router.core.request import Promise
 from services.router.dispatch import Dispatcher
 from services.router.feed import Feed
+from services.router.gateway import Gateway
 from services.router.measures import Measures
 from services.router.placing import Placing
 from services.router.service import RouterService
@@ -122,8 +123,10 @@ async def wire(
     life.spawn(_look_after(fleet, sessions, dispatcher, clock), "look after workers")
 
     grpc = GrpcServer(telemetry, life, max_message_bytes=mesh.max_message_bytes)
-    RouterService(dispatcher, fleet, KeyStore(settings.keys_file), clock).register(grpc)
-    http = HttpServer(telemetry, life, max_body_bytes=mesh.max_message_bytes)
+    keys = KeyStore(settings.keys_file)
+    RouterService(dispatcher, fleet, keys, clock).register(grpc)
+    gateway = Gateway(dispatcher, fleet, keys, clock, telemetry)
+    http = HttpServer(telemetry, life, routes=gateway.routes(), max_body_bytes=mesh.max_message_bytes)
     grpc_port = await grpc.start(mesh.host, router.port)
     http_port = await http.start(mesh.host, router.http_port)
 

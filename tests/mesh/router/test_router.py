@@ -4,192 +4,21 @@ Promises: one contiguous stream whatever a worker does, nothing counted for what
 """
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final
 
 import grpc
 import pytest
 
-from services.mesh.clock import SystemClock
-from services.mesh.errors import (
-    EngineFailed,
-    PromptTooLong,
-    QueueFull,
-    TokenworksError,
-    Unsupported,
-    WorkerLost,
-)
-from services.mesh.events import CreditChanged, Event, RequestAdmitted, RequestFinished
-from services.mesh.keys import KeyStore
-from services.mesh.lifecycle import Lifecycle
-from services.mesh.memory_bus import MemoryBroker
+from services.mesh.errors import EngineFailed, PromptTooLong, QueueFull, TokenworksError, Unsupported, WorkerLost
+from services.mesh.events import CreditChanged
 from services.mesh.rpc import error_of
-from services.mesh.settings import MeshSettings, NatsSettings, RouterSettings, Settings, load_settings
-from services.mesh.subjects import ADMITTED, FINISHED
-from services.mesh.telemetry import start_telemetry
-from services.router.wiring import RunningRouter, wire
-from tests.mesh.fake_worker import MODEL, FakeWorker, Opened, answer_at_once, say_nothing, text_of
+from tests.mesh.router.conftest import StartRouter
+from tests.mesh.router.fake_worker import MODEL, Opened, answer_at_once, breaking, say_nothing, text_of
+from tests.mesh.router.router_under_test import TRACEPARENT, Answer, Router, eventually
 from tokenworks.v1 import inference_pb2 as pb
-from tokenworks.v1 import inference_pb2_grpc
 
 pytestmark = pytest.mark.mesh
-
-DEADLINE_S: Final = 20.0
-TRACEPARENT: Final = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-
-
-async def eventually(holds: Callable[[], bool], what: str) -> None:
-    ends_s = time.monotonic() + DEADLINE_S
-    while not holds():
-        assert time.monotonic() < ends_s, f"after {DEADLINE_S:g} s still not so: {what}"
-        await asyncio.sleep(0.01)
-
-
-@dataclass
-class Answer:
-    """A whole stream as a client saw it."""
-
-    messages: list[pb.GenerateResponse] = field(default_factory=list)
-    trace_id: str = ""
-    worker: str = ""
-
-    def add(self, message: pb.GenerateResponse) -> None:
-        assert message.first_index == self.tokens, "a gap or a repeat"
-        assert message.text == text_of(message.first_index, message.token_count)
-        assert list(message.token_ids) == list(range(self.tokens, self.tokens + message.token_count))
-        assert not self.messages or not self.messages[-1].HasField("finish")
-        self.messages.append(message)
-
-    @property
-    def tokens(self) -> int:
-        return sum(each.token_count for each in self.messages)
-
-    @property
-    def finish(self) -> pb.Finish:
-        return self.messages[-1].finish
-
-
-class Router:
-    """A router under test: its workers, its client, and what it published."""
-
-    def __init__(self, broker: MemoryBroker, running: RunningRouter, life: Lifecycle, key: str, other: str) -> None:
-        self.broker = broker
-        self.running = running
-        self.life = life
-        self.other_key = other
-        self.workers: list[FakeWorker] = []
-        self.published: list[Event] = []
-        self.traceparents: list[str] = []
-        self._channel = grpc.aio.insecure_channel(f"127.0.0.1:{running.grpc_port}")
-        self.stub: Any = inference_pb2_grpc.RouterStub(self._channel)  # type: ignore[no-untyped-call]
-        self.metadata = (("authorization", f"Bearer {key}"), ("traceparent", TRACEPARENT))
-
-    async def watch(self) -> None:
-        async def keep(delivered: Any) -> None:
-            self.published.append(delivered.event)
-
-        await self.broker.bus("test", "watcher").watch([ADMITTED, FINISHED], keep)
-
-    async def worker(self, name: str, behaviour: Callable[[Opened], None] = answer_at_once, **facts: Any) -> FakeWorker:
-        """A started worker that the router has a session to."""
-        worker = FakeWorker(name, self.broker.bus("worker", name), behaviour, facts=facts)
-        self.workers.append(worker)
-        await worker.start()
-        await self.linked(name)
-        return worker
-
-    async def linked(self, name: str) -> None:
-        def stands() -> bool:
-            known = self.running.fleet.worker(name)
-            return known is not None and known.linked
-
-        await eventually(stands, f"the router has a session to {name}")
-
-    def generate(self, max_tokens: int = 4, **changes: Any) -> Any:
-        metadata = changes.pop("metadata", self.metadata)
-        request = pb.GenerateRequest(
-            **{"model": MODEL, "text": "river", "sampling": pb.Sampling(max_tokens=max_tokens), **changes}
-        )
-        return self.stub.Generate(request, metadata=metadata, timeout=DEADLINE_S)
-
-    async def answer(self, max_tokens: int = 4, **changes: Any) -> Answer:
-        call = self.generate(max_tokens, **changes)
-        answer = Answer()
-        async for message in call:
-            answer.add(message)
-        initial = dict(await call.initial_metadata())
-        answer.trace_id, answer.worker = initial["x-tokenworks-trace-id"], initial["x-tokenworks-worker"]
-        return answer
-
-    async def refusal(self, **changes: Any) -> tuple[grpc.StatusCode, TokenworksError]:
-        call = self.generate(**changes)
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            async for _ in call:
-                pass
-        return caught.value.code(), error_of(caught.value)
-
-    @property
-    def finished(self) -> list[RequestFinished]:
-        return [each for each in self.published if isinstance(each, RequestFinished)]
-
-    @property
-    def admitted(self) -> list[RequestAdmitted]:
-        return [each for each in self.published if isinstance(each, RequestAdmitted)]
-
-    async def last_word(self, count: int = 1) -> RequestFinished:
-        """The latest RequestFinished, once there are `count`."""
-        await eventually(lambda: len(self.finished) >= count, f"{count} requests have finished")
-        assert len(self.finished) == len(self.admitted) == count
-        assert not len(self.running.dispatcher)
-        return self.finished[-1]
-
-    async def close(self) -> None:
-        await self._channel.close()
-        if not self.life.draining:
-            await self.life.stop()
-        for worker in self.workers:
-            await worker.stop()
-        assert self.life.failure is None
-
-
-StartRouter = Callable[..., Awaitable[Router]]
-
-
-@pytest.fixture
-async def start_router(tmp_path: Path) -> AsyncIterator[StartRouter]:
-    """`await start_router(max_in_flight=2)`: a router with these settings; stopped after the test."""
-    routers: list[Router] = []
-
-    async def start(*, secret: str = "", grace_s: float = 2.0, **settings: Any) -> Router:
-        keys = KeyStore(tmp_path / "keys.json")
-        key, other = keys.create("acme", "test", 0), keys.create("umbra", "test", 0)
-        loaded: Settings = load_settings(
-            mesh=MeshSettings(data_dir=tmp_path, secret=secret, drain_grace_s=grace_s),
-            nats=NatsSettings(outbox_events=64),
-            router=RouterSettings(port=0, http_port=0, **settings),
-        )
-        broker, life = MemoryBroker(), Lifecycle("router")
-        telemetry = start_telemetry("router", "router-0")
-        life.on_stop("telemetry", lambda: asyncio.to_thread(telemetry.shutdown))
-        bus = broker.bus("router", "router-0")
-        running = await wire(life, loaded, bus=bus, telemetry=telemetry, clock=SystemClock())
-        router = Router(broker, running, life, key, other)
-        routers.append(router)
-        life.spawn(router.watch(), "test's watcher")
-        await life.set_ready()
-        return router
-
-    yield start
-    for router in routers:
-        await router.close()
-
-
-@pytest.fixture
-async def router(start_router: StartRouter) -> Router:
-    return await start_router()
 
 
 async def test_a_stream_is_relayed_with_its_price_its_segments_and_its_trace(router: Router) -> None:
@@ -244,15 +73,6 @@ async def test_many_streams_share_one_session_and_each_is_contiguous(router: Rou
     assert sorted(each.order.stream for each in worker.opened) == list(range(1, 51))
     await router.last_word(50)
     assert sum(each.delivered_count for each in router.finished) == 1000
-
-
-def breaking(after: int, how: Callable[[Opened], None]) -> Callable[[Opened], None]:
-    def behave(opened: Opened) -> None:
-        while opened.sent < after:
-            opened.send(opened.tokens(1))
-        how(opened)
-
-    return behave
 
 
 BREAKS: Final[dict[str, Callable[[Opened], None]]] = {

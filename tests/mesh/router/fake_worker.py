@@ -130,6 +130,17 @@ def say_nothing(opened: Opened) -> None:
     """The test sends what it wants by itself."""
 
 
+def breaking(after: int, how: Behaviour) -> Behaviour:
+    """`after` tokens, then what `how` does."""
+
+    def behave(opened: Opened) -> None:
+        while opened.sent < after:
+            opened.send(opened.tokens(1))
+        how(opened)
+
+    return behave
+
+
 @dataclass(eq=False)
 class FakeWorker:
     """Started by `start`; `behaviour` is what it does with each stream that is opened."""
