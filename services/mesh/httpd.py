@@ -31,7 +31,13 @@ class HttpServer:
                 *routes,
             ]
         )
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=2.0, tcp_nodelay=True)
+        self._runner = web.AppRunner(
+            app,
+            access_log=None,
+            handle_signals=False,
+            handler_cancellation=True,  # a client that disconnects stops what was done for it
+            shutdown_timeout=2.0,
+        )
         self.port = 0
 
     async def start(self, host: str, port: int) -> int:
