@@ -12,12 +12,13 @@ from services.mesh.errors import TokenworksError
 from tokenworks.v1 import inference_pb2 as pb
 
 _FRAME_BYTES: Final = 1 << 20  # about; the rest waits for the next frame
+_FEW_TOKENS: Final = 8
 
 
 class Chunk:
-    """Consecutive tokens of one stream; `finish` or `error` is set in its last."""
+    """Consecutive tokens of one stream; `finish` or `error` is set where it is the `last`."""
 
-    __slots__ = ("error", "finish", "first_index", "request_id", "text", "token_count", "token_ids")
+    __slots__ = ("error", "finish", "first_index", "last", "request_id", "text", "token_count", "token_ids")
 
     def __init__(self, request_id: str, first_index: int) -> None:
         self.request_id = request_id
@@ -27,10 +28,15 @@ class Chunk:
         self.text = ""
         self.finish: pb.Finish | None = None
         self.error: TokenworksError | None = None
+        self.last = False
 
-    @property
-    def last(self) -> bool:
-        return self.finish is not None or self.error is not None
+    def end(self, end: "pb.Finish | TokenworksError") -> None:
+        """Makes it the stream's last."""
+        self.last = True
+        if isinstance(end, TokenworksError):
+            self.error = end
+        else:
+            self.finish = end
 
 
 class Outgoing:
@@ -77,13 +83,14 @@ class Outgoing:
 
     def take(self) -> list[tuple[int, Chunk]]:
         """The chunks of one frame, removed from here; those that waited longest first."""
-        taken = []
         left = _FRAME_BYTES
-        for number, chunk in self._chunks.items():
-            taken.append((number, chunk))
-            left -= len(chunk.text) + 5 * chunk.token_count + len(chunk.request_id) + 32
-            if left <= 0:
-                break
+        taken = list(self._chunks.items())
+        for index, (_, chunk) in enumerate(taken):
+            if chunk.token_count > _FEW_TOKENS:  # else too small to matter, however many streams there are
+                left -= len(chunk.text) + 5 * chunk.token_count
+                if left <= 0:
+                    del taken[index + 1 :]
+                    break
         if len(taken) == len(self._chunks):
             self._chunks.clear()
         else:
@@ -106,21 +113,23 @@ class Outgoing:
             response.ClearField("finish")
         return response
 
-    def take_frame(self) -> pb.StepFrame:
-        """The next frame of a session."""
+    def take_frame(self) -> tuple[pb.StepFrame, list[int]]:
+        """The next frame of a session, and the numbers of the streams that end with it."""
         frame = pb.StepFrame()
-        add = frame.chunks.add
+        ended = []
+        add, response_of = frame.chunks.add, self.response
         for number, chunk in self.take():
             if chunk.last:
+                ended.append(number)
                 self._add_last(frame, number, chunk)
             else:
                 add(
                     stream=number,
-                    response=self.response(chunk).SerializeToString(),
+                    response=response_of(chunk).SerializeToString(),
                     first_index=chunk.first_index,
                     token_count=chunk.token_count,
                 )
-        return frame
+        return frame, ended
 
     def _add_last(self, frame: pb.StepFrame, number: int, chunk: Chunk) -> None:
         added = frame.chunks.add(stream=number, first_index=chunk.first_index, token_count=chunk.token_count, last=True)

@@ -54,10 +54,9 @@ class RouterSession:
         reading = asyncio.create_task(self._read(requests), name=f"session of {self._router}")
         try:
             while await self._outgoing.wait():
-                frame = self._outgoing.take_frame()
-                for chunk in frame.chunks:
-                    if chunk.last:
-                        self._open.pop(chunk.stream, None)
+                frame, ended = self._outgoing.take_frame()
+                for number in ended:
+                    self._open.pop(number, None)
                 await context.write(frame)
         finally:
             reading.cancel()
@@ -97,7 +96,7 @@ class RouterSession:
             if not stream.ended:
                 self._open[number] = stream
         except TokenworksError as error:
-            self._outgoing.chunk(number, opened.request.request_id, opened.request.resume_from).error = error
+            self._outgoing.chunk(number, opened.request.request_id, opened.request.resume_from).end(error)
             self._outgoing.wake()
 
     def _cancel_stream(self, cancelled: pb.CancelStream) -> None:

@@ -21,6 +21,7 @@ class Stream:
         number: the reader's number of it in `outgoing`.
         outgoing: where its tokens go; None from when nobody listens any more.
         next_index: index of the token that comes next.
+        first_s, newest_s, worst_gap_s: when its tokens came, as the engine's steps were reported.
         cancelled: why, as the last chunk says; empty while nobody has cancelled it.
     """
 
@@ -31,7 +32,7 @@ class Stream:
     span: Span | None
     opened_s: float
     next_index: int
-    first_s: float = 0.0
+    first_s: float | None = None
     newest_s: float = 0.0
     worst_gap_s: float = 0.0
     queue_s: float = 0.0
@@ -51,6 +52,7 @@ class Stream:
             kv_cache_usage: 0 to 1, at its end.
         """
         made, account = self.made_tokens, self.account
+        first_s = self.opened_s if self.first_s is None else self.first_s
         return RequestLatency(
             request_id=account.request_id,
             slo_class=account.slo_class,
@@ -58,8 +60,8 @@ class Stream:
             cached_prompt_tokens=account.cached_prompt_tokens,
             completion_tokens=made,
             queue_s=self.queue_s,
-            ttft_s=self.first_s - self.opened_s if made else 0.0,
-            tpot_s=(self.newest_s - self.first_s) / (made - 1) if made > 1 else 0.0,
+            ttft_s=first_s - self.opened_s,
+            tpot_s=(self.newest_s - first_s) / (made - 1) if made > 1 else 0.0,
             worst_gap_s=self.worst_gap_s,
             batch=batch,
             kv_cache_usage=kv_cache_usage,
@@ -72,7 +74,7 @@ class Stream:
             return
         chunk = self.outgoing.chunk(self.number, self.account.request_id, self.next_index)
         if error is not None:
-            chunk.error = error
+            chunk.end(error)
             return
         segment = pb.Segment(
             worker=identity.worker,
@@ -80,7 +82,7 @@ class Stream:
             from_index=self.order.engine.resume_from,
             count=self.made_tokens,
         )
-        chunk.finish = pb.Finish(
+        finish = pb.Finish(
             reason=outcome,
             usage=pb.Usage(
                 prompt_tokens=self.account.prompt_tokens,
@@ -89,3 +91,4 @@ class Stream:
             ),
             segments=(segment,),
         )
+        chunk.end(finish)

@@ -199,39 +199,35 @@ class Streams:
                 stream = self._streams.get(output.sequence)
                 if stream is None:
                     continue  # it was closed for good before the engine came to it
-                self._take(stream, output, now_s)
+                account, made = stream.account, output.token_count
+                account.device_ns += output.device_ns
+                account.energy_uj += output.energy_uj
+                account.count += made
+                if not account.noted:
+                    account.prompt_tokens = output.prompt_tokens
+                    account.cached_prompt_tokens = output.cached_prompt_tokens
+                    self._reporter.note(account)
+                outgoing = stream.outgoing
+                if outgoing is not None and (made or output.text):
+                    chunk = outgoing.chunk(stream.number, account.request_id, stream.next_index)
+                    chunk.token_count += made
+                    chunk.token_ids += output.token_ids
+                    chunk.text += output.text
+                    touched.add(outgoing)
+                if made:
+                    self.generated_tokens += made
+                    stream.next_index += made
+                    if stream.first_s is None:
+                        stream.first_s, stream.queue_s = now_s, output.queue_s
+                    elif now_s - stream.newest_s > stream.worst_gap_s:
+                        stream.worst_gap_s = now_s - stream.newest_s
+                    stream.newest_s = now_s
                 if output.finish is not None:
+                    if outgoing is not None:
+                        touched.add(outgoing)
                     self._finish(stream, output, len(step.outputs), now_s)
-                if stream.outgoing is not None:
-                    touched.add(stream.outgoing)
         for outgoing in touched:
             outgoing.wake()
-
-    def _take(self, stream: Stream, output: SequenceOutput, now_s: float) -> None:
-        account = stream.account
-        account.device_ns += output.device_ns
-        account.energy_uj += output.energy_uj
-        if not account.noted:
-            account.prompt_tokens = output.prompt_tokens
-            account.cached_prompt_tokens = output.cached_prompt_tokens
-            self._reporter.note(account)
-        made = output.token_count
-        if made:
-            if stream.newest_s:
-                gap_s = now_s - stream.newest_s
-                stream.worst_gap_s = max(stream.worst_gap_s, gap_s)
-            else:
-                stream.first_s = now_s
-                stream.queue_s = output.queue_s
-            stream.newest_s = now_s
-            account.count += made
-            self.generated_tokens += made
-        if (made or output.text) and stream.outgoing is not None:
-            chunk = stream.outgoing.chunk(stream.number, account.request_id, stream.next_index)
-            chunk.token_count += made
-            chunk.token_ids += output.token_ids
-            chunk.text += output.text
-        stream.next_index += made
 
     def _finish(self, stream: Stream, output: SequenceOutput, batch: int, now_s: float) -> None:
         """The engine has said its last word about the sequence."""

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from services.mesh.nats_bus import NatsBus
-
 from services.mesh.bus import Bus
 from services.mesh.clock import Clock, SystemClock
 from services.mesh.events import ControlAnswered, Drain, WorkerState
 from services.mesh.httpd import HttpServer
 from services.mesh.lifecycle import Lifecycle
+from services.mesh.nats_bus import NatsBus
 from services.mesh.placement import PlacementVerifier
 from services.mesh.rpc import GrpcServer
 from services.mesh.settings import Settings

@@ -21,8 +21,9 @@ async def test_a_reader_that_lags_gets_larger_chunks_and_no_gap() -> None:
     put(outgoing, 1, 0, [10], "a")
     put(outgoing, 2, 5, [20], "x")
     put(outgoing, 1, 1, [11, 12], "bc")
-    frame = outgoing.take_frame()
+    frame, ended = outgoing.take_frame()
     found = responses(frame)
+    assert ended == []
     assert [chunk.stream for chunk in frame.chunks] == [1, 2]
     assert (found[1].first_index, list(found[1].token_ids), found[1].text, found[1].token_count) == (
         0,
@@ -33,17 +34,18 @@ async def test_a_reader_that_lags_gets_larger_chunks_and_no_gap() -> None:
     assert (found[2].first_index, list(found[2].token_ids), found[2].request_id) == (5, [20], "r-2")
     assert (frame.chunks[0].first_index, frame.chunks[0].token_count, frame.chunks[0].last) == (0, 3, False)
     put(outgoing, 1, 3, [13], "d")
-    assert list(responses(outgoing.take_frame())[1].token_ids) == [13]
+    assert list(responses(outgoing.take_frame()[0])[1].token_ids) == [13]
 
 
 async def test_tokens_and_the_end_of_a_stream_travel_in_one_chunk() -> None:
     outgoing = Outgoing()
     put(outgoing, 1, 0, [10], "a")
-    outgoing.chunk(1, "r-1", 1).finish = pb.Finish(reason="stop", usage=pb.Usage(completion_tokens=1))
+    outgoing.chunk(1, "r-1", 1).end(pb.Finish(reason="stop", usage=pb.Usage(completion_tokens=1)))
     put(outgoing, 2, 0, [20], "x")
-    frame = outgoing.take_frame()
+    frame, ended = outgoing.take_frame()
     found = responses(frame)
     assert [chunk.last for chunk in frame.chunks] == [True, False]
+    assert ended == [1]
     assert (found[1].finish.reason, found[1].token_count) == ("stop", 1)
     assert not found[2].HasField("finish")
 
@@ -51,9 +53,9 @@ async def test_tokens_and_the_end_of_a_stream_travel_in_one_chunk() -> None:
 async def test_an_error_is_named_beside_the_tokens_that_came_before_it() -> None:
     outgoing = Outgoing()
     put(outgoing, 1, 0, [10], "a")
-    outgoing.chunk(1, "r-1", 1).error = QueueFull("full", retry_after_s=0.25)
-    outgoing.chunk(2, "r-2", 0).error = QueueFull("full")
-    with_tokens, without = outgoing.take_frame().chunks
+    outgoing.chunk(1, "r-1", 1).end(QueueFull("full", retry_after_s=0.25))
+    outgoing.chunk(2, "r-2", 0).end(QueueFull("full"))
+    with_tokens, without = outgoing.take_frame()[0].chunks
     assert pb.GenerateResponse.FromString(with_tokens.response).token_count == 1
     assert (with_tokens.error.reason, with_tokens.error.message, with_tokens.error.retry_after_ms) == (
         "QueueFull",
@@ -66,10 +68,10 @@ async def test_an_error_is_named_beside_the_tokens_that_came_before_it() -> None
 async def test_a_frame_has_a_bound_and_the_rest_follows() -> None:
     outgoing = Outgoing()
     for number in range(1, 6):
-        put(outgoing, number, 0, [1], "x" * 500_000)
+        put(outgoing, number, 0, [1] * 100, "x" * 500_000)
     sizes = []
     while not outgoing.is_empty:
-        sizes.append(len(outgoing.take_frame().chunks))
+        sizes.append(len(outgoing.take_frame()[0].chunks))
     assert sizes == [3, 2]
 
 
