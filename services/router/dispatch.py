@@ -12,6 +12,7 @@ leaves no trace: RequestAdmitted waits that long.
 
 import asyncio
 import logging
+from contextlib import suppress
 from random import Random
 from typing import Final
 
@@ -148,17 +149,16 @@ class Dispatcher:
     async def drain(self, grace_s: float) -> int:
         """Lets no new requests in, waits `grace_s` for those that run, then ends the rest; how many those were."""
         self.draining = True
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
                 await self._idle.wait()
-        except TimeoutError:
-            pass
         left = self.running()
         for relay in left:
             self._release(relay, cancel="cancelled")
             relay.end("cancelled", WorkerLost("this router has stopped; send the request to another one"))
-        async with asyncio.timeout(_CLOSING_S):  # the edges tell the clients, and close
-            await self._idle.wait()
+        with suppress(TimeoutError):  # a client that does not read is cut off with its server
+            async with asyncio.timeout(_CLOSING_S):
+                await self._idle.wait()
         return len(left)
 
     def move_from_troubled(self) -> None:

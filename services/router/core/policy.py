@@ -135,8 +135,9 @@ def _pick(
         deficits = [plan.deficit(workload_class, table.serving[row].worker.pool) for row in near]
         most = max(deficits)
         near = [row for row, deficit in zip(near, deficits, strict=True) if deficit >= most - 1e-9]
-    soonest_s = min(float(ttft_s[row]) for row in near)
-    near = [row for row in near if ttft_s[row] <= soonest_s * (1 + _NEAR)]
+    times_s: list[float] = ttft_s[near].tolist()
+    soon_s = min(times_s) * (1 + _NEAR)
+    near = [row for row, time_s in zip(near, times_s, strict=True) if time_s <= soon_s]
     return near[int(rng.random() * len(near))]
 
 

@@ -170,7 +170,7 @@ def _prefill_s(table: ModelTable, tokens: Floats | int) -> tuple[Floats, Floats]
 
 def _batch_within(table: ModelTable, tpot_s: float, each_s: Floats, length: float) -> Floats:
     """How many requests like this one a worker can run at once and keep their TPOT promise, by memory and by time."""
-    by_time = (tpot_s / table.stretch - table.weights_s) / each_s
+    by_time = (tpot_s / table.stretch - table.weights_s) / (each_s + 1e-9)  # a fit may find that they add nothing
     by_memory = np.minimum(table.kv_capacity_tokens / length, table.max_batch)
     return np.maximum(np.minimum(by_time, by_memory), 1.0)
 

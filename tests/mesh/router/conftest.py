@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace.export import SpanExporter
 
 from services.mesh.keys import KeyStore
 from services.mesh.lifecycle import Lifecycle
@@ -24,7 +25,9 @@ async def start_router(tmp_path: Path) -> AsyncIterator[StartRouter]:
     """`await start_router(max_in_flight=2)`: a router with these settings; stopped after the test."""
     routers: list[Router] = []
 
-    async def start(*, secret: str = "", grace_s: float = 2.0, **settings: Any) -> Router:
+    async def start(
+        *, secret: str = "", grace_s: float = 2.0, exporter: SpanExporter | None = None, **settings: Any
+    ) -> Router:
         keys = KeyStore(tmp_path / "keys.json")
         key, other = keys.create("acme", "test", 0), keys.create("umbra", "test", 0)
         loaded = load_settings(
@@ -33,7 +36,7 @@ async def start_router(tmp_path: Path) -> AsyncIterator[StartRouter]:
             router=RouterSettings(port=0, http_port=0, **settings),
         )
         broker, life = MemoryBroker(), Lifecycle("router")
-        telemetry = start_telemetry("router", "router-0")
+        telemetry = start_telemetry("router", "router-0", exporter=exporter)
         life.on_stop("telemetry", partial(asyncio.to_thread, telemetry.shutdown))
         bus = broker.bus("router", "router-0")
         running = await wire(life, loaded, bus=bus, telemetry=telemetry)

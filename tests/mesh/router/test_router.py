@@ -9,9 +9,11 @@ from typing import Final
 
 import grpc
 import pytest
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from services.mesh import conventions as names
 from services.mesh.errors import EngineFailed, PromptTooLong, QueueFull, TokenworksError, Unsupported, WorkerLost
-from services.mesh.events import CreditChanged
+from services.mesh.events import CreditChanged, RoutingPlan
 from services.mesh.rpc import error_of
 from tests.mesh.router.conftest import StartRouter
 from tests.mesh.router.fake_worker import MODEL, Opened, answer_at_once, breaking, say_nothing, text_of
@@ -416,3 +418,48 @@ async def test_place_says_what_to_call_instead(router: Router) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await router.stub.Place(pb.GenerateRequest(model=MODEL, text="x"), metadata=router.metadata, timeout=5)
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def plan(version: int) -> RoutingPlan:
+    return RoutingPlan(model=MODEL, version=version, made_unix_ms=version)
+
+
+async def test_the_route_is_a_span_of_the_request_that_links_to_its_plan(start_router: StartRouter) -> None:
+    exporter = InMemorySpanExporter()
+    router = await start_router(exporter=exporter)
+    await router.worker("w0")
+    await router.worker("w1", accelerator="nvidia-l4", rate_nusd_per_hour=10**12)
+    router.running.fleet.plan(plan(3), "00-11111111111111111111111111111111-2222222222222222-01", 0.0)
+    answer = await router.answer(2, request_id="mine", workload="support")
+    assert router.admitted == [] or router.admitted[0].plan == f"{MODEL}:3"
+    await router.last_word()
+    await router.life.stop()
+    spans = {each.name: each for each in exporter.get_finished_spans()}
+    served, route = spans["tokenworks.v1.Router/Generate"], spans[f"route {MODEL}"]
+    assert served.context is not None
+    assert route.parent is not None
+    assert route.parent.span_id == served.context.span_id
+    assert f"{served.context.trace_id:032x}" == answer.trace_id == TRACEPARENT[3:35]
+    (link,) = route.links
+    assert f"{link.context.trace_id:032x}" == "1" * 32
+    assert route.attributes is not None
+    assert route.attributes[names.WORKER] == "w0"
+    candidates = route.attributes[names.CANDIDATES]
+    assert [str(each).split("=")[0] for each in candidates] == ["w0", "w1"]  # type: ignore[union-attr]
+    assert served.attributes is not None
+    assert served.attributes[names.GEN_AI_USAGE_OUTPUT_TOKENS] == 2
+    assert served.attributes[names.WORKLOAD] == "support"
+    assert served.attributes[names.PLAN] == f"{MODEL}:3"
+
+
+async def test_a_refused_request_leaves_a_span_that_says_why(start_router: StartRouter) -> None:
+    exporter = InMemorySpanExporter()
+    router = await start_router(exporter=exporter)
+    await router.worker("w0", context_tokens=16)
+    await router.refusal(token_ids=pb.TokenIds(ids=range(9000)), text=None)
+    await router.life.stop()
+    spans = {each.name: each for each in exporter.get_finished_spans()}
+    for name in ("tokenworks.v1.Router/Generate", f"route {MODEL}"):
+        attributes = spans[name].attributes
+        assert attributes is not None
+        assert attributes[names.ERROR_TYPE] == "PromptTooLong"
