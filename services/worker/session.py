@@ -33,6 +33,7 @@ class RouterSession:
         self._streams = streams
         self._outgoing = Outgoing()
         self._open: dict[int, Stream] = {}
+        self._asked_all = False
         self._failure: TokenworksError | None = None
 
     def close(self) -> None:
@@ -44,7 +45,7 @@ class RouterSession:
         requests: AsyncIterator[pb.SessionRequest],
         context: grpc.aio.ServicerContext[pb.SessionRequest, pb.StepFrame],
     ) -> None:
-        """Runs until the router hangs up or `close`.
+        """Runs until the router hangs up, or has no stream and will open none, or `close`.
 
         Raises:
             InvalidRequest: the router does not keep to the protocol.
@@ -58,6 +59,8 @@ class RouterSession:
                 for number in ended:
                     self._open.pop(number, None)
                 await context.write(frame)
+                if self._asked_all and not self._open:
+                    self.close()
         finally:
             reading.cancel()
             for stream in list(self._open.values()):
@@ -68,7 +71,7 @@ class RouterSession:
             raise self._failure
 
     async def _read(self, requests: AsyncIterator[pb.SessionRequest]) -> None:
-        """Does what the router asks, in order; closes the session when it asks for nothing more."""
+        """Does what the router asks, in order. When it will ask for nothing more, what is open may end."""
         try:
             async for request in requests:
                 action = request.WhichOneof("action")
@@ -83,7 +86,8 @@ class RouterSession:
         except Exception:
             log.exception("a defect in the session of router %s", self._router)
             self._failure = InvariantBroken("an internal error; the worker's log has the details")
-        finally:
+        self._asked_all = True
+        if self._failure is not None or not self._open:
             self.close()
 
     async def _open_stream(self, opened: pb.OpenStream) -> None:

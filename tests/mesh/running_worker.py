@@ -109,6 +109,10 @@ class Session:
     async def cancel(self, number: int, reason: str = "cancelled") -> None:
         await self._call.write(pb.SessionRequest(cancel=pb.CancelStream(stream=number, reason=reason)))
 
+    async def ask_no_more(self) -> None:
+        """Closes the router's direction of the session."""
+        await self._call.done_writing()
+
     async def hang_up(self) -> None:
         """Breaks the session, as a router that dies does."""
         self._call.cancel()

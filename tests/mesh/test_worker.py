@@ -148,6 +148,14 @@ async def test_a_broken_session_cancels_its_streams_at_once_and_leaves_others_al
         assert len((await again.answer("dying-3", max_tokens=3, ignore_eos=True)).token_ids) == 3
 
 
+async def test_a_router_that_asks_for_no_more_gets_the_rest_of_what_it_asked_for(session: Session) -> None:
+    _, stream = await session.open("r-1", max_tokens=50, ignore_eos=True)
+    await session.ask_no_more()
+    assert len((await stream.end()).token_ids) == 50
+    async with asyncio.timeout(DEADLINE_S):
+        await session.over.wait()
+
+
 async def test_a_router_that_does_not_read_gets_larger_chunks_later(worker: Worker) -> None:
     call = worker.stub.Session(metadata=(("x-tokenworks-router", "lazy"),))
     await call.wait_for_connection()
