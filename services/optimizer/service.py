@@ -4,13 +4,13 @@ An operator's view: with `mesh.secret` set, callers must know it.
 """
 
 import asyncio
-import dataclasses
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
 import grpc
 
 from services.mesh.clock import Clock
+from services.mesh.codec import to_message
 from services.mesh.errors import InvalidRequest, QueueFull, UnknownModel
 from services.mesh.events import RoutingPlan
 from services.mesh.rpc import require_mesh_secret
@@ -42,7 +42,7 @@ class OptimizerService(planning_pb2_grpc.OptimizerServicer):
     async def GetPlan(self, request: planning_pb2.GetPlanRequest, context: Context) -> planning_pb2.RoutingPlan:
         """Raises UnknownModel, InvalidRequest, Unauthenticated."""
         require_mesh_secret(context, self._secret)
-        return message_of(self._board.plan(_model(request.model)))
+        return _message(self._board.plan(_model(request.model)))
 
     async def WatchPlan(
         self, request: planning_pb2.GetPlanRequest, context: Context
@@ -50,7 +50,7 @@ class OptimizerService(planning_pb2_grpc.OptimizerServicer):
         """Raises UnknownModel, InvalidRequest, QueueFull, Unauthenticated."""
         require_mesh_secret(context, self._secret)
         async for plan in self._board.watch(_model(request.model)):
-            yield message_of(plan)
+            yield _message(plan)
 
     async def WhatIf(self, request: planning_pb2.WhatIfRequest, context: Context) -> planning_pb2.WhatIfResponse:
         """Both plans are the program's answer to the same beliefs, undamped, so that their difference is the change's.
@@ -79,12 +79,13 @@ class OptimizerService(planning_pb2_grpc.OptimizerServicer):
                 plans = [await asyncio.to_thread(_undamped, each, model, made_unix_ms) for each in (now, then)]
         finally:
             self._questions -= 1
-        return planning_pb2.WhatIfResponse(now=message_of(plans[0]), then=message_of(plans[1]))
+        return planning_pb2.WhatIfResponse(now=_message(plans[0]), then=_message(plans[1]))
 
 
-def message_of(plan: RoutingPlan) -> planning_pb2.RoutingPlan:
-    """The plan as it is on the wire; the field names are the same."""
-    return planning_pb2.RoutingPlan(**dataclasses.asdict(plan))
+def _message(plan: RoutingPlan) -> planning_pb2.RoutingPlan:
+    message = to_message(plan)
+    assert isinstance(message, planning_pb2.RoutingPlan)
+    return message
 
 
 def _model(model: str) -> str:
