@@ -19,7 +19,7 @@ Port = Annotated[int, Field(ge=0, le=65_535)]
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
 Usd = Annotated[Decimal, Field(ge=0, max_digits=18, decimal_places=9)]
 
-ENGINES = ("auto", "simulated", "llamacpp")
+ENGINES = ("auto", "simulated", "llamacpp", "openai")
 
 
 class Section(BaseModel):
@@ -77,6 +77,11 @@ class WorkerSettings(Section):
     llamacpp_threads: Annotated[int, Field(ge=1)] = 1
     llamacpp_slots: Annotated[int, Field(ge=1, le=64)] = 8
     llamacpp_slot_tokens: Annotated[int, Field(ge=64)] = 1024
+    openai_url: str = ""  # of an OpenAI-compatible server, e.g. http://127.0.0.1:8000
+    openai_model: str = ""  # what the server calls the model; empty: as worker.models does, or the only one it has
+    openai_api_key: str = ""
+    openai_dialect: Literal["auto", "llamacpp", "vllm", "plain"] = "auto"  # plain: what OpenAI's API defines, no more
+    openai_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 120.0  # the longest silence of a stream
 
 
 class MeterSettings(Section):

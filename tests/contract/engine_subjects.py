@@ -6,6 +6,7 @@ somebody else is one more entry: each entry point in the group `tokenworks.engin
 """
 
 import asyncio
+import sys
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -30,6 +31,7 @@ from services.worker.engine import (
 )
 from services.worker.engines import ENTRY_POINTS
 from services.worker.engines.llamacpp import LlamaCppEngine, llamacpp_unavailable
+from services.worker.engines.openai import OpenAiEngine
 from services.worker.engines.simulated import SimulatedEngine
 from tests.contract.tiny_gguf import write_tiny_gguf
 
@@ -72,6 +74,7 @@ class Running:
     Attributes:
         encode, decode: the engine's tokenizer, where it can be asked.
         render: the text of a chat, where the engine has a template for it.
+        on_failure: where an engine that fails is expected; elsewhere it ends the case.
     """
 
     engine: Engine
@@ -79,6 +82,7 @@ class Running:
     encode: Callable[[str], Awaitable[Sequence[int]]] | None = None
     decode: Callable[[Sequence[int]], Awaitable[str]] | None = None
     render: Callable[[Sequence[tuple[str, str]]], Awaitable[str]] | None = None
+    on_failure: Callable[[str], None] | None = None
     steps: list[StepOutput] = field(default_factory=list)
     _made: dict[int, list[SequenceOutput]] = field(default_factory=lambda: defaultdict(list))
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -89,7 +93,7 @@ class Running:
         def failed(reason: str) -> None:
             raise AssertionError(f"the engine failed: {reason}")
 
-        self.info = await self.engine.start(self._on_step, failed)
+        self.info = await self.engine.start(self._on_step, self.on_failure or failed)
 
     def _on_step(self, steps: Sequence[StepOutput]) -> None:
         for step in steps:
@@ -220,6 +224,60 @@ def _llamacpp_missing() -> str:
     return llamacpp_unavailable(WorkerSettings(models=("tiny",), llamacpp_model_path=__file__))
 
 
+@asynccontextmanager
+async def llamacpp_process(directory: Path, slots: int = 4) -> AsyncIterator[tuple[str, asyncio.subprocess.Process]]:
+    """llama.cpp's HTTP server with the tiny model, as a process of its own: its address, and the process."""
+    settings = tiny_llamacpp_settings(directory)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "tests.contract.llamacpp_http",
+        settings.llamacpp_model_path,
+        str(slots),
+        str(settings.llamacpp_slot_tokens),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            address = (await process.stdout.readline()).decode().strip()
+        assert address, "llama.cpp's server did not start"
+        yield address, process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+        process.stdin.close()
+
+
+def _openai(dialect: str) -> Serve:
+    @asynccontextmanager
+    async def serve(directory: Path, **changes: Any) -> AsyncIterator[Running]:
+        async with llamacpp_process(directory) as (address, _):
+            base = {
+                "models": ("tiny",),
+                "openai_url": f"{address}/v1",
+                "openai_dialect": dialect,
+                "context_tokens": 512,
+                "max_batch": 4,
+            }
+            engine = OpenAiEngine(WorkerSettings(**{**base, **changes}), SystemClock())
+            running = Running(engine, "tiny")
+            async with started(running):
+                if (asks := engine.tokenizer) is not None:
+
+                    async def encode(text: str) -> Sequence[int]:
+                        return await asks.tokenize(text, special=True)
+
+                    running.encode, running.decode = encode, asks.detokenize
+                yield running
+
+    return serve
+
+
 def _plug_in(name: str) -> Subject:
     (entry, *_) = entry_points(group=ENTRY_POINTS, name=name)
 
@@ -235,6 +293,8 @@ def _plug_in(name: str) -> Subject:
 SUBJECTS: tuple[Subject, ...] = (
     Subject("simulated", _simulated),
     Subject("llamacpp", _llamacpp, _llamacpp_missing),
+    Subject("openai-llamacpp", _openai("auto"), _llamacpp_missing),
+    Subject("openai-plain", _openai("plain"), _llamacpp_missing, reports_ids=False),
     *(_plug_in(name) for name in sorted(entry_points(group=ENTRY_POINTS).names)),
 )
 

@@ -64,8 +64,9 @@ async def test_tokens_are_counted_and_come_to_one_end(engine: Running) -> None:
     assert made.text
     assert made.finish is FinishReason.LENGTH
     assert [output.finish for output in made.outputs[:-1]] == [None] * (len(made.outputs) - 1)
-    assert {output.prompt_tokens for output in made.outputs} == {made.prompt_tokens}
     assert made.prompt_tokens > 0
+    if engine.encode is not None:  # without a tokenizer they are known at the end only
+        assert {output.prompt_tokens for output in made.outputs} == {made.prompt_tokens}
 
 
 @pytest.mark.parametrize("prompt", [Prompt(text=PROMPT), CHAT], ids=["text", "chat"])
@@ -323,8 +324,8 @@ async def test_load_of_the_steps_tells_every_prompt_token_once(fresh: Fresh) -> 
     async with fresh() as engine:
         made = await engine.generate(f"{PROMPT} " * 20, max_tokens=SOME)
         loads = [step.load for step in engine.steps if step.load is not None]
-        if not loads:
-            pytest.skip("the engine does not tell its load")
+        if not loads or engine.encode is None:
+            pytest.skip("the engine does not tell its load, or has no tokenizer to know it by")
         assert sum(load.prefill_tokens for load in loads) == made.prompt_tokens
         assert sum(load.decode_sequences for load in loads) == SOME - 1
 

@@ -3,6 +3,7 @@
 auto        the real model where it can run here, else a simulation that says why it is one
 simulated   a simulated accelerator, whatever the model
 llamacpp    llama.cpp in the process
+openai      the OpenAI-compatible server at worker.openai_url
 <name>      a plug-in: the entry point of that name in the group `tokenworks.engines`, called with
             (WorkerSettings, Clock), gives an `Engine`
 """
@@ -34,6 +35,10 @@ def choose_engine(settings: WorkerSettings, clock: Clock) -> Engine:
         if why := _llamacpp_unavailable(settings):
             raise SettingInvalid(f"worker.engine = 'llamacpp' cannot run here: {why}; use 'auto' or 'simulated'")
         return _llamacpp(settings, clock)
+    if settings.engine == "openai":
+        from services.worker.engines.openai import OpenAiEngine
+
+        return OpenAiEngine(settings, clock)
     return _plug_in(settings, clock)
 
 

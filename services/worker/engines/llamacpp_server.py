@@ -72,6 +72,7 @@ class ChunkReader:
         self._cached = 0
         self._made = 0
         self.finished = False
+        self.complaint = ""
 
     def read(self, chunk: dict[str, Any], at_s: float) -> Arrival | None:
         """The arrival that a chunk is, None where nothing happened. `finished` tells when no other may be read."""
@@ -108,8 +109,12 @@ class ChunkReader:
         """The last arrival of a completion that was broken off; text that was held back is let out."""
         return self._end(at_s, FinishReason.CANCELLED, text=self._text + self._stop.flush())
 
-    def failed(self, at_s: float, message: str) -> Arrival:
-        return self._end(at_s, FinishReason.ERROR, error=(EngineFailed.__name__, message))
+    def failed(self, at_s: float, message: str, error: str = EngineFailed.__name__) -> Arrival:
+        return self._end(at_s, FinishReason.ERROR, error=(error, message))
+
+    def done(self, at_s: float) -> Arrival:
+        """The stream ended without the chunk that says how."""
+        return self.failed(at_s, "llama.cpp ended the stream without a finish reason")
 
     def _progress(self, progress: dict[str, int], at_s: float) -> Arrival | None:
         processed, self._cached = progress["processed"], progress["cache"]

@@ -32,7 +32,12 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """What an engine says of the model it loaded; `context_tokens` is for one request, prompt and answer together."""
+    """What an engine says of the model it loaded.
+
+    Attributes:
+        vocabulary: token ids go from 0 to one less; 0 where it is not known.
+        context_tokens: of one request, prompt and answer together.
+    """
 
     vocabulary: int
     context_tokens: int
@@ -117,6 +122,8 @@ class PromptEncoder:
 
     def _check_ids(self, token_ids: Sequence[int]) -> None:
         vocabulary = self._loaded.vocabulary
+        if not vocabulary:
+            return
         wrong = next((each for each in token_ids if not 0 <= each < vocabulary), None)
         if wrong is not None:
             raise InvalidRequest(f"token id {wrong} is not one of {self._model}'s, which go from 0 to {vocabulary - 1}")

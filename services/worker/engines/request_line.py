@@ -42,7 +42,7 @@ class Job:
     submitted_s: float = field(compare=False)
     encoded: EncodedRequest = field(default=EncodedRequest((), 0, 0, ""), compare=False)
     cancelled: bool = field(default=False, compare=False)
-    on_cancel: Callable[[], None] | None = field(default=None, compare=False)
+    on_cancel: Callable[[], object] | None = field(default=None, compare=False)
 
 
 class RequestLine:
@@ -155,8 +155,11 @@ class RequestLine:
         for job in list(self._waiting):
             self._waiting.remove(job)
             self._end_unstarted(job, FinishReason.ERROR, error)
-        for sequence in self._running:
+        for sequence, job in self._running.items():
             self.deliver(Arrival(sequence=sequence, at_s=now_s, finish=FinishReason.ERROR, error=error))
+            job.cancelled = True
+            if job.on_cancel is not None:
+                job.on_cancel()
 
     def stats(self, kv_capacity_tokens: int) -> EngineStats:
         """See `Engine.stats`; of a cache that holds `kv_capacity_tokens`, 0 where that is not known."""
@@ -165,7 +168,9 @@ class RequestLine:
         return EngineStats(
             running=len(self._running),
             waiting=len(self._jobs) - len(self._running),
-            waiting_prefill_tokens=sum(len(job.encoded.token_ids) for job in self._waiting),
+            waiting_prefill_tokens=sum(
+                max(len(job.encoded.token_ids), job.encoded.prompt_tokens) for job in self._waiting
+            ),
             kv_cache_usage=min(1.0, steps.kv_tokens / kv_capacity_tokens) if kv_capacity_tokens else 0.0,
             slowdown=steps.slowdown,
             power_w=steps.power_w,
