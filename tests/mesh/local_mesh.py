@@ -19,6 +19,7 @@ from opentelemetry.trace import Tracer
 
 from services.mesh.keys import KeyStore
 from services.mesh.lifecycle import Lifecycle
+from services.mesh.nats_server import NatsServer
 from services.mesh.settings import (
     MeshSettings,
     MeterSettings,
@@ -87,15 +88,17 @@ class LocalMesh:
         Args:
             sections: settings that replace those of this module, by section name.
         """
-        nats = await self._start_nats()
+        server = await self._stack.enter_async_context(NatsServer(self._data_dir / "nats"))
         self._sections = {
-            "mesh": MeshSettings(data_dir=self._data_dir, drain_grace_s=5.0),
-            "nats": NatsSettings(url=nats),
+            "mesh": MeshSettings(drain_grace_s=5.0),
+            "nats": NatsSettings(url=server.url),
             "router": RouterSettings(port=0, http_port=0),
             "meter": MeterSettings(port=0, http_port=0),
             "optimizer": OptimizerSettings(port=0, http_port=0, interval_s=0.25),
             **sections,
         }
+        # Whatever else a test sets of the mesh, its files stay here.
+        self._sections["mesh"] = self._sections["mesh"].model_copy(update={"data_dir": self._data_dir})
         await self._start("meter", "meter", meter_wiring.wire, self._settings())
         await self._start("optimizer", "optimizer", optimizer_wiring.wire, self._settings())
         await self._start("router", "router", router_wiring.wire, self._settings())
@@ -109,6 +112,7 @@ class LocalMesh:
         """Drains and stops one service, as SIGTERM does; it is forgotten here."""
         part = self.parts.pop(name)
         await part.life.stop()
+        await asyncio.to_thread(part.telemetry.shutdown)
 
     async def stop(self) -> None:
         await self._stack.aclose()
@@ -152,7 +156,7 @@ class LocalMesh:
         )
 
     async def settled(self, finished_requests: int) -> metering_pb2.UsageRow:
-        """The meter's total, once it has booked the end of that many requests and nothing is on its way."""
+        """The meter's total, once it has booked the end of that many requests, from both of its witnesses."""
         meter = metering_pb2_grpc.MeterStub(self.channel("meter"))
         total = metering_pb2.UsageRow()
 
@@ -160,7 +164,9 @@ class LocalMesh:
             nonlocal total
             answer = await meter.GetUsage(metering_pb2.GetUsageRequest(), timeout=DEADLINE_S)
             total = answer.total
-            return total.finished_requests >= finished_requests and answer.lag_events == 0
+            # A worker's report may follow its router's: what was delivered was generated.
+            both = total.generated_tokens >= total.delivered_tokens
+            return total.finished_requests >= finished_requests and both and answer.lag_events == 0
 
         await eventually(booked, f"the meter has booked the end of {finished_requests} requests")
         return total
