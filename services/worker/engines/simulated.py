@@ -197,6 +197,8 @@ class SimulatedEngine:
                 self._quiet.set()
                 await self._work.wait()
                 begun_s = self._clock.monotonic_s()
+                if begun_s - self._last_end_s > _SLOWDOWN_IDLE_S:
+                    self._observed_s = self._modelled_s = 0.0
                 continue
             end_s = begun_s + step.modelled_s * self._factor / self._settings.speed
             self._power_w = self._accelerator.power_w(utilisation(step.model.timing, step.load))
