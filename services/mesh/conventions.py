@@ -73,6 +73,12 @@ IN_FLIGHT: Final = "tokenworks.router.in_flight"  # {request}
 DECISION_DURATION: Final = "tokenworks.router.decision.duration"  # s, one pick
 REFUSALS: Final = "tokenworks.router.refusals"  # {request}, by error.type
 BROKEN_STREAMS: Final = "tokenworks.router.broken_streams"  # {stream} that a worker refused or broke off, by error.type
+# Metrics: the bus
+BUS_OUTBOX: Final = "tokenworks.bus.outbox"  # {message}, unacknowledged
+BUS_PUBLISHED: Final = "tokenworks.bus.published"
+BUS_RETRIED: Final = "tokenworks.bus.retried"
+BUS_CONSUMED: Final = "tokenworks.bus.consumed"
+BUS_DEAD: Final = "tokenworks.bus.dead"  # undecodable, put aside on tw.dead.<durable>
 # Metrics: hardware
 HW_ENERGY: Final = "hw.energy"
 HW_POWER: Final = "hw.power"

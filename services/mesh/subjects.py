@@ -70,6 +70,7 @@ STREAMS: Final = (
     Stream("TW_LATENCY", ("tw.latency.*.*",), file=False, max_age_s=300, max_bytes=32 << 20),
     Stream("TW_CREDIT", ("tw.credit.*",), file=True, max_age_s=0, max_bytes=256 << 20, last_per_subject=True),
     Stream("TW_PLAN", ("tw.plan.*",), file=True, max_age_s=0, max_bytes=64 << 20, last_per_subject=True),
+    Stream("TW_DEAD", ("tw.dead.*",), file=True, max_age_s=30 * 86_400, max_bytes=64 << 20),
 )
 
 TOKENS: Final = Channel(
@@ -145,8 +146,12 @@ PLAN: Final = Channel(
 
 CHANNELS: Final = (TOKENS, LATENCY, ADMITTED, FINISHED, FLEET, CREDIT, PLAN)
 CONTROL_TEMPLATE: Final = "tw.control.{worker}"  # request/reply: Drain -> ControlAnswered
+DEAD_TEMPLATE: Final = "tw.dead.{durable}"  # what a durable reader could not decode, with the reason in a header
 
 _BY_EVENT: Final = {channel.event: channel for channel in CHANNELS}
+_PATTERNS: Final = {
+    channel.name: re.compile(re.escape(channel.wildcard).replace(r"\*", r"[^.]+")) for channel in CHANNELS
+}
 
 
 def escape(token: str) -> str:
@@ -161,6 +166,15 @@ def channel_of(event: Event) -> Channel:
 def subject_of(event: Event) -> str:
     """The subject that the event is published on."""
     return re.sub(r"\{([a-z_]+)\}", lambda found: escape(getattr(event, found[1])), channel_of(event).template)
+
+
+def channel_at(subject: str) -> Channel | None:
+    """The channel that a subject belongs to; None when it is none of ours."""
+    return next((channel for channel in CHANNELS if _PATTERNS[channel.name].fullmatch(subject)), None)
+
+
+def dead_subject(durable: str) -> str:
+    return DEAD_TEMPLATE.replace("{durable}", escape(durable))
 
 
 def control_subject(worker: str) -> str:

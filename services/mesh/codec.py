@@ -1,0 +1,167 @@
+"""Events and control messages to protobuf bytes and back: the only file that knows both the dataclasses of `events.py`
+and the generated wire.
+
+A converter per class is prepared at import from the dataclass's fields; a field's value is copied as it is, a nested
+dataclass by its own converter, a tuple as a repeated field. A test holds the two sides' fields together.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Any, Final, TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from services.mesh import events
+from services.mesh.events import ControlAnswered, Drain, Event
+from tokenworks.v1 import events_pb2, planning_pb2
+
+T = TypeVar("T")
+
+# Nested classes first: a converter looks its fields' converters up when it is made.
+MESSAGES: Final[dict[type, type[Message]]] = {
+    events.TokenEntry: events_pb2.TokenEntry,
+    events.TokensGenerated: events_pb2.TokensGenerated,
+    events.RequestLatency: events_pb2.RequestLatency,
+    events.StepSample: events_pb2.StepSample,
+    events.LatencyObserved: events_pb2.LatencyObserved,
+    events.RequestAdmitted: events_pb2.RequestAdmitted,
+    events.RequestFinished: events_pb2.RequestFinished,
+    events.WorkerHeartbeat: events_pb2.WorkerHeartbeat,
+    events.CreditChanged: events_pb2.CreditChanged,
+    events.WorkloadClass: planning_pb2.WorkloadClass,
+    events.Share: planning_pb2.Share,
+    events.TimingCoefficients: planning_pb2.TimingCoefficients,
+    events.PoolPlan: planning_pb2.PoolPlan,
+    events.Prediction: planning_pb2.Prediction,
+    events.Evidence: planning_pb2.Evidence,
+    events.RoutingPlan: planning_pb2.RoutingPlan,
+    events.Drain: events_pb2.Drain,
+    events.ControlAnswered: events_pb2.ControlAnswered,
+}
+
+
+class _Converter:
+    """One class to and from its message."""
+
+    def __init__(self, cls: type, message: type[Message], known: dict[type, "_Converter"]) -> None:
+        self.message = message
+        self._cls = cls
+        hints = typing.get_type_hints(cls)
+        self._names = tuple(field.name for field in dataclasses.fields(cls))
+        self._values: Callable[[Any], tuple[Any, ...]] = (
+            attrgetter(*self._names) if len(self._names) > 1 else lambda value: (getattr(value, self._names[0]),)
+        )
+        # Only what is not copied as it is: position of the field, towards the wire, and back.
+        self._changed: list[tuple[int, Callable[[Any], Any], Callable[[Any], Any]]] = []
+        for position, name in enumerate(self._names):
+            hint = hints[name]
+            if isinstance(hint, types.GenericAlias):
+                nested = known.get(typing.get_args(hint)[0])
+                self._changed.append((position, _each_to(nested), _each_from(nested)))
+            elif hint in known:
+                self._changed.append((position, known[hint].to_fields, known[hint].from_message))
+
+    def to_fields(self, value: Any) -> dict[str, Any]:
+        """Arguments for the message's constructor, which takes dicts for nested messages."""
+        values = self._values(value)
+        if self._changed:
+            converted = list(values)
+            for position, to_wire, _ in self._changed:
+                converted[position] = to_wire(converted[position])
+            return dict(zip(self._names, converted, strict=True))
+        return dict(zip(self._names, values, strict=True))
+
+    def from_message(self, message: Message) -> Any:
+        values = list(self._values(message))
+        for position, _, from_wire in self._changed:
+            values[position] = from_wire(values[position])
+        return self._cls(**dict(zip(self._names, values, strict=True)))
+
+
+def _each_to(nested: _Converter | None) -> Callable[[Any], Any]:
+    return list if nested is None else lambda values: [nested.to_fields(value) for value in values]
+
+
+def _each_from(nested: _Converter | None) -> Callable[[Any], Any]:
+    return tuple if nested is None else lambda messages: tuple([nested.from_message(each) for each in messages])
+
+
+def _converters() -> dict[type, _Converter]:
+    known: dict[type, _Converter] = {}
+    for cls, message in MESSAGES.items():
+        known[cls] = _Converter(cls, message, known)
+    return known
+
+
+_CONVERTERS: Final = _converters()
+
+
+def to_message(value: object) -> Message:
+    """The protobuf message of an event, or of a part of one.
+
+    Raises:
+        ValueError: a field's value does not fit its wire type; the message names the class and the value.
+        TypeError: `value` is of a class that has no wire form.
+    """
+    converter = _CONVERTERS.get(type(value))
+    if converter is None:
+        raise TypeError(f"{type(value).__name__} has no wire form; add it to codec.MESSAGES")
+    try:
+        return converter.message(**converter.to_fields(value))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{type(value).__name__} does not fit the wire: {error}") from error
+
+
+def from_message(cls: type[T], message: Message) -> T:
+    """The dataclass that `message` carries; `message` must be of the class's own message type."""
+    converter = _CONVERTERS[cls]
+    assert isinstance(message, converter.message), f"{cls.__name__} is not carried by {type(message).__name__}"
+    decoded: T = converter.from_message(message)
+    return decoded
+
+
+def encode(event: Event | ControlAnswered) -> bytes:
+    """The body of an event. Raises ValueError: a field's value does not fit its wire type."""
+    return to_message(event).SerializeToString()
+
+
+def decode(cls: type[T], body: bytes) -> T:
+    """The event of class `cls` in `body`; fields that a newer sender added are ignored.
+
+    Raises:
+        ValueError: `body` is empty or is no message of that class.
+    """
+    if not body:
+        raise ValueError(f"an empty body is no {cls.__name__}")
+    return from_message(cls, _parse(_CONVERTERS[cls].message, body))
+
+
+def encode_drain(drain: Drain) -> bytes:
+    """The body of a request on `tw.control.<worker>`."""
+    return events_pb2.ControlRequested(drain=events_pb2.Drain(grace_ms=drain.grace_ms)).SerializeToString()
+
+
+def decode_control(body: bytes) -> Drain:
+    """The action that a request on `tw.control.<worker>` asks for.
+
+    Raises:
+        ValueError: `body` is no ControlRequested, or its action is not one this version knows.
+    """
+    request = events_pb2.ControlRequested.FromString(b"") if not body else _parse(events_pb2.ControlRequested, body)
+    action = request.WhichOneof("action")
+    if action != "drain":
+        raise ValueError(f"the control request names no action this version knows ({len(body)} bytes); known: drain")
+    return from_message(Drain, request.drain)
+
+
+M = TypeVar("M", bound=Message)
+
+
+def _parse(message: type[M], body: bytes) -> M:
+    try:
+        return message.FromString(body)
+    except DecodeError as error:
+        raise ValueError(f"{len(body)} bytes are no {message.__name__}: {error}") from error

