@@ -110,6 +110,7 @@ class Placing:
             prompt_tokens=ask.prompt_tokens,
             cached_tokens=decision.picked.cached_tokens,
             completion_tokens=ask.completion_tokens,
+            explored=decision.explored,
             now_s=self._clock.monotonic_s(),
         )
 

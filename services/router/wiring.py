@@ -18,6 +18,7 @@ from services.mesh.rpc import GrpcServer
 from services.mesh.settings import Settings, SloSettings
 from services.mesh.telemetry import Telemetry, start_telemetry
 from services.router.announcer import Announcer
+from services.router.core.exploration import Exploration
 from services.router.core.fleet import Fleet
 from services.router.core.promises import Promises
 from services.router.core.request import Promise
@@ -96,6 +97,7 @@ async def wire(
         promises_of(settings.slo),
         heartbeat_timeout_s=router.heartbeat_timeout_s,
         tariff_usd_per_kwh=float(settings.energy.tariff_usd_per_kwh),
+        exploration=Exploration(),
     )
     rng = Random()
     measures = Measures(telemetry.meter)

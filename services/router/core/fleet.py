@@ -15,6 +15,7 @@ from typing import Final
 from services.mesh.accelerators import Catalogue
 from services.mesh.events import LatencyObserved, RoutingPlan, WorkerHeartbeat
 from services.mesh.timing import StepLoad, Timing
+from services.router.core.exploration import Exploration
 from services.router.core.known_worker import Correction, KnownWorker, Placed
 from services.router.core.plans import PlanInForce
 from services.router.core.promises import Promises
@@ -44,15 +45,23 @@ class Fleet:
         catalogue: where timings and watts start.
         heartbeat_timeout_s: a worker silent for longer is lost, unless the whole bus is silent.
         tariff_usd_per_kwh: of energy.
+        exploration: what may be spent on workers of which nothing is known lately.
     """
 
     def __init__(
-        self, catalogue: Catalogue, promises: Promises, *, heartbeat_timeout_s: float, tariff_usd_per_kwh: float
+        self,
+        catalogue: Catalogue,
+        promises: Promises,
+        *,
+        heartbeat_timeout_s: float,
+        tariff_usd_per_kwh: float,
+        exploration: Exploration,
     ) -> None:
         self._catalogue = catalogue
         self._tariff_usd_per_kwh = tariff_usd_per_kwh
         self.promises = promises
         self.heartbeat_timeout_s = heartbeat_timeout_s
+        self.exploration = exploration
         self.models: dict[str, ModelTable] = {}
         self.plans: dict[str, PlanInForce] = {}
         self._workers: dict[str, KnownWorker] = {}
@@ -138,9 +147,11 @@ class Fleet:
         prompt_tokens: int,
         cached_tokens: int,
         completion_tokens: int,
+        explored: bool,
         now_s: float,
     ) -> Placed:
         """Notes a request sent to `worker`, which serves `model`; give it back with `finished`."""
+        self.exploration.placed(explored)
         fresh = max(0, prompt_tokens - cached_tokens)
         correction = Correction(now_s, 1, fresh, prompt_tokens)
         worker.correct(correction)
@@ -240,6 +251,7 @@ class Fleet:
             if (before := mine.get(model)) is not None:
                 serving.row, serving.at_stake_usd = before.row, before.at_stake_usd
                 serving.slow, serving.slow_s = before.slow, before.slow_s
+                serving.tried_s = before.tried_s
                 self.models[model].serving[serving.row] = serving
             else:
                 serving.row = self.models.setdefault(model, ModelTable(model, bands)).add(serving)

@@ -18,7 +18,8 @@ Seconds are predicted for each worker, so unlike devices compare: the queue from
 decode steps riding along), batch slots and KV cache that must come free; TPOT from the batch it joins and the prefills
 that keep arriving there. `serving` derives a worker's figures, `scores` applies them to a request.
 
-A pick among workers whose scores are within 2 % follows the plan's shares, then the shortest TTFT, then chance.
+A pick among workers whose scores are within 2 % follows the plan's shares, then the shortest TTFT, then chance. Now and
+then, within a budget, a worker that got nothing lately is tried instead (`exploration`).
 """
 
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.mesh.errors import NoWorker, PromptTooLong, QueueFull
+from services.router.core.exploration import MOST_LOSS, STALE_AFTER_S
 from services.router.core.fleet import Fleet
 from services.router.core.known_worker import KnownWorker
 from services.router.core.plans import PlanInForce
@@ -43,12 +45,18 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Where a request goes, and against which alternatives; the shortlist includes the picked one."""
+    """Where a request goes, and against which alternatives; the shortlist includes the picked one.
+
+    Attributes:
+        workload_class: index into the plan's classes; None when it has none for the request.
+        explored: the worker was tried, not picked for its score.
+    """
 
     worker: KnownWorker
     picked: Candidate
     shortlist: Shortlist
     workload_class: int | None
+    explored: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +119,17 @@ def decide(fleet: Fleet, model: str, ask: Ask, *, max_queue_s: float, now_s: flo
     workload_class = (
         plan.class_of(ask.promise.name, ask.prompt_tokens, ask.completion_tokens) if plan is not None else None
     )
+    tried = _to_try(table, ranked, ask, now_s) if fleet.exploration.affordable else None
     row = _pick(ranked, scores.ttft_s, table, plan=plan, workload_class=workload_class, rng=rng)
+    explored = tried is not None and tried != row
+    if explored and tried is not None:
+        row = tried
     kept = _best_first(ranked, row)
     reasons = ["" if feasible[each] else field.because(each, _lost(fleet, field, each)) for each in kept]
     shortlist = scores.shortlist(table, kept, reasons)
-    return Decision(table.serving[row].worker, shortlist.candidate(kept.index(row)), shortlist, workload_class)
+    return Decision(
+        table.serving[row].worker, shortlist.candidate(kept.index(row)), shortlist, workload_class, explored
+    )
 
 
 def _pick(
@@ -139,6 +153,13 @@ def _pick(
     soon_s = min(times_s) * (1 + _NEAR)
     near = [row for row, time_s in zip(near, times_s, strict=True) if time_s <= soon_s]
     return near[int(rng.random() * len(near))]
+
+
+def _to_try(table: ModelTable, ranked: Floats, ask: Ask, now_s: float) -> int | None:
+    """The best of the workers that got nothing lately, where trying it costs little."""
+    most_usd = float(ranked.min()) + MOST_LOSS * ask.promise.miss_usd
+    stale = (table.tried_s < now_s - STALE_AFTER_S) & (ranked <= most_usd)
+    return int(np.argmin(np.where(stale, ranked, np.inf))) if stale.any() else None
 
 
 def _best_first(ranked: Floats, picked: int) -> list[int]:

@@ -49,6 +49,7 @@ class Serving:
         row: in the model's table.
         slow, slow_s: step seconds observed over predicted, and when that was observed.
         arriving_tokens, arriving_s: prompt tokens placed recently, decaying, and when that was updated.
+        tried_s: when it last got a request of ours.
         at_stake_usd: per band, what the TPOT promises of our requests running there are worth.
     """
 
@@ -62,6 +63,7 @@ class Serving:
     row: int = -1
     arriving_tokens: float = 0.0
     arriving_s: float = 0.0
+    tried_s: float = float("-inf")
 
     def decayed_slow(self, now_s: float) -> float:
         """Slowness now: what was observed, on its way back to 1."""
@@ -76,7 +78,7 @@ class Serving:
     def arrive(self, fresh_tokens: int, now_s: float) -> None:
         """A prompt with so many tokens to compute was placed here."""
         self.arriving_tokens = self._arriving(now_s) + fresh_tokens
-        self.arriving_s = now_s
+        self.arriving_s = self.tried_s = now_s
 
     def _arriving(self, now_s: float) -> float:
         return self.arriving_tokens * exp(-max(0.0, now_s - self.arriving_s) / ARRIVALS_DECAY_S)
@@ -109,6 +111,7 @@ class Serving:
             float(min(beat.context_tokens, beat.kv_capacity_tokens)) if takes else 0.0,
             worker.heard_s,
             1.0 if worker.linked else 0.0,
+            self.tried_s,
             1.0 / chunk,
             slow * timing.prefill_overhead_s,
             slow * timing.prefill_s_per_token,

@@ -26,6 +26,7 @@ class Columns:
         room_tokens: the longest prompt taken now, plus one; 0 where new requests are not taken.
         heard_s: when the last heartbeat came, router's monotonic seconds.
         linked: 1 where the session to the worker stands.
+        tried_s: when it last got a request of ours.
         chunks_per_token, chunk_overhead_s, token_s, attended_s: of a prefill (see `mesh/timing`).
         riding_s: what a chunk takes longer for the sequences that decode meanwhile.
         queue_s: until a request that came now would be computed, batch slots and KV cache being free.
@@ -43,6 +44,7 @@ class Columns:
     room_tokens: Floats
     heard_s: Floats
     linked: Floats
+    tried_s: Floats
     chunks_per_token: Floats
     chunk_overhead_s: Floats
     token_s: Floats

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.mesh.errors import NoWorker, PromptTooLong, QueueFull
+from services.router.core.exploration import Exploration
 from services.router.core.scores import Candidate
 from tests.unit.router.worlds import H100, L4, MI300X, MODEL, World, ask
 
@@ -285,3 +286,36 @@ def test_a_long_prefill_avoids_the_interactive_requests_that_it_would_make_late(
         world.beat(worker, running=running, kv_cache_usage=0.01)
     found = candidates(world, slo_class="batch", prompt_tokens=8000, mean_completion_tokens=20.0)
     assert found["chatty"].slo_risk_usd > found["quiet"].slo_risk_usd
+
+
+def test_every_kind_of_worker_is_tried_once_and_then_the_best_is_picked() -> None:
+    world = World(Exploration(share=0.02, burst=8.0))
+    for accelerator in (H100, MI300X, L4):
+        world.beat(accelerator, accelerator)
+    went = [world.place().worker.name for _ in range(20)]
+    assert went[0] == MI300X
+    assert set(went[:3]) == {H100, MI300X, L4}
+    assert set(went[3:]) == {MI300X}
+
+
+def test_no_more_than_its_share_of_requests_explores() -> None:
+    world = World(Exploration(share=0.02, burst=1.0))
+    devices = {"cheap": MI300X} | {f"dear{index}": H100 for index in range(60)}
+    went: Counter[str] = Counter()
+    for request in range(400):
+        if request % 10 == 0:
+            world.now_s += 1.0
+            for worker, device in devices.items():
+                world.beat(worker, device)
+        placed = world.place()
+        went[placed.worker.name] += 1
+        world.fleet.finished(placed, world.now_s)
+    assert 5 <= went.total() - went["cheap"] <= 1 + 400 * 0.02
+
+
+def test_nobody_is_tried_who_would_likely_break_the_promise() -> None:
+    world = World(Exploration())
+    world.beat("h100-0", H100)
+    world.beat("l4-0", L4)
+    went = {world.place(ask(slo_class="interactive")).worker.name for _ in range(5)}
+    assert went == {"h100-0"}

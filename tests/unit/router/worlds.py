@@ -15,6 +15,7 @@ from services.mesh.events import (
     WorkloadClass,
 )
 from services.mesh.timing import StepLoad, Timing
+from services.router.core.exploration import Exploration
 from services.router.core.fleet import Fleet
 from services.router.core.known_worker import Placed
 from services.router.core.policy import Decision, decide
@@ -62,8 +63,14 @@ def ask(**changes: Any) -> Ask:
 class World:
     """A fleet, and what happens to it; `now_s` is the time."""
 
-    def __init__(self) -> None:
-        self.fleet = Fleet(load_catalogue(), PROMISES, heartbeat_timeout_s=2.0, tariff_usd_per_kwh=0.08)
+    def __init__(self, exploration: Exploration | None = None) -> None:
+        self.fleet = Fleet(
+            load_catalogue(),
+            PROMISES,
+            heartbeat_timeout_s=2.0,
+            tariff_usd_per_kwh=0.08,
+            exploration=exploration or Exploration(share=0.0, burst=0.0),
+        )
         self.now_s = 0.0
         self.rng = Random(1)
         self._sequences: dict[str, int] = {}
@@ -127,6 +134,7 @@ class World:
             prompt_tokens=asked.prompt_tokens,
             cached_tokens=decision.picked.cached_tokens,
             completion_tokens=asked.completion_tokens,
+            explored=decision.explored,
             now_s=self.now_s,
         )
 
