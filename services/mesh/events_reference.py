@@ -1,4 +1,4 @@
-"""`python -m services.mesh.events_reference` writes docs/events.md from the table in subjects.py; `--check` compares."""
+"""Writes docs/events.md from the table in subjects.py; with `--check` it compares."""
 
 import dataclasses
 import sys
@@ -18,9 +18,9 @@ def render() -> str:
         "Generated from `services/mesh/subjects.py` by `python -m services.mesh.events_reference`; do not edit.",
         "",
         "Every message has a protobuf body (`protos/tokenworks/v1/events.proto`, `planning.proto`) and these headers:",
-        "`Nats-Msg-Id` = `publisher:epoch:sequence` (numbered per channel, from 1, without gaps), `traceparent` (W3C), and",
-        "CloudEvents' `ce-id`, `ce-source`, `ce-type`, `ce-time`, `ce-specversion`. In subjects, characters that NATS gives",
-        "a meaning to are escaped as `~xx` (hex).",
+        "`Nats-Msg-Id` = `publisher:epoch:sequence` (numbered per channel, from 1, without gaps), `traceparent` (W3C),",
+        "and CloudEvents' `ce-id`, `ce-source`, `ce-type`, `ce-time`, `ce-specversion`. In subjects, characters that",
+        "NATS gives a meaning to are escaped as `~xx` (hex).",
         "",
         "| subject | event | stream | delivery | published by | read by |",
         "|---|---|---|---|---|---|",

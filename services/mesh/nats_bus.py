@@ -1,11 +1,11 @@
-"""The bus on NATS: JetStream for facts that count, core NATS for heartbeats and control. The only file that imports nats.
+"""The bus on NATS: JetStream for facts that count, core NATS for heartbeats and control. Only this file imports nats.
 
-Publishing. One task per channel takes a window of messages from the front of the outbox, publishes them in order without
-waiting between them, and waits for all acknowledgements; what was not acknowledged in time is sent again, in order, and
-the server drops what it already had by the message id.
+Publishing. One task per channel takes a window of messages from the front of the outbox, publishes them in order
+without waiting between them, and waits for all acknowledgements; what was not acknowledged in time is sent again, in
+order, and the server drops what it already had by the message id.
 
-Reading. `consume` pulls batches from a durable consumer and acks after the handler has returned. `watch` uses an ordered
-ephemeral consumer, which the client library makes anew after a gap or a reconnect.
+Reading. `consume` pulls batches from a durable consumer and acks after the handler has returned. `watch` uses an
+ordered ephemeral consumer, which the client library makes anew after a gap or a reconnect.
 
 The connection is kept forever: a server that goes away is waited for, and meanwhile the outboxes hold.
 """
@@ -29,7 +29,7 @@ from opentelemetry.metrics import CallbackOptions, Observation
 from services.mesh import conventions as names
 from services.mesh.bus import BatchHandler, ControlHandler, Delivered, EventId, Handler
 from services.mesh.clock import Clock
-from services.mesh.codec import decode, decode_answer, decode_drain, encode, encode_answer, encode_drain
+from services.mesh.codec import decode, decode_control, encode, encode_drain
 from services.mesh.errors import BusUnavailable, WorkerLost
 from services.mesh.events import ControlAnswered, Drain, Event
 from services.mesh.publishing import Outbox, Outgoing, headers_of, id_in
@@ -108,7 +108,7 @@ class NatsBus:
                         error_cb=self._on_error,
                         allow_reconnect=True,
                         max_reconnect_attempts=-1,
-                        reconnect_time_wait=_RECONNECT_S,
+                        reconnect_time_wait=_RECONNECT_S,  # type: ignore[arg-type]  # it sleeps; fractions do
                         connect_timeout=2,
                         ping_interval=10,
                         pending_size=32 << 20,
@@ -364,17 +364,17 @@ class NatsBus:
     async def request_drain(self, worker: str, drain: Drain, timeout_s: float) -> ControlAnswered:
         try:
             reply = await self._client.request(control_subject(worker), encode_drain(drain), timeout=timeout_s)
-            return decode_answer(reply.data)
+            return decode(ControlAnswered, reply.data)
         except (TimeoutError, nats.errors.Error, ValueError) as error:
             raise WorkerLost(f"worker {worker!r} did not answer within {timeout_s:g} s: {error!r}") from error
 
     async def serve_control(self, worker: str, handler: ControlHandler) -> None:
         async def answer(message: Msg) -> None:
             try:
-                answered = await handler(decode_drain(message.data))
+                answered = await handler(decode_control(message.data))
             except ValueError as error:
                 answered = ControlAnswered(accepted=False, message=str(error))
-            await message.respond(encode_answer(answered))
+            await message.respond(encode(answered))
 
         subscription = await self._client.subscribe(control_subject(worker), cb=answer, pending_msgs_limit=1024)
         try:

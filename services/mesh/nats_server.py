@@ -115,6 +115,13 @@ class NatsServer:
             process.kill()
             await process.wait()
 
+    async def __aenter__(self) -> "NatsServer":
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
     async def kill(self) -> None:
         """SIGKILL, as a crash."""
         assert self._process is not None, "the server was not started"

@@ -77,7 +77,7 @@ class Outbox:
         event_id = EventId(self._publisher, self._epoch, self._sequence)
         subject = subject_of(event)
         parent = traceparent or current_traceparent()
-        span = _publish_span(self.channel, event, subject, str(event_id), parent, telemetry)
+        span = _publish_span(self.channel, event, subject, event_id, parent=parent, telemetry=telemetry)
         sent_as = traceparent_of(span) if span is not None else parent
         self.waiting.append(Outgoing(event_id, subject, body, headers_of(event, event_id, sent_as, unix_ms), span))
         self._on_added()
@@ -114,7 +114,7 @@ def id_in(headers: Mapping[str, str]) -> EventId:
 
 
 def _publish_span(
-    channel: Channel, event: Event, subject: str, event_id: str, parent: str, telemetry: Telemetry
+    channel: Channel, event: Event, subject: str, event_id: EventId, *, parent: str, telemetry: Telemetry
 ) -> Span | None:
     """The PRODUCER span of a message, linked to the requests whose facts a batch carries; None when nothing exports."""
     if not telemetry.exporting:
@@ -131,7 +131,7 @@ def _publish_span(
         names.MESSAGING_OPERATION_TYPE: "send",
         names.MESSAGING_DESTINATION: subject,
         names.MESSAGING_DESTINATION_TEMPLATE: channel.template,
-        names.MESSAGING_MESSAGE_ID: event_id,
+        names.MESSAGING_MESSAGE_ID: str(event_id),
     }
     if count:
         attributes[names.MESSAGING_BATCH_COUNT] = count
