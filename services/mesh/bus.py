@@ -35,7 +35,7 @@ class EventId:
     @classmethod
     def parse(cls, text: str) -> "EventId":
         """Raises ValueError: `text` has not the form `publisher:epoch:sequence` with a sequence >= 1."""
-        publisher, epoch, sequence = text.rsplit(":", 2)
+        publisher, epoch, sequence = (["", "", "", *text.rsplit(":", 2)])[-3:]
         if not publisher or not epoch or not sequence.isdecimal() or int(sequence) < 1:
             raise ValueError(f"{text!r} is not an event id; expected publisher:epoch:sequence")
         return cls(publisher, epoch, int(sequence))

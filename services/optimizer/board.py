@@ -1,7 +1,7 @@
 """The plans in force, for those who ask and those who watch. Lives in the event loop."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from typing import Final
 
 from services.mesh.errors import QueueFull, UnknownModel
@@ -36,7 +36,7 @@ class PlanBoard:
     def models(self) -> Sequence[str]:
         return sorted(self._plans)
 
-    async def watch(self, model: str) -> AsyncIterator[RoutingPlan]:
+    async def watch(self, model: str) -> AsyncGenerator[RoutingPlan, None]:
         """The plan in force, then each that replaces it, until the service stops.
 
         Raises:

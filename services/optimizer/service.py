@@ -5,6 +5,7 @@ An operator's view: with `mesh.secret` set, callers must know it.
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any, Final
 
 import grpc
@@ -49,8 +50,9 @@ class OptimizerService(planning_pb2_grpc.OptimizerServicer):
     ) -> AsyncIterator[planning_pb2.RoutingPlan]:
         """Raises UnknownModel, InvalidRequest, QueueFull, Unauthenticated."""
         require_mesh_secret(context, self._secret)
-        async for plan in self._board.watch(_model(request.model)):
-            yield _message(plan)
+        async with aclosing(self._board.watch(_model(request.model))) as plans:
+            async for plan in plans:
+                yield _message(plan)
 
     async def WhatIf(self, request: planning_pb2.WhatIfRequest, context: Context) -> planning_pb2.WhatIfResponse:
         """Both plans are the program's answer to the same beliefs, undamped, so that their difference is the change's.

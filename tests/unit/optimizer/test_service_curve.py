@@ -10,7 +10,7 @@ from tests.unit.optimizer.facts import CATALOGUE, H100, L4, MI300X, PROMISES, ti
 TARGET = 0.85
 
 
-def station(accelerator: str = H100, **bounds: int) -> Station:
+def station(accelerator: str = H100, /, **bounds: int) -> Station:
     said = {
         "workers": 1,
         "max_batch": 256,
@@ -18,7 +18,7 @@ def station(accelerator: str = H100, **bounds: int) -> Station:
         "context_tokens": 0,
         "prefill_chunk_tokens": 2048,
     }
-    return Station(timing(accelerator), **(said | bounds))
+    return Station(timing=timing(accelerator), **(said | bounds))
 
 
 def test_batch_is_the_largest_that_keeps_the_planned_part_of_the_tpot() -> None:
