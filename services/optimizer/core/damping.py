@@ -15,6 +15,7 @@ from services.optimizer.core.plan import Shares, Solution
 _DAMPING_S: Final = 2.0
 _NEGLIGIBLE_SHARE: Final = 1e-3
 _NEGLIGIBLE_USD_PER_DEVICE_S: Final = 1e-6  # a few thousandths of what a device-second of a cheap accelerator costs
+_ROOMY: Final = 0.9  # a pool filled to less than this has room, and its time no price
 
 
 def approach(passed_s: float, news: bool) -> float:
@@ -39,13 +40,15 @@ def damped_shares(before: Shares, solution: Solution, part: float) -> dict[Class
     }
 
 
-def damped_shadow(before: Mapping[str, float], target: Mapping[str, float], part: float) -> dict[str, float]:
-    """Shadow prices `part` of the way to the target's; a pool without one before takes it at once."""
-    blended = {
-        pool: price if pool not in before else before[pool] + part * (price - before[pool])
-        for pool, price in target.items()
-    }
-    return {pool: price if price > _NEGLIGIBLE_USD_PER_DEVICE_S else 0.0 for pool, price in blended.items()}
+def damped_shadow(before: Mapping[str, float], solution: Solution, part: float) -> dict[str, float]:
+    """Shadow prices `part` of the way to the solution's. A pool without one before takes it at once, and one with room
+    has none: only around the edge of capacity is there noise to damp."""
+    prices: dict[str, float] = {}
+    for pool, target in solution.shadow_usd_per_device_s.items():
+        price = before[pool] + part * (target - before[pool]) if pool in before else target
+        roomy = target == 0 and solution.filled.get(pool, 0.0) < _ROOMY
+        prices[pool] = 0.0 if roomy or price <= _NEGLIGIBLE_USD_PER_DEVICE_S else price
+    return prices
 
 
 def _blend(before: Mapping[str, float], target: Mapping[str, float], part: float) -> dict[str, float]:

@@ -95,12 +95,14 @@ class Solution:
         services: of every class on every pool that serves its model, feasible or not.
         shares: of every class; those of one add up to the part of it that is served.
         shadow_usd_per_device_s: by pool, >= 0.
+        filled: by pool, the part of its planned capacity that the shares take, 0 to 1.
     """
 
     status: str
     services: Mapping[ClassKey, Mapping[str, Service]] = field(default_factory=dict)
     shares: Shares = field(default_factory=dict)
     shadow_usd_per_device_s: Mapping[str, float] = field(default_factory=dict)
+    filled: Mapping[str, float] = field(default_factory=dict)
 
 
 def solve(problem: Problem, previous: Shares) -> Solution:
@@ -125,16 +127,17 @@ def solve(problem: Problem, previous: Shares) -> Solution:
     }
     classes = [each for each in problem.classes if each.rps > _DEMAND_FLOOR_RPS]
     if not classes:
-        return Solution("idle", services, {}, {pool.name: 0.0 for pool in problem.pools})
+        nothing = {pool.name: 0.0 for pool in problem.pools}
+        return Solution("idle", services, {}, nothing, nothing)
     program = _Program(problem, classes, services, previous)
     solved = program.run()
     if solved is None:
-        shares = proportional_shares(problem, services)
-        return Solution("fallback", services, shares, {pool.name: 0.0 for pool in problem.pools})
-    shares, shadow = solved
+        unpriced = {pool.name: 0.0 for pool in problem.pools}
+        return Solution("fallback", services, proportional_shares(problem, services), unpriced, unpriced)
+    shares, shadow, filled = solved
     unserved_rps = sum(each.rps * (1 - sum(shares[each.key].values())) for each in classes)
     served = unserved_rps <= _NEGLIGIBLE * sum(each.rps for each in classes)
-    return Solution("optimal" if served else "overloaded", services, shares, shadow)
+    return Solution("optimal" if served else "overloaded", services, shares, shadow, filled)
 
 
 def proportional_shares(problem: Problem, services: Mapping[ClassKey, Mapping[str, Service]]) -> Shares:
@@ -211,8 +214,8 @@ class _Program:
             penalties.append(each.rps * (miss_usd + dearest_usd) / _COST_UNIT)
         self._costs.extend(penalties)
 
-    def run(self) -> tuple[dict[ClassKey, dict[str, float]], dict[str, float]] | None:
-        """Shares by class and shadow prices by pool; None when the solver gives no optimum."""
+    def run(self) -> tuple[dict[ClassKey, dict[str, float]], dict[str, float], dict[str, float]] | None:
+        """Shares by class, shadow prices and the part filled by pool; None when the solver gives no optimum."""
         solver = _Highs()
         for option, value in (
             ("output_flag", False),
@@ -227,6 +230,7 @@ class _Program:
         found = solver.getSolution()
         values = np.clip(np.asarray(found.col_value, dtype=np.float64), 0.0, 1.0).tolist()
         duals = np.asarray(found.row_dual, dtype=np.float64).tolist()
+        loads = np.asarray(found.row_value, dtype=np.float64).tolist()
         shares: dict[ClassKey, dict[str, float]] = {each.key: {} for each in self._classes}
         for (row, column), value in zip(self._pairs, values, strict=False):
             if value > _NEGLIGIBLE:
@@ -236,7 +240,11 @@ class _Program:
             pool.name: max(0.0, -dual) * _COST_UNIT
             for pool, dual in zip(self._pools, duals[len(self._classes) :], strict=True)
         }
-        return shares, shadow
+        filled = {
+            pool.name: min(1.0, max(0.0, load / capacity)) if capacity > 0 else 0.0
+            for pool, load, capacity in zip(self._pools, loads[len(self._classes) :], self._capacity, strict=True)
+        }
+        return shares, shadow, filled
 
     def _model(self) -> highspy.HighsLp:
         rows, pairs = len(self._classes), len(self._pairs)

@@ -54,7 +54,7 @@ class Planner:
         passed_s = now_s - self.planned_s if self.planned_s is not None else 0.0
         part = approach(passed_s, news=trigger is not Trigger.INTERVAL or self.planned_s is None)
         shares = damped_shares(self._shares, solution, part)
-        self._shadow = damped_shadow(self._shadow, solution.shadow_usd_per_device_s, part)
+        self._shadow = damped_shadow(self._shadow, solution, part)
         self._shares = {key: parts for key, parts in (self._shares | shares).items() if key.model in snapshot.models}
         self.basis, self.planned_s = snapshot.basis, now_s
         return tuple(

@@ -80,9 +80,19 @@ def test_shares_add_up_to_what_is_served(
     assert all(share >= 0 for share in shares.values())
 
 
-def test_shadow_prices_follow_and_end_at_zero() -> None:
+def priced(prices: dict[str, float], filled: float) -> Solution:
+    return Solution("optimal", {}, {}, prices, dict.fromkeys(prices, filled))
+
+
+def test_shadow_prices_at_the_edge_of_capacity_follow_in_part_and_end_at_zero() -> None:
     prices = {"a": 0.01}
-    for _ in range(30):
-        prices = damped_shadow(prices, {"a": 0.0, "new": 0.002}, approach(1.0, news=False))
+    part = approach(1.0, news=False)
+    prices = damped_shadow(prices, priced({"a": 0.0, "new": 0.002}, 1.0), part)
+    assert 0.005 < prices["a"] < 0.01
+    for _ in range(40):
+        prices = damped_shadow(prices, priced({"a": 0.0, "new": 0.002}, 1.0), part)
     assert prices == {"a": 0.0, "new": pytest.approx(0.002)}
-    assert damped_shadow({"gone": 1.0}, {"a": 0.0}, 0.5) == {"a": 0.0}
+
+
+def test_pool_with_room_has_no_shadow_price_at_once() -> None:
+    assert damped_shadow({"a": 0.01, "gone": 1.0}, priced({"a": 0.0}, 0.5), 0.1) == {"a": 0.0}
