@@ -78,6 +78,7 @@ BUS_OUTBOX: Final = "tokenworks.bus.outbox"  # {message}, unacknowledged
 BUS_PUBLISHED: Final = "tokenworks.bus.published"
 BUS_RETRIED: Final = "tokenworks.bus.retried"
 BUS_CONSUMED: Final = "tokenworks.bus.consumed"
+BUS_FAILED: Final = "tokenworks.bus.failed"  # {message} whose reader raised
 BUS_DEAD: Final = "tokenworks.bus.dead"  # undecodable, put aside on tw.dead.<durable>
 # Metrics: hardware
 HW_ENERGY: Final = "hw.energy"
