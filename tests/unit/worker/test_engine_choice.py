@@ -61,5 +61,7 @@ async def test_a_plug_in_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch) -
     ours = EntryPoint("other", f"{__name__}:make_other", engines.ENTRY_POINTS)
     monkeypatch.setattr(engines, "entry_points", lambda **wanted: EntryPoints([ours]).select(**wanted))
     assert isinstance(choose_engine(WorkerSettings(engine="other"), SystemClock()), OtherEngine)
-    with pytest.raises(SettingInvalid, match="'parrot' is not known; use one of: auto, llamacpp, openai, other, simulated"):
+    with pytest.raises(
+        SettingInvalid, match="'parrot' is not known; use one of: auto, llamacpp, openai, other, simulated"
+    ):
         choose_engine(WorkerSettings(engine="parrot"), SystemClock())
