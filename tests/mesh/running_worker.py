@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import grpc
-from services.mesh.memory_bus import MemoryBroker
 
 from services.mesh.bus import Bus, Delivered
 from services.mesh.events import (
@@ -22,6 +21,7 @@ from services.mesh.events import (
     WorkerHeartbeat,
 )
 from services.mesh.lifecycle import Lifecycle
+from services.mesh.memory_bus import MemoryBroker
 from services.mesh.rpc import MESH_SECRET
 from services.mesh.settings import MeshSettings, NatsSettings, WorkerSettings, load_settings
 from services.mesh.subjects import FLEET, LATENCY, TOKENS
