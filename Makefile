@@ -58,7 +58,8 @@ release-proto: ## Make protos/ as they stand what later changes are checked agai
 .PHONY: bench
 bench: ## Measure; results go to bench/results/
 	$(SET_UP) $(EXTRAS) dev
-	$(PY) -m bench.streams $(ARGS)
+	$(PY) -m bench.streams
+	$(PY) -m bench.meter_booking --out bench/results/meter_booking.json
 
 .PHONY: compose-test
 compose-test: ## Build deploy/compose.yaml, start it, use it, restart it, tear it down

@@ -159,6 +159,7 @@ class FakeWorker:
     _sessions: "list[asyncio.Queue[wire.StepFrame | None]]" = field(default_factory=list)
 
     async def start(self) -> None:
+        await self.bus.connect()
         self._server = grpc.aio.server()
         session = grpc.stream_stream_rpc_method_handler(
             self._session, wire.SessionRequest.FromString, wire.StepFrame.SerializeToString
@@ -173,6 +174,7 @@ class FakeWorker:
     async def stop(self) -> None:
         """Dies: every session breaks at once."""
         await self._server.stop(None)
+        await self.bus.close()
 
     def break_sessions(self) -> None:
         """Every session ends, the worker lives on."""

@@ -247,6 +247,7 @@ async def test_a_full_router_and_a_running_id_are_refused(start_router: StartRou
 async def test_an_exhausted_tenant_is_refused_until_it_has_credit(router: Router) -> None:
     await router.worker("w0")
     meter = router.broker.bus("meter", "meter-0")
+    await meter.connect()
 
     def credit(at_unix_ms: int, *, exhausted: bool) -> CreditChanged:
         return CreditChanged(
@@ -270,6 +271,7 @@ async def test_an_exhausted_tenant_is_refused_until_it_has_credit(router: Router
     meter.publish(credit(3, exhausted=False))
     await eventually(lambda: not known["acme"].exhausted, "the router knows")
     assert (await router.answer()).tokens == 4
+    await meter.close()
 
 
 @pytest.mark.parametrize("after", [0, 2])
