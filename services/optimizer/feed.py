@@ -16,6 +16,7 @@ from services.optimizer.core.planner import Planner
 from services.optimizer.loop import PlanningLoop
 
 _LOOK_EVERY_S: Final = 0.05  # for news; cheaper than at each event, and quick beside a round
+_LOOK_COST: Final = 20  # and no more often than this many times what a look takes: a large fleet's takes longer
 
 
 class Feed:
@@ -27,7 +28,7 @@ class Feed:
         self._planner = planner
         self._loop = loop
         self._clock = clock
-        self._looked_s = clock.monotonic_s() - _LOOK_EVERY_S
+        self._look_s = clock.monotonic_s()
 
     async def watch(self) -> None:
         await self._bus.watch([FLEET, LATENCY, TOKENS, ADMITTED, FINISHED, PLAN], self._fold)
@@ -39,9 +40,10 @@ class Feed:
                 self._beliefs.adopt(event)
             return
         self._beliefs.heard(event, delivered.traceparent, now_s)
-        if now_s - self._looked_s < _LOOK_EVERY_S:
+        if now_s < self._look_s:
             return
-        self._looked_s = now_s
         news = Trigger.START if self._planner.basis is None else self._beliefs.changed(self._planner.basis, now_s)
+        took_s = self._clock.monotonic_s() - now_s
+        self._look_s = now_s + max(_LOOK_EVERY_S, _LOOK_COST * took_s)
         if news is not None:
             self._loop.tell(news)

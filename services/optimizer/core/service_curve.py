@@ -10,11 +10,17 @@ too, so the weights are read once for both, and a request takes
     device_s(B) = prefill_s + decode_base_s * max(0, D / B - k) + D * ride_s
     ride_s      = decode_s_per_sequence + decode_s_per_kv_token * (P + C / 2)
 
-seconds of the device. B requests share the device, so a token of each comes every tpot_s(B) = B * device_s(B) / D. That
-grows with B, and device_s falls with B: the cheapest batch is the largest one that keeps the promised TPOT, the KV
-cache and the engine's batch limit. This is why a cost per token is a curve over interactivity, and why the order of
-accelerators by cost differs from class to class. "Keeps" leaves room for fluctuations: the batch is sized for
-target_utilisation * the promised TPOT.
+seconds of the device. B requests share the device, and what is not decoding in it is prefill of others:
+
+    step_s(B)    = decode_base_s + B * ride_s
+    psi(B)       = 1 - D * step_s(B) / (B * device_s(B))         the part of a busy device's time that prefill adds
+    tpot_s(B, u) = step_s(B) / (1 - u * psi(B))                  u: the part of time that the device is busy
+
+Full all the time, tpot_s(B, 1) = B * device_s(B) / D. It grows with B, and device_s falls with B: the cheapest batch is
+the largest one that keeps the promised TPOT, the KV cache and the engine's batch limit. This is why a cost per token is
+a curve over interactivity, and why the order of accelerators by cost differs from class to class. "Keeps" leaves room
+for fluctuations: the batch is sized for target_utilisation * the promised TPOT. Where even a batch of one would meet
+too many prefills of others (short answers to long prompts), the promise bounds u.
 
 The first token waits for the step under way, for its own chunks (with the others riding along), and for prefills that
 came before. The last is a queue whose utilisation q is the part of time that goes to prefills; at a wait of
@@ -22,7 +28,7 @@ came before. The last is a queue whose utilisation q is the part of time that go
 
     ttft_s = step_s + own_s + _LATE * own_s / workers * q / (1 - q)
 
-The promise therefore bounds q. Where that bound lies below the planned utilisation, the class keeps part of the device
+So the promised TTFT bounds u too. Where a bound lies below the planned utilisation, the class keeps part of the device
 waiting for it, and that part counts against capacity (`held_s`) but is not use.
 """
 
@@ -107,9 +113,7 @@ def service(station: Station, work: Work, promise: Promise, target_utilisation: 
         return curve.at(max(1, room), "context")
     if room < 1:
         return curve.at(1, "memory")
-    batch = int(min(room, curve.largest_batch()))
-    if batch < 1:
-        return curve.at(room, "tpot")
+    batch = max(1, int(min(room, curve.largest_batch())))
     best = curve.at(batch)
     # A smaller batch makes the first token sooner: worth it only while it holds less of the device in all.
     while batch > 1 and (not best.feasible or best.held_s > best.device_s):
@@ -117,7 +121,7 @@ def service(station: Station, work: Work, promise: Promise, target_utilisation: 
         smaller = curve.at(batch)
         if smaller.feasible and (not best.feasible or smaller.held_s < best.held_s):
             best = smaller
-    return best
+    return best if best.feasible else curve.at(room, best.because)
 
 
 def _room(station: Station, work: Work) -> int:
@@ -152,15 +156,15 @@ class _Curve:
         return self._prefill_s + self._timing.decode_base_s * shared_steps + self._gaps * self._ride_s
 
     def largest_batch(self) -> float:
-        """The batch at which tpot_s(B) is the planned part of the promise; infinite for answers of one token."""
+        """The batch at which tpot_s(B, 1) is the planned part of the promise; infinite for answers of one token."""
         if self._gaps <= 0:
             return math.inf
         base_s = self._timing.decode_base_s
         per_request_s = self._ride_s + (self._prefill_s - self._chunks * base_s) / self._gaps
         spare_s = self._tpot_s - base_s
-        # Up to D / k requests, some steps carry no chunk and read the weights for decoding only.
         if spare_s <= 0:
             return 0.0
+        # Up to D / k requests, some steps carry no chunk and read the weights for decoding only.
         if per_request_s <= 0 or spare_s / per_request_s <= self._gaps / self._chunks:
             return spare_s / max(per_request_s, 1e-12)
         return self._tpot_s / (self._ride_s + self._prefill_s / self._gaps)
@@ -171,12 +175,16 @@ class _Curve:
         step_s = self._timing.decode_base_s + riders_s
         own_s = self._prefill_s + self._chunks * riders_s
         late_s = _LATE * own_s / self._workers
-        spare_s = self._ttft_s - step_s - own_s
+        spare_s = max(0.0, self._ttft_s - step_s - own_s)
         prefilling = min(1.0, self._prefill_s / device_s)
-        bound = max(0.0, spare_s) / (max(0.0, spare_s) + late_s)  # of q
-        use = min(self._target, bound / prefilling)
+        by_ttft = spare_s / (spare_s + late_s) / prefilling
+        added, by_tpot = 0.0, math.inf
+        if self._gaps > 0:
+            added = max(0.0, 1 - self._gaps * step_s / (batch * device_s))
+            by_tpot = max(0.0, 1 - step_s / self._tpot_s) / max(added, 1e-9)
+        use = min(self._target, by_ttft, by_tpot)
         if not because and use < _LEAST_USE * self._target:
-            because = "ttft"
+            because = "tpot" if by_tpot < by_ttft else "ttft"
         busy = min(0.99, use * prefilling)
         return Service(
             because=because,
@@ -184,5 +192,5 @@ class _Curve:
             device_s=device_s,
             held_s=device_s * self._target / use if use > 0 else device_s,
             ttft_s=step_s + own_s + late_s * busy / (1 - busy),
-            tpot_s=batch * device_s / self._gaps if self._gaps > 0 else 0.0,
+            tpot_s=step_s / (1 - use * added) if self._gaps > 0 else 0.0,
         )

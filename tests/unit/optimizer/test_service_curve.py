@@ -25,8 +25,10 @@ def test_batch_is_the_largest_that_keeps_the_planned_part_of_the_tpot() -> None:
     work = Work(prompt_tokens=1000, completion_tokens=200)
     found = service(station(), work, PROMISES["interactive"], TARGET)
     assert found.feasible
-    assert found.tpot_s <= TARGET * PROMISES["interactive"].tpot_s
-    assert found.tpot_s * (found.batch + 1) / found.batch > 0.98 * TARGET * PROMISES["interactive"].tpot_s
+    planned_s = TARGET * PROMISES["interactive"].tpot_s
+    full_s = found.batch * found.device_s / 199  # the TPOT of a device that is busy all the time
+    assert found.tpot_s < full_s <= planned_s
+    assert full_s * (found.batch + 1) / found.batch > 0.98 * planned_s
 
 
 def test_device_seconds_are_prefill_and_a_part_of_each_decode_step() -> None:
@@ -58,6 +60,14 @@ def test_request_that_does_not_fit_says_why(bounds: dict[str, int], because: str
     found = service(station(**bounds), Work(900, 200), PROMISES["batch"], TARGET)
     assert (found.because, found.feasible) == (because, False)
     assert 0 < found.device_s < math.inf
+
+
+def test_short_answers_to_long_prompts_bound_how_busy_the_device_may_be() -> None:
+    """Even one at a time, full all the time, prefills of others would come between its few tokens."""
+    found = service(station(MI300X), Work(20_000, 15), PROMISES["interactive"], TARGET)
+    assert (found.feasible, found.batch) == (True, 1)
+    assert found.held_s > 1.2 * found.device_s
+    assert found.tpot_s <= PROMISES["interactive"].tpot_s
 
 
 def test_kv_cache_and_batch_limit_bound_the_batch() -> None:
