@@ -45,7 +45,9 @@ class Bookkeeper:
         while True:
             rows, lag_events = await self._since((), workloads)
             total = rows.get((), Booked())
-            level = lag_events == 0 and total.finished_requests >= finished
+            # The deliverer's witness may be booked before the maker's: both are waited for.
+            both = total.finished_requests >= finished and total.generated_tokens >= total.delivered_tokens
+            level = lag_events == 0 and both
             waited_s = time.monotonic() - started_s
             if (level and total.delivered_tokens == completion_tokens) or waited_s >= deadline_s:
                 break

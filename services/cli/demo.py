@@ -21,8 +21,8 @@ from services.twin.traces import TraceRequest, read
 from tokenworks import CallError, Client
 from tokenworks.v1 import inference_pb2 as wire
 
-FIRST_PROMPT: Final = "Say hello to the world in one short sentence."
-_FIRST_TOKENS: Final = 32
+FIRST_PROMPT: Final = "Tell me about the sea in one sentence."
+_FIRST_TOKENS: Final = 40
 _POLL_S: Final = 0.05
 
 
@@ -98,6 +98,7 @@ async def replay_demo(
     *,
     models: Sequence[str],
     real_model: str,
+    limit: int,
     interrupted: asyncio.Event,
 ) -> Document:
     """Plays the bundled traffic.
@@ -106,6 +107,7 @@ async def replay_demo(
         models: served here, at least one; what the trace asks of another goes to `real_model` where it has words, else
             to the first.
         real_model: answers the trace's questions.
+        limit: only so many requests; 0: all.
 
     Raises:
         CallError: router or meter could not be reached.
@@ -115,7 +117,7 @@ async def replay_demo(
     )
     arrivals = [
         casting.cast(_served_here(request, slo, models, real_model), index)
-        for index, request in enumerate(demo_requests())
+        for index, request in enumerate(demo_requests()[: limit or None])
     ]
     plan = Plan(
         arrivals=arrivals,
@@ -123,7 +125,7 @@ async def replay_demo(
         keys={tenant: access.keys[tenant] for tenant in TENANTS},
         slo=slo,
         synthesised=lambda: ["the whole demonstration: lengths, words, tenants and promises"],
-        max_attempts=2,
+        max_attempts=4,
     )
     return await drive(output, access, plan, interrupted)
 

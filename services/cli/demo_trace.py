@@ -64,7 +64,7 @@ def _conversations(drawn: Random) -> Iterator[Row]:
         at_s = drawn.uniform(0, _SPAN_S - 5.5)
         prompt_tokens = _length(drawn, 700, 0.6, 100, 3000)
         for _ in range(drawn.choice((2, 3))):
-            answer_tokens = _length(drawn, 90, 0.6, 8, 300)
+            answer_tokens = _length(drawn, 70, 0.6, 8, 220)
             yield Row(
                 round(at_s, 3),
                 tenant,
@@ -81,7 +81,7 @@ def _conversations(drawn: Random) -> Iterator[Row]:
 
 
 def _documents(drawn: Random) -> Iterator[Row]:
-    for document in range(56):
+    for document in range(72):
         urgent = document % 4 == 0
         yield Row(
             round(_BURST_S + drawn.uniform(0, 0.6), 3),
@@ -90,14 +90,14 @@ def _documents(drawn: Random) -> Iterator[Row]:
             "standard" if urgent else "batch",
             SIMULATED_MODEL,
             _length(drawn, 6000, 0.4, 2000, 14_000),
-            _length(drawn, 50, 0.5, 10, 160),
+            _length(drawn, 30, 0.5, 8, 90),
         )
 
 
 def _questions(drawn: Random) -> Iterator[Row]:
     for index, question in enumerate(_QUESTIONS):
         at_s = round(index * _SPAN_S / len(_QUESTIONS) + drawn.uniform(0, 0.5), 3)
-        yield Row(at_s, TENANTS[index % 3], "assistant/questions", "standard", REAL_MODEL, 0, 24, prompt=question)
+        yield Row(at_s, TENANTS[index % 3], "assistant/questions", "standard", REAL_MODEL, 0, 16, prompt=question)
 
 
 def _length(drawn: Random, median: int, sigma: float, least: int, most: int) -> int:

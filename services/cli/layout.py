@@ -42,13 +42,19 @@ class PortClaim:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """The whole mesh; `services` are in the order they are started."""
+    """The whole mesh.
+
+    Attributes:
+        services: in the order they are shown.
+        first: ids of those that make the first text: they start first, since processors are few.
+    """
 
     services: tuple[ServiceSpec, ...]
     access: Access
     claims: tuple[PortClaim, ...]
     nats_port: int
     accelerators: frozenset[str]
+    first: tuple[str, ...]
 
     def clashes(self) -> list[str]:
         """Ports that two of our own services would take, in words."""
@@ -139,12 +145,12 @@ def lay_out(
         )
         for index, worker in enumerate(fleet)
     ]
-    # What makes the first text starts first: the processors are few, and everybody else can catch up behind it.
-    workers.sort(key=lambda spec: not spec.environment["TOKENWORKS_WORKER_ACCELERATOR"].startswith("cpu-"))
+    on_cpu = [worker.id for worker in fleet if worker.accelerator.startswith("cpu-")]
     router, meter, optimizer = services
-    ordered = (router, workers[0], meter, *workers[1:], optimizer) if workers else (router, meter, optimizer)
+    ordered = (router, meter, optimizer, *workers)
     return Layout(
         services=ordered,
+        first=(router.id, *(on_cpu or [worker.id for worker in fleet])[:1]),
         access=Access(
             router=grpc["router"],
             meter=grpc["meter"],

@@ -6,8 +6,7 @@ accepting, workers drain, the meter books everything, the bus goes last.
 
 import asyncio
 import time
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from services.cli.data_dir import DataDir
@@ -16,6 +15,8 @@ from services.cli.output import CommandFailed
 from services.cli.peers import Peers
 from services.cli.readiness import is_free
 from services.cli.supervisor import ChildState, Supervisor
+from services.mesh.errors import SettingInvalid
+from services.mesh.nats_server import NatsServer
 from services.mesh.settings import Settings
 from tokenworks.errors import CallError
 from tokenworks.v1 import metering_pb2 as metering
@@ -24,16 +25,19 @@ START_DEADLINE_S: Final = 90.0
 _BOOKING_DEADLINE_S: Final = 15.0
 _STOP_MARGIN_S: Final = 10.0  # beyond the grace in which a service drains by itself
 _POLL_S: Final = 0.1
+_BUS_BACKOFF_S: Final = 2.0
 
 
 class MeshProcess:
-    """The processes of one mesh. `start`, then `until_ready`, and `stop` in any case."""
+    """The processes of one mesh. `start_first`, `start_rest`, and `stop` in any case."""
 
     def __init__(self, settings: Settings, layout: Layout, data_dir: DataDir, on_event: Callable[[str], None]) -> None:
         self._settings = settings
         self._layout = layout
         self._data_dir = data_dir
-        self._bus = AsyncExitStack()
+        self._bus: NatsServer | None = None
+        self._keeping_bus: asyncio.Task[None] | None = None
+        self._on_event = on_event
         self._grace_s = settings.mesh.drain_grace_s + _STOP_MARGIN_S
         self.supervisor = Supervisor(layout.services, data_dir.logs, on_event)
 
@@ -50,23 +54,25 @@ class MeshProcess:
                 reason="PortTaken",
             )
 
-    async def start(self) -> None:
-        """Starts the bus, waits for it, then starts every service at once."""
-        if not self._settings.nats.url:
-            from services.mesh.nats_server import NatsServer
+    async def start_first(self) -> None:
+        """Starts the bus, the trace explorer, and what makes the first text: processors are few, the rest can wait.
 
-            server = NatsServer(
+        Raises:
+            CommandFailed: one of these ended, or was not ready in time.
+            SettingInvalid: the bus did not start.
+        """
+        if not self._settings.nats.url:
+            self._bus = NatsServer(
                 self._data_dir.path / "nats", port=self._layout.nats_port, sync_always=self._settings.nats.sync_always
             )
-            await self._bus.enter_async_context(server)
-        traces = self._ids("traces")
-        await self.supervisor.start(traces)
-        await self.supervisor.until_ready(traces, START_DEADLINE_S)
-        await self.supervisor.start([spec.id for spec in self._layout.services if spec.kind != "traces"])
+            await self._bus.start()
+            self._keeping_bus = asyncio.create_task(self._keep_bus(self._bus), name="keep the bus")
+        await self._start(self._ids("traces"))
+        await self._start(self._layout.first)
 
-    async def until_ready(self, *kinds: str) -> None:
-        """Waits for the services of these kinds; all when none is named. Raises CommandFailed."""
-        await self.supervisor.until_ready(self._ids(*kinds), START_DEADLINE_S)
+    async def start_rest(self) -> None:
+        """Starts every other service, all at once. Raises CommandFailed: one ended, or was not ready in time."""
+        await self._start([each for each in self._ids() if each not in (*self._layout.first, *self._ids("traces"))])
 
     async def stop(self) -> list[str]:
         """Stops everything in order; in words, what did not go cleanly."""
@@ -75,12 +81,30 @@ class MeshProcess:
         complaints += await self._until_booked()
         complaints += await self.supervisor.stop(self._ids("optimizer", "meter"), self._grace_s)
         complaints += await self.supervisor.stop(self._ids("traces"), self._grace_s)
-        await self._bus.aclose()
+        if self._keeping_bus is not None:
+            self._keeping_bus.cancel()
+        if self._bus is not None:
+            await self._bus.stop()
         return complaints
 
     def kill(self) -> None:
         """Ends every service at once; the bus still has to be closed by `stop`."""
         self.supervisor.kill_all()
+
+    async def _start(self, ids: Sequence[str]) -> None:
+        await self.supervisor.start(ids)
+        await self.supervisor.until_ready(ids, START_DEADLINE_S)
+
+    async def _keep_bus(self, bus: NatsServer) -> None:
+        """Starts the bus again when it ends: it keeps its streams, and every service waits for it."""
+        while True:
+            status = await bus.ended()
+            self._on_event(f"the NATS server ended unexpectedly (status {status}); it starts again")
+            try:
+                await bus.start()
+            except SettingInvalid as error:
+                self._on_event(f"the NATS server does not start: {error}")
+                await asyncio.sleep(_BUS_BACKOFF_S)
 
     async def _until_booked(self) -> list[str]:
         meters = [self.supervisor.children[each] for each in self._ids("meter")]

@@ -2,13 +2,12 @@
 
 In: `ServiceSpec`s. Out: processes whose output is in `<log_dir>/<id>.log` (the run before in `.log.1`), their states,
 and events in words. Children are in sessions of their own, so Ctrl-C in the terminal reaches only the supervisor, which
-stops them in the mesh's order; and they are tied to it (`child.py`), so they end when it is killed.
+stops them in the mesh's order; and they are tied to it (`mesh/child.py`), so they end when it is killed.
 """
 
 import asyncio
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from typing import Final
 from services.cli.layout import ServiceSpec
 from services.cli.output import CommandFailed
 from services.cli.readiness import probe
+from services.mesh.child import tied
 
 _PROBE_EVERY_S: Final = 0.1
 _FIRST_BACKOFF_S: Final = 0.5
@@ -142,11 +142,7 @@ class Supervisor:
         child.exited.clear()
         with child.log_path.open("ab") as log:
             child.process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "services.cli.child",
-                str(os.getpid()),
-                *child.spec.module,
+                *tied("-m", *child.spec.module),
                 env={**os.environ, **child.spec.environment},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,

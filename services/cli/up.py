@@ -19,6 +19,7 @@ def up(
     *,
     once: Annotated[bool, typer.Option("--once", help="Start, show, stop, and exit.")] = False,
     replay: Annotated[bool, typer.Option("--replay/--no-replay", help="Replay the bundled traffic.")] = True,
+    limit: Annotated[int, typer.Option(min=0, help="Only so many requests of the bundled traffic; 0: all.")] = 0,
     traces: Annotated[Traces | None, typer.Option(help="Open a trace explorer on the mesh.")] = None,
     engine: Annotated[str, typer.Option(help="What the CPU worker runs its model with.")] = "",
     model: Annotated[str, typer.Option(help="What the CPU worker serves.")] = "",
@@ -52,6 +53,6 @@ def up(
                 explorer=traces is Traces.PHOENIX,
                 all_free=free_ports,
             )
-            status = asyncio.run(UpRun(output, prepared, started_s).run(once=once, replay=replay))
+            status = asyncio.run(UpRun(output, prepared, started_s).run(once=once, replay=replay, limit=limit))
         if status:
             raise typer.Exit(status)

@@ -7,9 +7,9 @@ drained cleanly.
 import asyncio
 import os
 import signal
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable
 from dataclasses import dataclass, replace
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from services.cli.access import DEFAULT_TENANT, write_access
 from services.cli.data_dir import DataDir, TenantKeys
@@ -109,7 +109,7 @@ class UpRun:
             prepared.settings, prepared.layout, prepared.data_dir, lambda words: output.say(f"[yellow]{words}[/]")
         )
 
-    async def run(self, *, once: bool, replay: bool) -> int:
+    async def run(self, *, once: bool, replay: bool, limit: int) -> int:
         """The exit status. Raises CommandFailed: the mesh did not start."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -118,7 +118,7 @@ class UpRun:
         self._say_hello()
         status = 0
         try:
-            problem = await self._unless_interrupted(self._show(replay=replay))
+            problem = await self._unless_interrupted(self._show(replay=replay, limit=limit))
             if problem:
                 self._output.say(f"\n[bold red]{problem}[/]")
             status = 1 if problem and once else 0
@@ -131,7 +131,7 @@ class UpRun:
             complaints = await self._stop()
         return 1 if complaints else status
 
-    async def _show(self, *, replay: bool) -> str:
+    async def _show(self, *, replay: bool, limit: int) -> str:
         """Starts the mesh and shows it at work; why the demonstration counts as failed, empty when it does not."""
         prepared = self._prepared
         first = await self._start()
@@ -147,8 +147,6 @@ class UpRun:
             "addresses": addresses(prepared.layout),
             "report": None,
         }
-        for line in first_text_lines(first):
-            self._output.say(line)
         lines = address_lines(prepared.layout, prepared.data_dir.client_file)
         if not replay:
             self._output.result(document, "", *lines)
@@ -159,21 +157,22 @@ class UpRun:
             prepared.settings.slo,
             models=list(prepared.models),
             real_model=prepared.real_model,
+            limit=limit,
             interrupted=self._interrupted,
         )
         self._output.result(document | {"report": report}, "", *pictures(report), "", *lines)
         return self._problem(report)
 
     async def _start(self) -> FirstText:
-        """Everything ready and known to the router; the first text comes while others still start."""
+        """Everything ready and known to the router; the first text comes before most of it."""
         prepared, access = self._prepared, self._prepared.layout.access
         async with showing(self._output, self._mesh.supervisor, self._started_s):
-            await self._mesh.start()
             write_access(prepared.data_dir.client_file, access)
-            first = await _beside(
-                self._mesh.until_ready(),
-                first_text(access, prepared.real_model, self._started_s, _FIRST_TEXT_DEADLINE_S),
-            )
+            await self._mesh.start_first()
+            first = await first_text(access, prepared.real_model, self._started_s, _FIRST_TEXT_DEADLINE_S)
+            for line in first_text_lines(first):
+                self._output.say(line)
+            await self._mesh.start_rest()
             async with Client(access.router, access.keys[DEFAULT_TENANT]) as client:
                 for name, workers in prepared.models.items():
                     await served(client, name, workers, _FIRST_TEXT_DEADLINE_S)
@@ -223,14 +222,3 @@ class UpRun:
         if DEFAULT_TENANT in prepared.keys.made:
             key = prepared.keys.keys[DEFAULT_TENANT]
             self._output.say(f"A key for tenant [bold]{DEFAULT_TENANT}[/], shown this once: [bold]{key}[/]")
-
-
-async def _beside(background: Coroutine[Any, Any, None], wanted: Coroutine[Any, Any, _Result]) -> _Result:
-    """The result of `wanted` once both are done; when one fails, the other is cancelled and the failure raised."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(background)
-            result = group.create_task(wanted)
-    except ExceptionGroup as failures:
-        raise failures.exceptions[0] from None
-    return result.result()

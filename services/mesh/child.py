@@ -1,7 +1,8 @@
-"""Runs one service as a child of `tokenworks up`: `python -m services.cli.child PARENT_PID services.router`.
+"""Starts a process that ends with its parent: `python -m services.mesh.child PARENT_PID -m MODULE …`, or a program's
+path in place of `-m MODULE`.
 
 Asks the kernel (Linux) to send SIGTERM when the parent is gone, however it went, so that nothing is left running; then
-becomes the service's module as if it had been started by itself.
+becomes the module, as if it had been started by itself, or the program. `tied` makes the command line.
 """
 
 import ctypes
@@ -12,6 +13,11 @@ import sys
 from typing import Final
 
 _PR_SET_PDEATHSIG: Final = 1
+
+
+def tied(*command: str) -> tuple[str, ...]:
+    """The command line that runs `command` (`-m MODULE …`, or a program's path and arguments) tied to this process."""
+    return (sys.executable, "-m", "services.mesh.child", str(os.getpid()), *command)
 
 
 def die_with(parent_pid: int) -> None:
@@ -25,10 +31,12 @@ def die_with(parent_pid: int) -> None:
 
 
 def main() -> None:
-    parent_pid, module = int(sys.argv[1]), sys.argv[2]
+    parent_pid, command = int(sys.argv[1]), sys.argv[2:]
     die_with(parent_pid)
-    sys.argv = sys.argv[2:]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    if command[0] != "-m":
+        os.execv(command[0], command)
+    sys.argv = command[1:]
+    runpy.run_module(command[1], run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":
