@@ -19,6 +19,7 @@ from services.mesh.events import ControlAnswered, Drain, Event
 from tokenworks.v1 import events_pb2, planning_pb2
 
 T = TypeVar("T")
+M = TypeVar("M", bound=Message)
 
 # Nested classes first: a converter looks its fields' converters up when it is made.
 MESSAGES: Final[dict[type, type[Message]]] = {
@@ -123,7 +124,7 @@ def from_message(cls: type[T], message: Message) -> T:
     return decoded
 
 
-def encode(event: Event | ControlAnswered) -> bytes:
+def encode(event: Event) -> bytes:
     """The body of an event. Raises ValueError: a field's value does not fit its wire type."""
     return to_message(event).SerializeToString()
 
@@ -144,20 +145,27 @@ def encode_drain(drain: Drain) -> bytes:
     return events_pb2.ControlRequested(drain=events_pb2.Drain(grace_ms=drain.grace_ms)).SerializeToString()
 
 
-def decode_control(body: bytes) -> Drain:
+def decode_drain(body: bytes) -> Drain:
     """The action that a request on `tw.control.<worker>` asks for.
 
     Raises:
         ValueError: `body` is no ControlRequested, or its action is not one this version knows.
     """
-    request = events_pb2.ControlRequested.FromString(b"") if not body else _parse(events_pb2.ControlRequested, body)
+    request = _parse(events_pb2.ControlRequested, body)
     action = request.WhichOneof("action")
     if action != "drain":
-        raise ValueError(f"the control request names no action this version knows ({len(body)} bytes); known: drain")
+        raise ValueError(f"the control request names no action that this version knows ({len(body)} bytes); send drain")
     return from_message(Drain, request.drain)
 
 
-M = TypeVar("M", bound=Message)
+def encode_answer(answer: ControlAnswered) -> bytes:
+    """The body of a reply to a control request."""
+    return to_message(answer).SerializeToString()
+
+
+def decode_answer(body: bytes) -> ControlAnswered:
+    """Raises ValueError: `body` is no ControlAnswered."""
+    return from_message(ControlAnswered, _parse(events_pb2.ControlAnswered, body))
 
 
 def _parse(message: type[M], body: bytes) -> M:

@@ -1,244 +1,380 @@
-"""The bus in memory: the twin of `nats_bus.py` for tests of one process, with the same promises and the same wire.
+"""The bus in memory: the twin of `nats_bus.py` for tests of one process, with the same promises and the same bytes.
 
-In: events published on any bus of one `MemoryBroker`. Out: the same events, encoded and decoded as on NATS, to durable
-readers and watchers of the same broker. `broker.up = False` is a server that is gone: outboxes fill until it is back.
+In: events published on any bus of one `MemoryBroker`. Out: the same events, encoded and decoded as on NATS, to the
+readers of any other. What a server can do to its clients, a test can have done: `broker.up = False` is a server that is
+gone, `store_twice` a message sent again after the duplicate window, `redeliver` acks that were lost.
 """
 
 import asyncio
+import bisect
 import logging
-import secrets
-from collections import defaultdict, deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final, TypeVar
 
-from services.mesh.bus import BatchHandler, ControlHandler, Delivered, EventId, Handler
+from services.mesh.bus import BatchHandler, ControlHandler, EventId, Handler
 from services.mesh.clock import Clock, SystemClock
-from services.mesh.codec import decode, encode
-from services.mesh.errors import WorkerLost
+from services.mesh.codec import decode_answer, encode_answer, encode_drain
+from services.mesh.errors import BusUnavailable, WorkerLost
 from services.mesh.events import ControlAnswered, Drain, Event
-from services.mesh.publishing import Outbox, Outgoing, headers_of, id_in
-from services.mesh.subjects import CHANNELS, Channel, Delivery, channel_at, channel_of, subject_of
-from services.mesh.telemetry import TRACEPARENT, Telemetry, start_telemetry
+from services.mesh.publishing import MESSAGE_ID, Publisher
+from services.mesh.reading import DurableReader, Incoming, ReaderCounts, Watcher, answer_control, stream_of
+from services.mesh.settings import NatsSettings
+from services.mesh.subjects import STREAMS, Channel, Delivery, Stream, channel_at
+from services.mesh.telemetry import Telemetry, start_telemetry
 
 log = logging.getLogger(__name__)
 
-_STREAM_BOUND = 100_000
-_REDELIVER_S = 0.02
+_RETRY_S: Final = 0.01
+_WATCH_HELD: Final = 65_536
+T = TypeVar("T")
 
 
-@dataclass(slots=True)
-class _Stored:
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """What a durable reader could not decode."""
+
+    durable: str
     subject: str
     body: bytes
-    headers: dict[str, str]
+    reason: str
 
 
-@dataclass(slots=True)
-class _Reader:
-    """A durable reader's place: what was given back comes first."""
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """A message as the broker keeps it; no stream's name and sequence 0 where none keeps it."""
 
-    next: int = 0
-    given_back: deque[tuple[int, int]] = field(default_factory=deque)  # (position, attempts so far)
+    stream: str
+    sequence: int
+    subject: str
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class _MemoryStream:
+    """What one stream holds, by sequence number."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.messages: dict[int, _Stored] = {}
+        self.last_sequence = 0
+        self._stream = stream
+        self._ids: set[str] = set()
+        self._last_of: dict[str, int] = {}
+
+    def store(
+        self, subject: str, headers: Mapping[str, str], body: bytes, *, whatever_its_id: bool = False
+    ) -> list[_Stored]:
+        """The message as stored; nothing when one of its id is there already."""
+        message_id = headers.get(MESSAGE_ID, "")
+        if message_id in self._ids and not whatever_its_id:
+            return []
+        if message_id:
+            self._ids.add(message_id)
+        self.last_sequence += 1
+        stored = _Stored(self._stream.name, self.last_sequence, subject, dict(headers), body)
+        if self._stream.last_per_subject:
+            self.messages.pop(self._last_of.get(subject, 0), None)
+            self._last_of[subject] = stored.sequence
+        self.messages[stored.sequence] = stored
+        return [stored]
+
+
+class _Cursor:
+    """A durable reader's place in a stream; what came back comes first."""
+
+    def __init__(self, stream: _MemoryStream) -> None:
+        self.attempts: dict[int, int] = {}  # deliveries so far of what is not acked
+        self._stream = stream
+        self._next = 1
+        self._returned: list[int] = []
+
+    def take(self, channels: frozenset[str]) -> _Stored | None:
+        """The next message of these channels, or None."""
+        while self._returned:
+            if (stored := self._stream.messages.get(self._returned.pop(0))) is not None:
+                return self._given(stored)
+        while self._next <= self._stream.last_sequence:
+            stored = self._stream.messages.get(self._next)
+            self._next += 1
+            if stored is not None and (channel := channel_at(stored.subject)) and channel.name in channels:
+                return self._given(stored)
+        return None
+
+    def put_back(self, sequence: int) -> None:
+        if sequence in self.attempts and sequence not in self._returned:
+            bisect.insort(self._returned, sequence)
+
+    def put_everything_back(self) -> None:
+        for sequence in self._stream.messages:
+            if sequence < self._next:
+                self.attempts.setdefault(sequence, 1)
+                self.put_back(sequence)
+
+    def _given(self, stored: _Stored) -> _Stored:
+        self.attempts[stored.sequence] = self.attempts.get(stored.sequence, 0) + 1
+        return stored
+
+
+class _Taken:
+    """A stored message on its way to one reader, as `reading.Incoming`; `cursor` is None for a watch."""
+
+    def __init__(self, stored: _Stored, broker: "MemoryBroker", cursor: _Cursor | None) -> None:
+        self.subject = stored.subject
+        self.headers = stored.headers
+        self.body = stored.body
+        self.stream_sequence = stored.sequence
+        self.attempt = cursor.attempts[stored.sequence] if cursor else 1
+        self.pending = broker.behind(stored)
+        self._broker = broker
+        self._cursor = cursor
+        self._settled = False
+
+    async def ack(self) -> None:
+        if self._cursor is not None and not self._settled:
+            self._cursor.attempts.pop(self.stream_sequence, None)
+        self._settled = True
+
+    async def give_back(self, delay_s: float) -> None:
+        if self._cursor is not None and not self._settled:
+            asyncio.get_running_loop().call_later(delay_s, self._come_back, self._cursor)
+        self._settled = True
+
+    async def keep(self) -> None:
+        pass
+
+    def _come_back(self, cursor: _Cursor) -> None:
+        cursor.put_back(self.stream_sequence)
+        self._broker.notify()
 
 
 class MemoryBroker:
-    """What the buses of one test share."""
+    """The server that the buses of one test share.
+
+    Attributes:
+        dead: dead letters, oldest first.
+        store_twice: so many of the next messages are stored twice, as after a resend that nothing recognised.
+    """
 
     def __init__(self) -> None:
-        self.up = True
-        self._streams: dict[str, list[_Stored]] = defaultdict(list)
-        self._ids: set[str] = set()
-        self._readers: dict[str, _Reader] = defaultdict(_Reader)
-        self._watchers: list[tuple[frozenset[str], asyncio.Queue[_Stored]]] = []
-        self._controls: dict[str, ControlHandler] = {}
-        self._news = asyncio.Condition()
-        self.dead: list[tuple[str, bytes, str]] = []  # (durable, body, reason)
+        self.dead: list[DeadLetter] = []
+        self.store_twice = 0
+        self.controls: dict[str, ControlHandler] = {}
+        self.news: set[asyncio.Event] = set()
+        self.watches: set[_Watch] = set()
+        self._up = True
+        self._streams = {stream.name: _MemoryStream(stream) for stream in STREAMS}
+        self._cursors: dict[tuple[str, str], _Cursor] = {}
+        self._buses: list[MemoryBus] = []
+
+    @property
+    def up(self) -> bool:
+        """Whether the server is there; what is published while it is not waits in the outboxes."""
+        return self._up
+
+    @up.setter
+    def up(self, up: bool) -> None:
+        self._up = up
+        for bus in self._buses:
+            bus.send()
+        self.notify()
 
     def bus(
-        self, service: str, instance: str, telemetry: Telemetry | None = None, clock: Clock | None = None
+        self,
+        service: str,
+        instance: str,
+        telemetry: Telemetry | None = None,
+        clock: Clock | None = None,
+        *,
+        outbox_events: int = NatsSettings().outbox_events,
     ) -> "MemoryBus":
-        return MemoryBus(
-            self, f"{service}.{instance}", telemetry or start_telemetry(service, instance), clock or SystemClock()
-        )
+        """A bus of this broker, for the service of this name."""
+        telemetry = telemetry or start_telemetry(service, instance)
+        publisher = Publisher(service, instance, telemetry, clock or SystemClock(), outbox_events)
+        bus = MemoryBus(self, publisher, ReaderCounts(telemetry))
+        self._buses.append(bus)
+        return bus
 
-    async def redeliver(self, durable: str) -> None:
-        """Gives a durable reader everything again, as a server does whose acks were lost."""
-        self._readers[durable] = _Reader()
-        async with self._news:
-            self._news.notify_all()
+    def redeliver(self, durable: str) -> None:
+        """Gives a durable reader everything that it was given before once more."""
+        for (_, name), cursor in self._cursors.items():
+            if name == durable:
+                cursor.put_everything_back()
+        self.notify()
 
-    async def store(self, channel: Channel, message: Outgoing) -> None:
-        """Takes a message; one whose id it has is dropped."""
-        stored = _Stored(message.subject, message.body, message.headers)
-        if channel.stream is not None:
-            if str(message.id) in self._ids:
-                return
-            self._ids.add(str(message.id))
+    def put(self, subject: str, headers: Mapping[str, str], body: bytes) -> None:
+        """Stores a message as the server does, whoever sent it and whatever is in it."""
+        channel = channel_at(subject)
+        assert channel is not None, f"nobody reads {subject}"
+        if channel.stream is None:
+            stored = [_Stored("", 0, subject, headers, body)]
+        else:
             stream = self._streams[channel.stream]
-            assert len(stream) < _STREAM_BOUND, "a test's stream is bounded"
-            stream.append(stored)
-        for channels, queue in self._watchers:
-            if channel.name in channels and not queue.full():
-                queue.put_nowait(stored)
-        async with self._news:
-            self._news.notify_all()
+            stored = stream.store(subject, headers, body)
+            if stored and self.store_twice:
+                self.store_twice -= 1
+                stored += stream.store(subject, headers, body, whatever_its_id=True)
+        for watch in self.watches:
+            if channel.name in watch.channels:
+                watch.held.extend(stored)
+        self.notify()
+
+    def standing(self, stream: str) -> list[_Stored]:
+        return list(self._streams[stream].messages.values())
+
+    def behind(self, stored: _Stored) -> int:
+        """How many messages of its stream came after this one."""
+        return self._streams[stored.stream].last_sequence - stored.sequence if stored.stream else 0
+
+    def cursor(self, stream: str, durable: str) -> _Cursor:
+        return self._cursors.setdefault((stream, durable), _Cursor(self._streams[stream]))
+
+    def notify(self) -> None:
+        """Whoever waits for something looks again."""
+        for event in self.news:
+            event.set()
+
+
+class _Gone(Exception):
+    """The bus that a reader reads on was closed."""
+
+
+class _Watch:
+    """What a watch has not seen yet; when it is full the oldest goes."""
+
+    def __init__(self, channels: frozenset[str]) -> None:
+        self.channels = channels
+        self.held: deque[_Stored] = deque(maxlen=_WATCH_HELD)
+
+
+class _CursorInflow:
+    """A durable reader's messages, as `reading.Inflow`."""
+
+    def __init__(self, bus: "MemoryBus", cursor: _Cursor, channels: frozenset[str]) -> None:
+        self._bus = bus
+        self._cursor = cursor
+        self._channels = channels
+
+    async def take(self, limit: int) -> list[_Taken]:
+        first = await self._bus.until(lambda: self._cursor.take(self._channels))
+        taken = [_Taken(first, self._bus.broker, self._cursor)]
+        while len(taken) < limit and (stored := self._cursor.take(self._channels)) is not None:
+            taken.append(_Taken(stored, self._bus.broker, self._cursor))
+        return taken
+
+    async def give_back(self, delay_s: float) -> None:
+        pass  # nothing is held that was not taken
+
+    async def until_back(self, stream_sequences: Sequence[int], deadline_s: float) -> None:
+        pass  # what was given back comes before what is new
+
+    async def keep(self) -> None:
+        pass
 
 
 class MemoryBus:
     """Implements `Bus`."""
 
-    def __init__(self, broker: MemoryBroker, name: str, telemetry: Telemetry, clock: Clock) -> None:
-        self._broker = broker
-        self._name = name
-        self._telemetry = telemetry
-        self._clock = clock
-        self._epoch = secrets.token_hex(6)
-        self._wake = asyncio.Event()
-        self._emptied = asyncio.Event()
-        self._sequences: dict[str, int] = defaultdict(int)
-        self._outboxes = {
-            channel.name: Outbox(channel, f"{name}.{channel.name}", self._epoch, 4096, self._wake.set)
-            for channel in CHANNELS
-            if channel.delivery is not Delivery.BEST_EFFORT
-        }
-        self._loose: deque[tuple[Channel, Outgoing]] = deque(maxlen=64)
-        self._task: asyncio.Task[None] | None = None
+    def __init__(self, broker: MemoryBroker, publisher: Publisher, counts: ReaderCounts) -> None:
+        self.broker = broker
+        self._publisher = publisher
+        self._counts = counts
+        self._closed = False
 
     async def connect(self) -> None:
-        if self._task is None:
-            self._task = asyncio.create_task(self._pump(), name=f"memory-bus-{self._name}")
+        if not self.broker.up:
+            raise BusUnavailable("the broker is down; set broker.up = True")
 
     def publish(self, event: Event, *, traceparent: str = "") -> EventId:
-        channel = channel_of(event)
-        if channel.delivery is not Delivery.BEST_EFFORT:
-            return self._outboxes[channel.name].add(event, traceparent, self._telemetry, self._clock.unix_ms())
-        self._sequences[channel.name] += 1
-        event_id = EventId(f"{self._name}.{channel.name}", self._epoch, self._sequences[channel.name])
-        headers = headers_of(event, event_id, traceparent, self._clock.unix_ms())
-        self._loose.append((channel, Outgoing(event_id, subject_of(event), encode(event), headers, None)))
-        self._wake.set()
+        event_id = self._publisher.publish(event, traceparent)
+        self.send()
         return event_id
+
+    def send(self) -> None:
+        """Hands the broker what waits, in order; best-effort messages are lost when it is down."""
+        if not self.broker.up or self._closed:
+            self._publisher.best_effort.clear()
+            return
+        while self._publisher.best_effort:
+            heartbeat = self._publisher.best_effort.popleft()
+            self.broker.put(heartbeat.subject, heartbeat.headers, heartbeat.body)
+        for name, outbox in self._publisher.outboxes.items():
+            while (message := outbox.next_to_send(len(outbox))) is not None:
+                self.broker.put(message.subject, message.headers, message.body)
+                self._publisher.acknowledged(name, message.id.sequence)
 
     @property
     def outbox_free(self) -> float:
-        return min(outbox.free for outbox in self._outboxes.values())
+        return self._publisher.outbox_free
 
     async def flush(self, timeout_s: float) -> int:
-        try:
-            async with asyncio.timeout(timeout_s):
-                while self._unacknowledged():
-                    self._emptied.clear()
-                    await self._emptied.wait()
-        except TimeoutError:
-            pass
-        return self._unacknowledged()
-
-    def _unacknowledged(self) -> int:
-        return sum(len(outbox.waiting) for outbox in self._outboxes.values())
-
-    async def _pump(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while not self._broker.up and (self._unacknowledged() or self._loose):
-                self._loose.clear()
-                await asyncio.sleep(_REDELIVER_S)
-            while self._loose:
-                await self._broker.store(*self._loose.popleft())
-            for outbox in self._outboxes.values():
-                while outbox.waiting and self._broker.up:
-                    await self._broker.store(outbox.channel, outbox.waiting[0])
-                    outbox.acknowledged(1)
-            if self._unacknowledged():
-                self._wake.set()
-            else:
-                self._emptied.set()
+        return await self._publisher.flush(timeout_s)
 
     async def consume(
         self, channels: Sequence[Channel], durable: str, handler: BatchHandler, *, batch: int = 256
     ) -> None:
-        stream_name = channels[0].stream
-        assert stream_name is not None
-        names = {channel.name for channel in channels}
-        while True:
-            async with self._broker._news:
-                await self._broker._news.wait_for(lambda: self._taken(stream_name, durable) > 0)
-            reader, stream = self._broker._readers[durable], self._broker._streams[stream_name]
-            places: list[tuple[int, int]] = []
-            while reader.given_back and len(places) < batch:
-                places.append(reader.given_back.popleft())
-            while reader.next < len(stream) and len(places) < batch:
-                places.append((reader.next, 0))
-                reader.next += 1
-            delivered = []
-            for place, attempts in places:
-                stored = stream[place]
-                channel = channel_at(stored.subject)
-                if channel is None or channel.name not in names:
-                    continue
-                try:
-                    delivered.append(_delivered(channel, stored, attempts + 1, place + 1, len(stream) - reader.next))
-                except ValueError as error:
-                    self._broker.dead.append((durable, stored.body, str(error)))
-            if not delivered:
-                continue
-            try:
-                await handler(delivered)
-            except Exception:
-                log.exception("%s: %d messages are given back", durable, len(delivered))
-                reader.given_back.extend((place, attempts + 1) for place, attempts in places)
-                await asyncio.sleep(_REDELIVER_S)
-            except BaseException:  # cancelled before the ack: they come again
-                reader.given_back.extend((place, attempts + 1) for place, attempts in places)
-                raise
+        cursor = self.broker.cursor(stream_of(channels, durable), durable)
 
-    def _taken(self, stream: str, durable: str) -> int:
-        reader = self._broker._readers[durable]
-        return len(reader.given_back) + len(self._broker._streams[stream]) - reader.next
+        async def bury(message: Incoming, reason: str) -> None:
+            self.broker.dead.append(DeadLetter(durable, message.subject, message.body, reason))
+
+        reader = DurableReader(durable, handler, self._counts, bury, batch=batch, retry_s=_RETRY_S)
+        with suppress(_Gone):
+            await reader.run(_CursorInflow(self, cursor, frozenset(channel.name for channel in channels)))
 
     async def watch(self, channels: Sequence[Channel], handler: Handler) -> None:
-        queue: asyncio.Queue[_Stored] = asyncio.Queue(65_536)
+        watcher = Watcher(self._publisher.name, handler, self._counts)
+        watch = _Watch(frozenset(channel.name for channel in channels))
         for channel in channels:
             if channel.delivery is Delivery.LAST and channel.stream is not None:
-                last = {each.subject: each for each in self._broker._streams[channel.stream]}
-                for stored in last.values():
-                    queue.put_nowait(stored)
-        entry = (frozenset(channel.name for channel in channels), queue)
-        self._broker._watchers.append(entry)
+                watch.held.extend(self.broker.standing(channel.stream))
+        self.broker.watches.add(watch)
         try:
             while True:
-                stored = await queue.get()
-                found = channel_at(stored.subject)
-                assert found is not None
-                try:
-                    await handler(_delivered(found, stored, 1, 0, 0))
-                except Exception:
-                    log.exception("the reader of %s failed on one message", found.name)
+                await self.until(lambda: watch.held or None)
+                await watcher.see(_Taken(watch.held.popleft(), self.broker, None))
+        except _Gone:
+            pass
         finally:
-            self._broker._watchers.remove(entry)
+            self.broker.watches.discard(watch)
 
     async def request_drain(self, worker: str, drain: Drain, timeout_s: float) -> ControlAnswered:
-        handler = self._broker._controls.get(worker)
+        await asyncio.sleep(0)  # as on a network, others go first
+        handler = self.broker.controls.get(worker) if self.broker.up else None
         if handler is None:
-            raise WorkerLost(f"worker {worker!r} did not answer within {timeout_s:g} s")
-        async with asyncio.timeout(timeout_s):
-            return await handler(drain)
+            raise WorkerLost(f"worker {worker!r} gave no answer within {timeout_s:g} s: nobody listens")
+        try:
+            async with asyncio.timeout(timeout_s):
+                answer = await answer_control(handler, encode_drain(drain))
+        except TimeoutError as error:
+            raise WorkerLost(f"worker {worker!r} gave no answer within {timeout_s:g} s") from error
+        return decode_answer(encode_answer(answer))
 
     async def serve_control(self, worker: str, handler: ControlHandler) -> None:
-        self._broker._controls[worker] = handler
+        self.broker.controls[worker] = handler
         try:
-            await asyncio.Event().wait()  # until cancelled
+            with suppress(_Gone):
+                await self.until(lambda: None)
         finally:
-            del self._broker._controls[worker]
+            self.broker.controls.pop(worker, None)
 
     async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        self._closed = True
+        self.broker.notify()
+        if left := self._publisher.abandon():
+            log.error("the bus of %s closes with %d events that no broker has", self._publisher.name, left)
 
-
-def _delivered(channel: Channel, stored: _Stored, attempt: int, sequence: int, pending: int) -> Delivered:
-    event = decode(channel.event, stored.body)
-    traceparent = stored.headers.get(TRACEPARENT, "")
-    return Delivered(id_in(stored.headers), event, stored.subject, traceparent, attempt, sequence, pending)
+    async def until(self, look: Callable[[], T | None]) -> T:
+        """What `look` finds, looking again on all news while the broker is up. Raises _Gone: the bus was closed."""
+        news = asyncio.Event()
+        self.broker.news.add(news)
+        try:
+            while not self._closed:
+                if self.broker.up and (found := look()) is not None:
+                    return found
+                await news.wait()
+                news.clear()
+        finally:
+            self.broker.news.discard(news)
+        raise _Gone

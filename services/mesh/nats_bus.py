@@ -1,431 +1,399 @@
 """The bus on NATS: JetStream for facts that count, core NATS for heartbeats and control. Only this file imports nats.
 
-Publishing. One task per channel takes a window of messages from the front of the outbox, publishes them in order
-without waiting between them, and waits for all acknowledgements; what was not acknowledged in time is sent again, in
-order, and the server drops what it already had by the message id.
+Links. A `_Link` is one connection, from its opening, which reconciles the streams, to its loss; then everything starts
+over on a new one, for as long as the bus is open. The client library's own reconnecting is switched off: it sends what
+it had buffered before anybody can send again what was lost before that, which would reorder a channel.
 
-Reading. `consume` pulls batches from a durable consumer and acks after the handler has returned. `watch` uses an
-ordered ephemeral consumer, which the client library makes anew after a gap or a reconnect.
-
-The connection is kept forever: a server that goes away is waited for, and meanwhile the outboxes hold.
+What is published is numbered and held by `publishing.py`, and sent over a link by `sending.py`. `consume` and `watch`
+read from pull consumers, durable and acked or ephemeral and not, through `inflow.py`; what is done with a message is in
+`reading.py`.
 """
 
 import asyncio
 import logging
 import secrets
-from collections import deque
-from collections.abc import Sequence
-from itertools import islice
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
-import nats
 import nats.errors
 import nats.js.errors
-from nats.aio.client import Client as NatsClient
-from nats.aio.msg import Msg
+from nats.aio.client import Client
 from nats.js import JetStreamContext, api
-from opentelemetry.metrics import CallbackOptions, Observation
 
-from services.mesh import conventions as names
-from services.mesh.bus import BatchHandler, ControlHandler, Delivered, EventId, Handler
+from services.mesh.bus import BatchHandler, ControlHandler, EventId, Handler
 from services.mesh.clock import Clock
-from services.mesh.codec import decode, decode_control, encode, encode_drain
-from services.mesh.errors import BusUnavailable, WorkerLost
+from services.mesh.codec import decode_answer, encode_answer, encode_drain
+from services.mesh.errors import BusUnavailable, SettingInvalid, WorkerLost
 from services.mesh.events import ControlAnswered, Drain, Event
-from services.mesh.publishing import Outbox, Outgoing, headers_of, id_in
-from services.mesh.settings import NatsSettings
-from services.mesh.subjects import (
-    CHANNELS,
-    STREAMS,
-    Channel,
-    Delivery,
-    Stream,
-    channel_at,
-    channel_of,
-    control_subject,
-    dead_subject,
-    subject_of,
+from services.mesh.inflow import ConnectionLost, PlainInflow, PullInflow
+from services.mesh.publishing import MAX_BODY_BYTES, MESSAGE_ID, Publisher
+from services.mesh.reading import (
+    DEAD_REASON,
+    DEAD_SUBJECT,
+    DurableReader,
+    Incoming,
+    ReaderCounts,
+    Watcher,
+    answer_control,
+    stream_of,
 )
-from services.mesh.telemetry import TRACEPARENT, Telemetry
+from services.mesh.sending import RETRY_S, Sender, causes
+from services.mesh.settings import NatsSettings
+from services.mesh.subjects import STREAMS, Channel, Delivery, Stream, control_subject, dead_subject
+from services.mesh.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 
-_WINDOW: Final = 256  # messages published before their acknowledgements are waited for
-_RETRY_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
-_FETCH_S: Final = 5.0
-_ACK_WAIT_S: Final = 30.0
-_REDELIVER_S: Final = 0.5
-_RECONNECT_S: Final = 0.25
-_BEST_EFFORT_BOUND: Final = 64
-_PENDING_MESSAGES: Final = 65_536
-_PENDING_BYTES: Final = 128 << 20
+_CALL_S: Final = 5.0  # any one request to the server
+_CLOSE_S: Final = 2.0
+_PING_S: Final = 5
+_ACK_WAIT_S: Final = 10.0  # after this an unsettled message comes again; a live reader keeps what it works on
+_REDELIVER_S: Final = 0.25
+_EPHEMERAL_S: Final = 60.0  # a watch's consumer that nobody reads is gone after this
 _DUPLICATE_WINDOW_S: Final = 120.0
-_CALL_S: Final = 5.0
+# Of one subscription, in the library: callbacks never wait, so that it stays near nothing.
+_PENDING_MESSAGES: Final = 8192
+_PENDING_BYTES: Final = 64 << 20
+_WATCH_BATCH: Final = 64
+_REPLICAS_NEED_CLUSTER: Final = 10074  # JetStream's error codes
+_UPDATE_IMPOSSIBLE: Final = 10052
+# The library forces a flush when this much is buffered, and swallows a cancellation that it meets there. What is in
+# flight is bounded by the sender's windows.
+_NO_FORCED_FLUSH: Final = 1 << 30
+_FAILURES: Final = (TimeoutError, OSError, nats.errors.Error)
+
+
+@dataclass(slots=True)
+class _Link:
+    """One connection. When `lost` is set nothing of it is used again."""
+
+    client: Client
+    js: JetStreamContext
+    lost: asyncio.Event = field(default_factory=asyncio.Event)
+    inflows: set[PlainInflow | PullInflow] = field(default_factory=set)
+
+    async def lose(self) -> None:
+        self.lost.set()
+        for inflow in self.inflows:
+            inflow.lose("the connection to NATS was lost")
+
+    @asynccontextmanager
+    async def subscribed(self, subject: str, inflow: PlainInflow | PullInflow) -> AsyncIterator[None]:
+        """What comes on the subject goes into the inflow."""
+        subscription = await self.client.subscribe(
+            subject, cb=inflow.arrive, pending_msgs_limit=_PENDING_MESSAGES, pending_bytes_limit=_PENDING_BYTES
+        )
+        self.inflows.add(inflow)
+        try:
+            yield
+        finally:
+            self.inflows.discard(inflow)
+            with suppress(*_FAILURES):
+                await subscription.unsubscribe()
+
+    @asynccontextmanager
+    async def pulled(self, stream: str, consumer: str, batch: int) -> AsyncIterator[PullInflow]:
+        """The messages of a consumer; what was not taken is given back at the end."""
+        inbox = self.client.new_inbox()
+        inflow = PullInflow(stream, consumer, inbox, batch, self.client.publish)
+        try:
+            async with self.subscribed(f"{inbox}.*", inflow):
+                yield inflow
+        finally:
+            # After unsubscribing: else the server would send them to this reader once more.
+            with suppress(*_FAILURES):
+                await inflow.give_back(0.0)
+
+    async def close(self) -> None:
+        await self.lose()
+        try:
+            async with asyncio.timeout(_CLOSE_S):
+                await self.client.close()
+        except Exception as error:  # what a broken connection raises is no more than that
+            log.debug("closing the connection to NATS: %r", error)
 
 
 class NatsBus:
-    """Implements `Bus`. `service` and `instance` name the publisher in event ids."""
+    """Implements `Bus`. `service` and `instance` name the publisher in event ids.
+
+    An empty `settings.url` means the server that `tokenworks up` starts on this machine; several are comma-separated.
+    """
 
     def __init__(self, settings: NatsSettings, service: str, instance: str, telemetry: Telemetry, clock: Clock) -> None:
         self._settings = settings
-        self._name = f"{service}.{instance}"
-        self._telemetry = telemetry
-        self._clock = clock
-        self._epoch = secrets.token_hex(6)
-        self._client = NatsClient()
-        self._js: JetStreamContext
-        self._outboxes: dict[str, Outbox] = {}
-        self._wakes: dict[str, asyncio.Event] = {}
-        self._emptied = asyncio.Event()
-        self._best_effort: deque[Outgoing] = deque(maxlen=_BEST_EFFORT_BOUND)
-        self._best_effort_sequence: dict[str, int] = {}
-        self._best_effort_wake = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
-        for channel in CHANNELS:
-            if channel.delivery is not Delivery.BEST_EFFORT:
-                wake = self._wakes[channel.name] = asyncio.Event()
-                publisher = f"{self._name}.{channel.name}"
-                self._outboxes[channel.name] = Outbox(channel, publisher, self._epoch, settings.outbox_events, wake.set)
-        meter = telemetry.meter
-        self._published = meter.create_counter(names.BUS_PUBLISHED, "{message}", "Messages acknowledged by the server")
-        self._retried = meter.create_counter(names.BUS_RETRIED, "{message}", "Messages sent again")
-        self._consumed = meter.create_counter(names.BUS_CONSUMED, "{message}", "Messages handled")
-        self._dead = meter.create_counter(names.BUS_DEAD, "{message}", "Messages that could not be decoded")
-        meter.create_observable_gauge(
-            names.BUS_OUTBOX, [self._observe_outboxes], "{message}", "Unacknowledged messages"
-        )
+        self._servers = (settings.url or f"nats://127.0.0.1:{settings.port}").split(",")
+        self._publisher = Publisher(service, instance, telemetry, clock, settings.outbox_events)
+        self._counts = ReaderCounts(telemetry)
+        self._link: _Link | None = None
+        self._linked = asyncio.Event()
+        self._keeper: asyncio.Task[None] | None = None
+        self._closed = asyncio.Event()
+        self._trouble = "it did not answer"
 
     async def connect(self) -> None:
-        url, wait_s = self._settings.url, self._settings.connect_timeout_s
-        loop = asyncio.get_running_loop()
-        gives_up_s = loop.time() + wait_s
-        while True:
-            try:
-                async with asyncio.timeout(max(0.1, gives_up_s - loop.time())):
-                    await self._client.connect(
-                        url,
-                        name=self._name,
-                        error_cb=self._on_error,
-                        allow_reconnect=True,
-                        max_reconnect_attempts=-1,
-                        reconnect_time_wait=_RECONNECT_S,  # type: ignore[arg-type]  # it sleeps; fractions do
-                        connect_timeout=2,
-                        ping_interval=10,
-                        pending_size=32 << 20,
-                    )
-                    self._js = self._client.jetstream(timeout=_CALL_S, publish_async_max_pending=_WINDOW * 8)
-                    for stream in STREAMS:
-                        await self._reconcile(stream)
-                break
-            except (TimeoutError, OSError, nats.errors.Error, nats.js.errors.Error) as error:
-                if loop.time() + _RECONNECT_S >= gives_up_s:
-                    raise BusUnavailable(
-                        f"no NATS server with JetStream answers at {url!r} within {wait_s:g} s ({error!r}); start one, "
-                        "or set nats.url"
-                    ) from error
-                await asyncio.sleep(_RECONNECT_S)
-        for outbox in self._outboxes.values():
-            self._tasks.append(asyncio.create_task(self._pump(outbox), name=f"outbox-{outbox.channel.name}"))
-        self._tasks.append(asyncio.create_task(self._pump_best_effort(), name="outbox-best-effort"))
-
-    async def _reconcile(self, stream: Stream) -> None:
-        config = api.StreamConfig(
-            name=stream.name,
-            subjects=list(stream.subjects),
-            storage=api.StorageType.FILE if stream.file else api.StorageType.MEMORY,
-            retention=api.RetentionPolicy.LIMITS,
-            discard=api.DiscardPolicy.OLD,
-            max_age=stream.max_age_s,
-            max_bytes=stream.max_bytes,
-            max_msgs_per_subject=1 if stream.last_per_subject else -1,
-            num_replicas=self._settings.replicas,
-            duplicate_window=_DUPLICATE_WINDOW_S,
-            allow_direct=True,
-        )
+        assert self._keeper is None, "a bus connects once"
         try:
-            await self._js.add_stream(config)
-        except nats.js.errors.BadRequestError:  # it exists with other settings
-            await self._js.update_stream(config)
+            async with asyncio.timeout(self._settings.connect_timeout_s):
+                link = await self._open_link()
+        except TimeoutError:
+            raise BusUnavailable(
+                f"no NATS server with JetStream is ready at {', '.join(self._servers)} within"
+                f" {self._settings.connect_timeout_s:g} s: {self._trouble}; start one, or set nats.url"
+            ) from None
+        self._adopt(link)
+        self._keeper = asyncio.create_task(self._keep_linked(link), name=f"bus-{self._publisher.name}")
 
     def publish(self, event: Event, *, traceparent: str = "") -> EventId:
-        channel = channel_of(event)
-        unix_ms = self._clock.unix_ms()
-        if channel.delivery is not Delivery.BEST_EFFORT:
-            return self._outboxes[channel.name].add(event, traceparent, self._telemetry, unix_ms)
-        body = encode(event)
-        sequence = self._best_effort_sequence.get(channel.name, 0) + 1
-        self._best_effort_sequence[channel.name] = sequence
-        event_id = EventId(f"{self._name}.{channel.name}", self._epoch, sequence)
-        headers = headers_of(event, event_id, traceparent, unix_ms)
-        self._best_effort.append(Outgoing(event_id, subject_of(event), body, headers, None))
-        self._best_effort_wake.set()
-        return event_id
+        return self._publisher.publish(event, traceparent)
 
     @property
     def outbox_free(self) -> float:
-        return min(outbox.free for outbox in self._outboxes.values())
+        return self._publisher.outbox_free
 
     async def flush(self, timeout_s: float) -> int:
-        try:
-            async with asyncio.timeout(timeout_s):
-                while self._unacknowledged():
-                    self._emptied.clear()
-                    await self._emptied.wait()
-        except TimeoutError:
-            pass
-        return self._unacknowledged()
-
-    def _unacknowledged(self) -> int:
-        return sum(len(outbox.waiting) for outbox in self._outboxes.values())
-
-    async def _pump(self, outbox: Outbox) -> None:
-        """Sends a channel's outbox for as long as the bus is open."""
-        wake, attempt = self._wakes[outbox.channel.name], 0
-        while True:
-            if not outbox.waiting:
-                self._emptied.set()
-                wake.clear()
-                await wake.wait()
-            window = list(islice(outbox.waiting, _WINDOW))
-            acknowledged = await self._send(window)
-            outbox.acknowledged(acknowledged)
-            self._published.add(acknowledged, {names.MESSAGING_DESTINATION_TEMPLATE: outbox.channel.template})
-            if acknowledged == len(window):
-                attempt = 0
-                continue
-            self._retried.add(
-                len(window) - acknowledged, {names.MESSAGING_DESTINATION_TEMPLATE: outbox.channel.template}
-            )
-            if attempt == 0:
-                log.warning("channel %s: the bus did not acknowledge, trying again", outbox.channel.name)
-            await asyncio.sleep(_RETRY_S[min(attempt, len(_RETRY_S) - 1)])
-            attempt += 1
-
-    async def _send(self, window: Sequence[Outgoing]) -> int:
-        """Publishes in order; how many from the front were acknowledged in time."""
-        futures: list[asyncio.Future[api.PubAck]] = []
-        try:
-            async with asyncio.timeout(self._settings.ack_timeout_s):
-                for message in window:
-                    # A copy: the client adds headers of its own.
-                    headers = dict(message.headers)
-                    futures.append(await self._js.publish_async(message.subject, message.body, headers=headers))
-                await asyncio.gather(*futures, return_exceptions=True)
-        except (TimeoutError, OSError, nats.errors.Error, nats.js.errors.Error):
-            pass
-        acknowledged = 0
-        for future in futures:
-            if not future.done() or future.cancelled() or future.exception() is not None:
-                break
-            acknowledged += 1
-        for future in futures[acknowledged:]:
-            future.cancel()  # gives its place among the client's pending publishes back
-        return acknowledged
-
-    async def _pump_best_effort(self) -> None:
-        while True:
-            await self._best_effort_wake.wait()
-            self._best_effort_wake.clear()
-            while self._best_effort:
-                message = self._best_effort.popleft()
-                if not self._client.is_connected:
-                    continue  # a heartbeat that is late says nothing
-                try:
-                    await self._client.publish(message.subject, message.body, headers=message.headers)
-                except (OSError, nats.errors.Error):
-                    log.debug("a best-effort message on %s was lost", message.subject)
+        return await self._publisher.flush(timeout_s)
 
     async def consume(
         self, channels: Sequence[Channel], durable: str, handler: BatchHandler, *, batch: int = 256
     ) -> None:
-        streams = {channel.stream for channel in channels}
-        assert len(streams) == 1, f"one durable reads one stream, not {streams}"
-        stream = streams.pop()
-        assert stream is not None, "core NATS has no durable readers"
+        stream = stream_of(channels, durable)
         config = api.ConsumerConfig(
+            name=durable,
             durable_name=durable,
             filter_subjects=[channel.wildcard for channel in channels],
             deliver_policy=api.DeliverPolicy.ALL,
             ack_policy=api.AckPolicy.EXPLICIT,
             ack_wait=_ACK_WAIT_S,
-            max_ack_pending=batch * 8,
-            max_deliver=-1,
+            max_ack_pending=max(1024, 4 * batch),
         )
-        attempt = 0
-        while True:
-            subscription = None
-            try:
-                await self._js.add_consumer(stream, config)
-                subscription = await self._js.pull_subscribe_bind(
-                    durable, stream, pending_msgs_limit=_PENDING_MESSAGES, pending_bytes_limit=_PENDING_BYTES
-                )
-                while True:
-                    await self._consume_once(subscription, durable, handler, batch)
-                    attempt = 0
-            except (TimeoutError, OSError, nats.errors.Error, nats.js.errors.Error) as error:
-                wait_s = _RETRY_S[min(attempt, len(_RETRY_S) - 1)]
-                attempt += 1
-                log.warning("%s: reading %s failed (%r), again in %g s", durable, stream, error, wait_s)
-                await asyncio.sleep(wait_s)
-            finally:
-                if subscription is not None:
-                    await self._unsubscribe(subscription)
 
-    async def _consume_once(
-        self, subscription: JetStreamContext.PullSubscription, durable: str, handler: BatchHandler, batch: int
-    ) -> None:
-        try:
-            messages = await subscription.fetch(batch, timeout=_FETCH_S)
-        except (TimeoutError, nats.errors.TimeoutError):
-            if not self._client.is_connected:
-                raise
-            return  # nothing new
-        delivered: list[Delivered] = []
-        good: list[Msg] = []
-        for message in messages:
-            try:
-                delivered.append(_delivered(message))
-            except ValueError as error:
-                await self._bury(message, durable, error)
-                continue
-            good.append(message)
-        if not delivered:
-            return
-        try:
-            await handler(delivered)
-        except Exception:
-            log.exception("%s: %d messages are given back", durable, len(good))
-            for message in good:
-                await message.nak(delay=_REDELIVER_S)
-            await asyncio.sleep(_REDELIVER_S)
-            return
-        for message in good:
-            await message.ack()
-        self._consumed.add(len(good), {names.MESSAGING_CONSUMER_GROUP: durable})
+        async def read(link: _Link) -> None:
+            await link.js.add_consumer(stream, config)
+            bury = partial(self._bury, link, durable)
+            reader = DurableReader(durable, handler, self._counts, bury, batch=batch, retry_s=_REDELIVER_S)
+            async with link.pulled(stream, durable, batch) as inflow:
+                await reader.run(inflow)
 
-    async def _bury(self, message: Msg, durable: str, error: ValueError) -> None:
-        """Puts what cannot be decoded aside, and acks it so that it does not come again."""
-        log.error("%s: a message on %s cannot be decoded: %s", durable, message.subject, error)
-        self._dead.add(1, {names.MESSAGING_CONSUMER_GROUP: durable})
-        reason = " ".join(str(error).split())
-        headers = {"tw-reason": reason, "tw-subject": message.subject}
-        await self._js.publish(dead_subject(durable), message.data, timeout=_CALL_S, headers=headers)
-        await message.ack()
+        await self._on_every_link(f"reading {stream} as {durable}", read)
 
     async def watch(self, channels: Sequence[Channel], handler: Handler) -> None:
+        watcher = Watcher(self._publisher.name, handler, self._counts)
+        by_source: dict[tuple[str | None, bool], list[str]] = {}
+        for channel in channels:
+            source = channel.stream, channel.delivery is Delivery.LAST
+            by_source.setdefault(source, []).append(channel.wildcard)
         async with asyncio.TaskGroup() as tasks:
-            for channel in channels:
-                tasks.create_task(self._watch(channel, handler), name=f"watch-{channel.name}")
-
-    async def _watch(self, channel: Channel, handler: Handler) -> None:
-        async def take(message: Msg) -> None:
-            try:
-                delivered = _delivered(message)
-            except ValueError as error:
-                log.error("a message on %s cannot be decoded: %s", message.subject, error)
-                self._dead.add(1, {names.MESSAGING_CONSUMER_GROUP: "watch"})
-                return
-            try:
-                await handler(delivered)
-            except Exception:
-                log.exception("the reader of %s failed on one message", channel.name)
-
-        attempt = 0
-        while True:
-            try:
-                if channel.stream is None:
-                    subscription: Any = await self._client.subscribe(
-                        channel.wildcard,
-                        cb=take,
-                        pending_msgs_limit=_PENDING_MESSAGES,
-                        pending_bytes_limit=_PENDING_BYTES,
-                    )
-                else:
-                    last = channel.delivery is Delivery.LAST
-                    subscription = await self._js.subscribe(
-                        channel.wildcard,
-                        stream=channel.stream,
-                        cb=take,
-                        ordered_consumer=True,
-                        deliver_policy=api.DeliverPolicy.LAST_PER_SUBJECT if last else api.DeliverPolicy.NEW,
-                        pending_msgs_limit=_PENDING_MESSAGES,
-                        pending_bytes_limit=_PENDING_BYTES,
-                    )
-                break
-            except (TimeoutError, OSError, nats.errors.Error, nats.js.errors.Error) as error:
-                log.warning("watching %s failed (%r), trying again", channel.name, error)
-                await asyncio.sleep(_RETRY_S[min(attempt, len(_RETRY_S) - 1)])
-                attempt += 1
-        try:
-            await asyncio.Event().wait()  # until cancelled
-        finally:
-            await self._unsubscribe(subscription)
+            for (stream, last), subjects in by_source.items():
+                if stream is not None:
+                    read = partial(self._watch_stream, watcher, stream, subjects, last)
+                    tasks.create_task(self._on_every_link(f"watching {stream}", read))
+                    continue
+                for subject in subjects:
+                    read = partial(self._watch_subject, watcher, subject)
+                    tasks.create_task(self._on_every_link(f"watching {subject}", read))
 
     async def request_drain(self, worker: str, drain: Drain, timeout_s: float) -> ControlAnswered:
         try:
-            reply = await self._client.request(control_subject(worker), encode_drain(drain), timeout=timeout_s)
-            return decode(ControlAnswered, reply.data)
-        except (TimeoutError, nats.errors.Error, ValueError) as error:
-            raise WorkerLost(f"worker {worker!r} did not answer within {timeout_s:g} s: {error!r}") from error
+            async with asyncio.timeout(timeout_s):
+                link = await self._next_link()
+                reply = await link.client.request(control_subject(worker), encode_drain(drain), timeout=timeout_s)
+            return decode_answer(reply.data)
+        except (BusUnavailable, ValueError, *_FAILURES) as error:
+            raise WorkerLost(f"worker {worker!r} gave no answer within {timeout_s:g} s: {error!r}") from error
 
     async def serve_control(self, worker: str, handler: ControlHandler) -> None:
-        async def answer(message: Msg) -> None:
-            try:
-                answered = await handler(decode_control(message.data))
-            except ValueError as error:
-                answered = ControlAnswered(accepted=False, message=str(error))
-            await message.respond(encode(answered))
+        async def read(link: _Link) -> None:
+            inflow = PlainInflow()
+            async with link.subscribed(control_subject(worker), inflow):
+                while True:
+                    for request in await inflow.take(1):
+                        answer = await answer_control(handler, request.body)
+                        if request.reply:
+                            await link.client.publish(request.reply, encode_answer(answer))
 
-        subscription = await self._client.subscribe(control_subject(worker), cb=answer, pending_msgs_limit=1024)
-        try:
-            await asyncio.Event().wait()  # until cancelled
-        finally:
-            await self._unsubscribe(subscription)
+        await self._on_every_link(f"control of {worker}", read)
 
     async def close(self) -> None:
-        left = self._unacknowledged()
-        if left:
-            log.error("the bus closes with %d events unacknowledged", left)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks.clear()
+        self._closed.set()
+        self._linked.set()
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.wait([self._keeper], timeout=2 * _CLOSE_S)
+        if left := self._publisher.abandon():
+            log.error("the bus of %s closes with %d events that no server has", self._publisher.name, left)
+
+    # Links
+
+    async def _open_link(self) -> _Link:
+        """Tries until it is linked; only a deadline or a cancellation ends it otherwise."""
+        attempt = 0
+        while True:
+            client = Client()
+            link = _Link(client, client.jetstream(timeout=_CALL_S))
+            try:
+                await client.connect(
+                    self._servers,
+                    name=self._publisher.name,
+                    allow_reconnect=False,
+                    max_reconnect_attempts=1,  # of one server within this attempt
+                    reconnect_time_wait=0,
+                    connect_timeout=int(_CALL_S),
+                    ping_interval=_PING_S,
+                    pending_size=_NO_FORCED_FLUSH,
+                    error_cb=self._note_trouble,
+                    closed_cb=link.lose,
+                )
+                if client.max_payload < MAX_BODY_BYTES:
+                    raise SettingInvalid(
+                        f"the NATS server's max_payload is {client.max_payload}; it must be >= {MAX_BODY_BYTES}"
+                    )
+                for stream in STREAMS:
+                    await _reconcile(link.js, stream, self._settings.replicas)
+            except BaseException as error:
+                await link.close()
+                # A wrong setting stops a process at its start; later the server may be put right.
+                passes = _FAILURES if self._keeper is None else (SettingInvalid, *_FAILURES)
+                if not isinstance(error, passes):
+                    raise
+                await self._note_trouble(error)
+            else:
+                return link
+            await asyncio.sleep(RETRY_S[min(attempt, len(RETRY_S) - 1)])
+            attempt += 1
+
+    async def _note_trouble(self, error: Exception) -> None:
+        if not isinstance(error, nats.errors.NoServersError):  # that comes last, and says nothing of why
+            self._trouble = str(error) or repr(error)
+        log.debug("%s and NATS: %r", self._publisher.name, error)
+
+    def _adopt(self, link: _Link) -> None:
+        self._link = link
+        self._linked.set()
+
+    async def _keep_linked(self, link: _Link) -> None:
+        """Serves one link after the other until cancelled."""
+        name = self._publisher.name
+        while True:
+            try:
+                await self._serve(link)
+            except* _FAILURES as lost:
+                log.warning("%s lost NATS (%s); its outboxes hold", name, causes(lost))
+            except* Exception:
+                log.exception("%s: a defect in sending; on with a new connection", name)
+            finally:
+                self._link = None
+                if not self._closed.is_set():
+                    self._linked.clear()
+                await link.close()
+            link = await self._open_link()
+            log.info("%s is back on NATS; %d events wait to be sent", name, self._publisher.unacknowledged)
+            self._adopt(link)
+
+    async def _serve(self, link: _Link) -> None:
+        """Sends over the link until it is lost; raises then."""
+        inbox = link.client.new_inbox()
+        sender = Sender(self._publisher, inbox, link.client.publish, self._settings.ack_timeout_s)
+        await link.client.subscribe(
+            f"{inbox}.*.*",
+            cb=sender.acknowledged,
+            pending_msgs_limit=_PENDING_MESSAGES,
+            pending_bytes_limit=_PENDING_BYTES,
+        )
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(sender.run(), name="sender")
+            await link.lost.wait()
+            raise ConnectionLost("the connection is closed")
+
+    async def _next_link(self) -> _Link:
+        """The link, once there is one. Raises BusUnavailable: the bus is closed."""
+        while not self._closed.is_set():
+            await self._linked.wait()
+            if self._link is not None:
+                return self._link
+        raise BusUnavailable(f"the bus of {self._publisher.name} is closed")
+
+    async def _on_every_link(self, what: str, work: Callable[[_Link], Awaitable[None]]) -> None:
+        """Does the work on one link after the other, until cancelled or until the bus is closed."""
+        while not self._closed.is_set():
+            try:
+                await work(await self._next_link())
+            except BusUnavailable:
+                return
+            except _FAILURES as error:
+                if self._closed.is_set():
+                    return
+                log.info("%s: %s broke off (%r)", self._publisher.name, what, error)
+                await asyncio.sleep(_REDELIVER_S)
+
+    # Reading
+
+    async def _watch_stream(
+        self, watcher: Watcher, stream: str, subjects: Sequence[str], last: bool, link: _Link
+    ) -> None:
+        name = f"watch-{secrets.token_hex(8)}"
+        config = api.ConsumerConfig(
+            name=name,
+            filter_subjects=list(subjects),
+            deliver_policy=api.DeliverPolicy.LAST_PER_SUBJECT if last else api.DeliverPolicy.NEW,
+            ack_policy=api.AckPolicy.NONE,
+            inactive_threshold=_EPHEMERAL_S,
+            num_replicas=1,
+            mem_storage=True,
+        )
+        await link.js.add_consumer(stream, config)
+        async with link.pulled(stream, name, _WATCH_BATCH) as inflow:
+            while True:
+                for message in await inflow.take(_WATCH_BATCH):
+                    await watcher.see(message)
+
+    async def _watch_subject(self, watcher: Watcher, subject: str, link: _Link) -> None:
+        inflow = PlainInflow()
+        async with link.subscribed(subject, inflow):
+            while True:
+                for message in await inflow.take(_WATCH_BATCH):
+                    await watcher.see(message)
+
+    async def _bury(self, link: _Link, durable: str, message: Incoming, reason: str) -> None:
+        headers = {DEAD_REASON: " ".join(reason.split()), DEAD_SUBJECT: message.subject}
+        # The server's message ids are per stream, so that a burial which is tried again is kept once.
+        headers[MESSAGE_ID] = f"{durable}:{message.subject}:{message.stream_sequence}"
+        await link.js.publish(dead_subject(durable), message.body, timeout=_CALL_S, headers=headers)
+
+
+async def _reconcile(js: JetStreamContext, stream: Stream, replicas: int) -> None:
+    """Makes the stream as the table says.
+
+    Raises:
+        SettingInvalid: the server cannot have it so, whatever the time.
+        nats.js.errors.APIError: not now.
+    """
+    wanted: dict[str, Any] = {
+        "subjects": list(stream.subjects),
+        "storage": api.StorageType.FILE if stream.file else api.StorageType.MEMORY,
+        "retention": api.RetentionPolicy.LIMITS,
+        "discard": api.DiscardPolicy.OLD,
+        "max_age": stream.max_age_s,
+        "max_bytes": stream.max_bytes,
+        "max_msgs_per_subject": 1 if stream.last_per_subject else -1,
+        "num_replicas": replicas,
+        "duplicate_window": _DUPLICATE_WINDOW_S,
+    }
+    try:
         try:
-            async with asyncio.timeout(_CALL_S):
-                await self._client.close()
-        except TimeoutError:
-            log.warning("the connection to NATS did not close within %g s", _CALL_S)
-
-    async def _unsubscribe(self, subscription: Any) -> None:
-        if not self._client.is_connected:
-            return
-        try:
-            await subscription.unsubscribe()
-        except (OSError, nats.errors.Error, nats.js.errors.Error) as error:
-            log.debug("unsubscribing failed: %r", error)
-
-    async def _on_error(self, error: Exception) -> None:
-        log.warning("NATS: %r", error)
-
-    def _observe_outboxes(self, _: CallbackOptions) -> list[Observation]:
-        return [
-            Observation(len(outbox.waiting), {names.MESSAGING_DESTINATION_TEMPLATE: outbox.channel.template})
-            for outbox in self._outboxes.values()
-        ]
-
-
-def _delivered(message: Msg) -> Delivered:
-    """Raises ValueError: subject, id or body are not those of an event."""
-    channel = channel_at(message.subject)
-    if channel is None:
-        raise ValueError(f"no channel has the subject {message.subject!r}")
-    headers = message.headers or {}
-    event_id = id_in(headers)
-    event = decode(channel.event, message.data)
-    attempt, sequence, pending = 1, 0, 0
-    if channel.stream is not None:
-        metadata = message.metadata
-        attempt = metadata.num_delivered or 1
-        sequence = metadata.sequence.stream
-        pending = metadata.num_pending or 0
-    return Delivered(event_id, event, message.subject, headers.get(TRACEPARENT, ""), attempt, sequence, pending)
+            found = (await js.stream_info(stream.name)).config
+        except nats.js.errors.NotFoundError:
+            found = (await js.add_stream(api.StreamConfig(name=stream.name, **wanted))).config
+        if any(getattr(found, name) != value for name, value in wanted.items()):
+            await js.update_stream(found, **wanted)
+    except nats.js.errors.APIError as error:
+        if error.err_code == _REPLICAS_NEED_CLUSTER:
+            raise SettingInvalid(f"nats.replicas = {replicas}: this server is not one of a cluster; use 1") from error
+        if error.err_code == _UPDATE_IMPOSSIBLE:
+            raise SettingInvalid(
+                f"stream {stream.name} cannot be made what this version needs: {error.description}; drain it, then"
+                " delete it, and it is made anew"
+            ) from error
+        raise

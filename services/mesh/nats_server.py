@@ -17,6 +17,7 @@ from services.mesh.errors import SettingInvalid
 
 _READY_S: Final = 15.0
 _GRACE_S: Final = 5.0
+_MAX_PAYLOAD: Final = 1 << 20
 
 
 def find_binary() -> Path:
@@ -31,7 +32,7 @@ def find_binary() -> Path:
 
 
 class NatsServer:
-    """One server with JetStream, on 127.0.0.1.
+    """One server with JetStream, on 127.0.0.1; it can be started again after it was stopped, on the same port.
 
     Args:
         folder: for its streams, its configuration and its log; kept when it stops.
@@ -68,7 +69,9 @@ class NatsServer:
         config.write_text(
             f"listen: 127.0.0.1:{self._port or -1}\nports_file_dir: {folder}\n"
             f"log_file: {json.dumps(str(log_file.resolve()))}\n"
-            f"jetstream {{\n  store_dir: {folder}\n{sync}}}\n",
+            f"max_payload: {_MAX_PAYLOAD}\n"
+            # Streams reserve their bounds; what is free on the disk at the start must not decide whether they fit.
+            f"jetstream {{\n  store_dir: {folder}\n  max_file_store: 16GB\n  max_memory_store: 256MB\n{sync}}}\n",
             encoding="utf-8",
         )
         self._process = await asyncio.create_subprocess_exec(
@@ -77,9 +80,12 @@ class NatsServer:
         try:
             async with asyncio.timeout(_READY_S):
                 self.url = await self._wait_until_ready()
-        except TimeoutError:
+        except BaseException as error:
             await self.stop()
-            raise SettingInvalid(f"nats-server was not ready within {_READY_S:g} s; see {log_file}") from None
+            if isinstance(error, TimeoutError):
+                raise SettingInvalid(f"nats-server was not ready within {_READY_S:g} s; see {log_file}") from None
+            raise
+        self._port = int(self.url.rsplit(":", 1)[1])
         return self.url
 
     async def _wait_until_ready(self) -> str:

@@ -1,144 +1,269 @@
-"""What every bus does with an event before it travels: number it, bound it, head it, trace it.
+"""What every bus does with an event before it travels: encode it, number it, trace it, head it, and hold it in a
+bounded outbox until the server has it.
 
-In: events and the identity of their publisher. Out: `Outgoing` messages in one bounded outbox per channel, in the order
-of their sequence numbers. The transports (`nats_bus.py`, `memory_bus.py`) take from the outbox and give back nothing:
-what was acknowledged is dropped from its front.
+In: events and who publishes them. Out: `Outgoing` messages, in one outbox per channel and in the order of their
+sequence numbers. A transport (`nats_bus.py`, `memory_bus.py`) sends what `Outbox.next_to_send` gives and tells which
+sequence numbers were acknowledged; where a connection was lost it starts over from the first that was not.
 """
 
+import asyncio
+import secrets
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
-from opentelemetry.context import Context
-from opentelemetry.trace import Span, SpanKind
+from opentelemetry.metrics import CallbackOptions, Observation
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from services.mesh import conventions as names
 from services.mesh.bus import EventId
+from services.mesh.clock import Clock
 from services.mesh.codec import encode
 from services.mesh.errors import OutboxFull
 from services.mesh.events import Event, LatencyObserved, TokensGenerated
-from services.mesh.subjects import Channel, subject_of
+from services.mesh.subjects import CHANNELS, Channel, channel_of, subject_of
 from services.mesh.telemetry import TRACEPARENT, Telemetry, context_of, current_traceparent, links_to, traceparent_of
 
-MESSAGE_ID_HEADER: Final = "Nats-Msg-Id"
+MESSAGE_ID: Final = "Nats-Msg-Id"  # JetStream drops a second message of the same id within its duplicate window
+CE_TYPE_PREFIX: Final = "tokenworks.v1."
 CONTENT_TYPE: Final = "application/protobuf"
+MAX_BODY_BYTES: Final = 1_000_000  # beside the headers, within the 1 MiB that NATS takes by default
+_BEST_EFFORT_HELD: Final = 64
 
 
 @dataclass(slots=True)
 class Outgoing:
-    """One message on its way; `span` is open until the server has it."""
+    """One message on its way. `span` is open until the server has the message; None when nothing is exported."""
 
     id: EventId
     subject: str
-    body: bytes
     headers: dict[str, str]
-    span: Span | None
+    body: bytes
+    span: Span | None = None
+    acknowledged: bool = False
 
 
 class Outbox:
-    """The unacknowledged messages of one channel, oldest first.
+    """One channel's messages that the server has not acknowledged, oldest first.
 
-    Args:
-        capacity: most messages held.
-        on_added: called after each message that was added.
+    Attributes:
+        changed: set whenever something was added, acknowledged or refused; the transport clears it.
+        refusal: why the server refused a message since the transport last started over; empty when it did not.
     """
 
-    def __init__(
-        self, channel: Channel, publisher: str, epoch: str, capacity: int, on_added: Callable[[], None]
-    ) -> None:
+    def __init__(self, channel: Channel, capacity: int) -> None:
         self.channel = channel
-        self.waiting: deque[Outgoing] = deque()
-        self._publisher = publisher
-        self._epoch = epoch
+        self.changed = asyncio.Event()
+        self.refusal = ""
         self._capacity = capacity
-        self._on_added = on_added
-        self._sequence = 0
+        self._messages: deque[Outgoing] = deque()
+        self._in_flight = 0
+
+    def __len__(self) -> int:
+        return len(self._messages)
 
     @property
     def free(self) -> float:
-        return 1.0 - len(self.waiting) / self._capacity
+        """0 to 1."""
+        return 1.0 - len(self._messages) / self._capacity
 
-    def add(self, event: Event, traceparent: str, telemetry: Telemetry, unix_ms: int) -> EventId:
-        """Numbers the event and puts it last.
+    @property
+    def oldest(self) -> int:
+        """Sequence number of the first message held; 0 when there is none."""
+        return self._messages[0].id.sequence if self._messages else 0
+
+    @property
+    def in_flight(self) -> int:
+        """Messages sent since the transport last started over, from the front, that are still held."""
+        return self._in_flight
+
+    def check_room(self) -> None:
+        """Raises OutboxFull: the outbox holds as many messages as it may."""
+        if len(self._messages) >= self._capacity:
+            raise OutboxFull(
+                f"{len(self._messages)} events of channel {self.channel.name!r} wait for the bus, as many as"
+                " nats.outbox_events allows; is the NATS server up?"
+            )
+
+    def add(self, message: Outgoing) -> None:
+        """Puts the message last; there must be room."""
+        assert len(self._messages) < self._capacity, "checked before numbering"
+        self._messages.append(message)
+        self.changed.set()
+
+    def next_to_send(self, window: int) -> Outgoing | None:
+        """The oldest message not sent yet; None when there is none, or when `window` messages are in flight."""
+        while self._in_flight < min(window, len(self._messages)):
+            message = self._messages[self._in_flight]
+            self._in_flight += 1
+            if not message.acknowledged:
+                return message
+        return None
+
+    def acknowledge(self, sequence: int) -> bool:
+        """The server has the message of this number; False when that was known, or the number is not held."""
+        position = sequence - self._messages[0].id.sequence if self._messages else -1
+        if not 0 <= position < len(self._messages) or self._messages[position].acknowledged:
+            return False
+        message = self._messages[position]
+        message.acknowledged = True
+        if message.span is not None:
+            message.span.end()
+        while self._messages and self._messages[0].acknowledged:
+            self._messages.popleft()
+            self._in_flight = max(0, self._in_flight - 1)
+        self.changed.set()
+        return True
+
+    def refuse(self, reason: str) -> None:
+        """The server would not take a message that is in flight."""
+        self.refusal = reason
+        self.changed.set()
+
+    def start_over(self) -> int:
+        """Everything held is to be sent again, in order; how many messages were in flight unacknowledged."""
+        again = sum(1 for position in range(self._in_flight) if not self._messages[position].acknowledged)
+        self._in_flight = 0
+        self.refusal = ""
+        return again
+
+    def abandon(self) -> int:
+        """Nobody will send what is held: its spans end as failures; how many messages those are."""
+        for message in self._messages:
+            if message.span is not None:
+                message.span.set_status(Status(StatusCode.ERROR, "not acknowledged when the bus closed"))
+                message.span.end()
+        return len(self._messages)
+
+
+class Publisher:
+    """The publishing side of one service's bus.
+
+    Attributes:
+        outboxes: by channel name; channels that may lose messages have none.
+        best_effort: what is to be sent at once or not at all; when it is full the oldest goes.
+        best_effort_added: set when something was put there; the transport clears it.
+    """
+
+    def __init__(self, service: str, instance: str, telemetry: Telemetry, clock: Clock, outbox_events: int) -> None:
+        self.name = f"{service}.{instance}"
+        self.outboxes = {each.name: Outbox(each, outbox_events) for each in CHANNELS if each.stream is not None}
+        self.best_effort: deque[Outgoing] = deque(maxlen=_BEST_EFFORT_HELD)
+        self.best_effort_added = asyncio.Event()
+        self._emptied = asyncio.Event()
+        self._epoch = f"{clock.unix_ms():x}{secrets.token_hex(3)}"
+        self._sequences = dict.fromkeys((each.name for each in CHANNELS), 0)
+        self._telemetry = telemetry
+        self._clock = clock
+        meter = telemetry.meter
+        self._published = meter.create_counter(names.BUS_PUBLISHED, "{message}", "Messages acknowledged by the server")
+        self._retried = meter.create_counter(names.BUS_RETRIED, "{message}", "Messages sent again")
+        meter.create_observable_gauge(names.BUS_OUTBOX, [self._observe], "{message}", "Unacknowledged messages")
+
+    def publish(self, event: Event, traceparent: str) -> EventId:
+        """Numbers the event and puts it where the transport takes it from.
 
         Raises:
-            OutboxFull: nothing was numbered.
-            ValueError: the event does not fit the wire; nothing was numbered.
+            OutboxFull: the channel's outbox is full; nothing was numbered.
+            ValueError: the event does not fit the wire, or is larger than a message may be; nothing was numbered.
         """
-        if len(self.waiting) >= self._capacity:
-            raise OutboxFull(
-                f"{len(self.waiting)} events of channel {self.channel.name} wait for the bus, as many as "
-                "nats.outbox_events allows; is the server up?"
-            )
+        channel = channel_of(event)
+        outbox = self.outboxes.get(channel.name)
+        if outbox is not None:
+            outbox.check_room()
         body = encode(event)
-        self._sequence += 1
-        event_id = EventId(self._publisher, self._epoch, self._sequence)
-        subject = subject_of(event)
-        parent = traceparent or current_traceparent()
-        span = _publish_span(self.channel, event, subject, event_id, parent=parent, telemetry=telemetry)
+        if len(body) > MAX_BODY_BYTES:
+            raise ValueError(f"{type(event).__name__} has {len(body)} bytes; publish it in parts of {MAX_BODY_BYTES}")
+        self._sequences[channel.name] += 1
+        event_id = EventId(f"{self.name}.{channel.name}", self._epoch, self._sequences[channel.name])
+        subject, parent = subject_of(event), traceparent or current_traceparent()
+        if outbox is None:
+            self.best_effort.append(Outgoing(event_id, subject, self._headers(event, event_id, parent), body))
+            self.best_effort_added.set()
+            return event_id
+        span = self._span(channel, event, subject, event_id, parent) if self._telemetry.exporting else None
         sent_as = traceparent_of(span) if span is not None else parent
-        self.waiting.append(Outgoing(event_id, subject, body, headers_of(event, event_id, sent_as, unix_ms), span))
-        self._on_added()
+        outbox.add(Outgoing(event_id, subject, self._headers(event, event_id, sent_as), body, span))
         return event_id
 
-    def acknowledged(self, count: int) -> None:
-        """The first `count` messages are with the server."""
-        for _ in range(count):
-            done = self.waiting.popleft()
-            if done.span is not None:
-                done.span.end()
+    def acknowledged(self, channel_name: str, sequence: int) -> None:
+        """The server has the message of this number of this channel."""
+        outbox = self.outboxes[channel_name]
+        if outbox.acknowledge(sequence):
+            self._published.add(1, {names.MESSAGING_DESTINATION_TEMPLATE: outbox.channel.template})
+            if not self.unacknowledged:
+                self._emptied.set()
 
+    def start_over(self, outbox: Outbox) -> None:
+        """See `Outbox.start_over`; counts what is sent again."""
+        if again := outbox.start_over():
+            self._retried.add(again, {names.MESSAGING_DESTINATION_TEMPLATE: outbox.channel.template})
 
-def headers_of(event: Event, event_id: EventId, traceparent: str, unix_ms: int) -> dict[str, str]:
-    """The headers that every message carries: identity, CloudEvents, trace context."""
-    at = datetime.fromtimestamp(unix_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    headers = {
-        MESSAGE_ID_HEADER: str(event_id),
-        "ce-specversion": "1.0",
-        "ce-id": str(event_id),
-        "ce-source": f"/tokenworks/{event_id.publisher}",
-        "ce-type": f"tokenworks.v1.{type(event).__name__}",
-        "ce-time": at,
-        "content-type": CONTENT_TYPE,
-    }
-    if traceparent:
-        headers[TRACEPARENT] = traceparent
-    return headers
+    @property
+    def outbox_free(self) -> float:
+        return min(outbox.free for outbox in self.outboxes.values())
 
+    @property
+    def unacknowledged(self) -> int:
+        return sum(len(outbox) for outbox in self.outboxes.values())
 
-def id_in(headers: Mapping[str, str]) -> EventId:
-    """Raises ValueError: the headers name no event."""
-    return EventId.parse(headers.get(MESSAGE_ID_HEADER, ""))
+    async def flush(self, timeout_s: float) -> int:
+        """See `Bus.flush`."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self.unacknowledged:
+                    self._emptied.clear()
+                    await self._emptied.wait()
+        except TimeoutError:
+            pass
+        return self.unacknowledged
 
+    def abandon(self) -> int:
+        """Ends the spans of what no server has acknowledged; how many events those are."""
+        return sum(outbox.abandon() for outbox in self.outboxes.values())
 
-def _publish_span(
-    channel: Channel, event: Event, subject: str, event_id: EventId, *, parent: str, telemetry: Telemetry
-) -> Span | None:
-    """The PRODUCER span of a message, linked to the requests whose facts a batch carries; None when nothing exports."""
-    if not telemetry.exporting:
-        return None
-    linked: list[str] = []
-    count = 0
-    if isinstance(event, TokensGenerated):
-        linked, count = [entry.traceparent for entry in event.entries if entry.traceparent], len(event.entries)
-    elif isinstance(event, LatencyObserved):
-        linked, count = [each.traceparent for each in event.requests if each.traceparent], len(event.requests)
-    attributes: dict[str, str | int] = {
-        names.MESSAGING_SYSTEM: "nats",
-        names.MESSAGING_OPERATION_NAME: "publish",
-        names.MESSAGING_OPERATION_TYPE: "send",
-        names.MESSAGING_DESTINATION: subject,
-        names.MESSAGING_DESTINATION_TEMPLATE: channel.template,
-        names.MESSAGING_MESSAGE_ID: str(event_id),
-    }
-    if count:
-        attributes[names.MESSAGING_BATCH_COUNT] = count
-    return telemetry.tracer.start_span(
-        names.publish_span(channel.template),
-        context_of(parent) if parent else Context(),
-        SpanKind.PRODUCER,
-        attributes,
-        links_to(linked),
-    )
+    def _headers(self, event: Event, event_id: EventId, traceparent: str) -> dict[str, str]:
+        at = datetime.fromtimestamp(self._clock.unix_ms() / 1000, UTC).isoformat(timespec="milliseconds")
+        headers = {
+            MESSAGE_ID: str(event_id),
+            "ce-specversion": "1.0",
+            "ce-id": str(event_id),
+            "ce-source": f"/tokenworks/{self.name.replace('.', '/', 1)}",
+            "ce-type": CE_TYPE_PREFIX + type(event).__name__,
+            "ce-time": at.replace("+00:00", "Z"),
+            "content-type": CONTENT_TYPE,
+        }
+        if traceparent:
+            headers[TRACEPARENT] = traceparent
+        return headers
+
+    def _span(self, channel: Channel, event: Event, subject: str, event_id: EventId, parent: str) -> Span:
+        """The PRODUCER span, linked to the requests whose facts a batch carries."""
+        attributes: dict[str, str | int] = {
+            names.MESSAGING_SYSTEM: "nats",
+            names.MESSAGING_OPERATION_NAME: "publish",
+            names.MESSAGING_OPERATION_TYPE: "send",
+            names.MESSAGING_DESTINATION: subject,
+            names.MESSAGING_DESTINATION_TEMPLATE: channel.template,
+            names.MESSAGING_MESSAGE_ID: str(event_id),
+        }
+        linked: list[str] = []
+        if isinstance(event, TokensGenerated):
+            linked = [entry.traceparent for entry in event.entries if entry.traceparent]
+            attributes[names.MESSAGING_BATCH_COUNT] = len(event.entries)
+        elif isinstance(event, LatencyObserved):
+            linked = [each.traceparent for each in event.requests if each.traceparent]
+            attributes[names.MESSAGING_BATCH_COUNT] = len(event.requests) + len(event.steps)
+        return self._telemetry.tracer.start_span(
+            names.publish_span(channel.template),
+            context_of(parent),
+            SpanKind.PRODUCER,
+            attributes,
+            links_to(linked),
+        )
+
+    def _observe(self, _: CallbackOptions) -> Iterator[Observation]:
+        for outbox in self.outboxes.values():
+            yield Observation(len(outbox), {names.MESSAGING_DESTINATION_TEMPLATE: outbox.channel.template})

@@ -1,0 +1,274 @@
+"""What every bus does with a message that reaches a reader: decode it, hand it over, and settle it.
+
+In: raw messages from a transport (`Incoming`, `Inflow`). Out: `Delivered` to the reader's handler; then an ack, or the
+message given back, or put aside as a dead letter.
+
+A batch whose handler raised is given back whole and comes again after a delay that doubles, one message at a time, so
+that the one at fault fails alone. Up to `_PATIENCE` attempts its successors wait for it, which keeps the order through
+a short outage of what the handler depends on; after that they pass it, unless they fail as well.
+"""
+
+import asyncio
+import logging
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Final, Protocol
+
+from services.mesh import conventions as names
+from services.mesh.bus import BatchHandler, ControlHandler, Delivered, EventId, Handler
+from services.mesh.codec import decode, decode_drain
+from services.mesh.events import ControlAnswered
+from services.mesh.publishing import MESSAGE_ID
+from services.mesh.subjects import Channel, channel_at, subject_of
+from services.mesh.telemetry import TRACEPARENT, Telemetry
+
+log = logging.getLogger(__name__)
+
+DEAD_REASON: Final = "tw-reason"
+DEAD_SUBJECT: Final = "tw-subject"
+RETRY_MOST_S: Final = 10.0
+_PATIENCE: Final = 3
+_BACK_S: Final = 1.0  # a message that is not back so long after its delay is not waited for
+_KEEP_EVERY_S: Final = 3.0  # a transport's patience with an unsettled message must be some times this
+
+
+class Incoming(Protocol):
+    """One raw message; settled by the first `ack` or `give_back`, later ones do nothing."""
+
+    @property
+    def subject(self) -> str: ...
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+    @property
+    def body(self) -> bytes: ...
+    @property
+    def attempt(self) -> int: ...
+    @property
+    def stream_sequence(self) -> int: ...
+    @property
+    def pending(self) -> int: ...
+
+    async def ack(self) -> None: ...
+    async def give_back(self, delay_s: float) -> None: ...
+    async def keep(self) -> None:
+        """Tells the transport that this message is still being worked on."""
+        ...
+
+
+class Inflow(Protocol):
+    """Where a reader's messages come from."""
+
+    async def take(self, limit: int) -> Sequence[Incoming]:
+        """The next messages, 1 to `limit`, in stream order; waits until there is one."""
+        ...
+
+    async def give_back(self, delay_s: float) -> None:
+        """Gives back what was received and not taken yet."""
+        ...
+
+    async def until_back(self, stream_sequences: Sequence[int], deadline_s: float) -> None:
+        """Waits until these messages, and those of `give_back`, have come again, so that none is taken before them."""
+        ...
+
+    async def keep(self) -> None:
+        """See `Incoming.keep`, for what was received and not taken yet."""
+        ...
+
+
+def delivered(message: Incoming) -> Delivered:
+    """The event in a message.
+
+    Raises:
+        ValueError: subject, id, type or body are not those of an event, or do not go together.
+    """
+    channel = channel_at(message.subject)
+    if channel is None:
+        raise ValueError(f"subject {message.subject!r} belongs to no channel")
+    event_id = EventId.parse(message.headers.get(MESSAGE_ID, ""))
+    event = decode(channel.event, message.body)
+    if (named := subject_of(event)) != message.subject:
+        # Protobuf reads many wrong bytes as some message; what it names must be where it came from.
+        raise ValueError(f"{channel.event.__name__} in the body belongs on {named!r}, it came on {message.subject!r}")
+    return Delivered(
+        id=event_id,
+        event=event,
+        subject=message.subject,
+        traceparent=message.headers.get(TRACEPARENT, ""),
+        attempt=message.attempt,
+        stream_sequence=message.stream_sequence,
+        pending=message.pending,
+    )
+
+
+class ReaderCounts:
+    """The metrics of one service's readers."""
+
+    def __init__(self, telemetry: Telemetry) -> None:
+        meter = telemetry.meter
+        self.consumed = meter.create_counter(names.BUS_CONSUMED, "{message}", "Messages handled")
+        self.failed = meter.create_counter(names.BUS_FAILED, "{message}", "Messages whose reader failed")
+        self.dead = meter.create_counter(names.BUS_DEAD, "{message}", "Messages that could not be decoded")
+
+
+class DurableReader:
+    """One durable reader's handling of its messages, whatever brings them.
+
+    Args:
+        bury: puts a message aside with the reason; the message is acked when it returns.
+        retry_s: the first delay after a failure.
+    """
+
+    def __init__(
+        self,
+        durable: str,
+        handler: BatchHandler,
+        counts: ReaderCounts,
+        bury: Callable[[Incoming, str], Awaitable[None]],
+        *,
+        batch: int,
+        retry_s: float,
+    ) -> None:
+        self._durable = durable
+        self._handler = handler
+        self._counts = counts
+        self._bury = bury
+        self._batch = batch
+        self._retry_s = retry_s
+        self._one_by_one = 0  # messages still to be handed over singly
+        self._failed_last = 0  # stream sequence of what failed since anything succeeded
+        self._labels = {names.MESSAGING_CONSUMER_GROUP: durable}
+
+    async def run(self, inflow: Inflow) -> None:
+        """Reads until cancelled, or until the inflow or the settling of a message raises."""
+        while True:
+            messages = await inflow.take(1 if self._one_by_one else self._batch)
+            await self._process(messages, inflow)
+
+    async def _process(self, messages: Sequence[Incoming], inflow: Inflow) -> None:
+        try:
+            good, events = await self._decoded(messages)
+            if not good:
+                return
+            keeper = asyncio.create_task(_keep(good, inflow), name=f"keep-{self._durable}")
+            try:
+                await self._handler(events)
+            except Exception:
+                await self._failed(good, inflow)
+                return
+            finally:
+                keeper.cancel()
+            for message in good:
+                await message.ack()
+        except BaseException:
+            # Cancelled, or the transport broke: whatever is not settled comes again at once.
+            for message in messages:
+                with suppress(Exception):  # of a broken transport, which must not hide what broke off
+                    await message.give_back(0.0)
+            raise
+        self._failed_last = 0
+        self._one_by_one = max(0, self._one_by_one - len(good))
+        self._counts.consumed.add(len(good), self._labels)
+
+    async def _decoded(self, messages: Sequence[Incoming]) -> tuple[list[Incoming], list[Delivered]]:
+        """The messages that could be decoded, and their events; the others are dead."""
+        good: list[Incoming] = []
+        events: list[Delivered] = []
+        for message in messages:
+            try:
+                events.append(delivered(message))
+            except ValueError as reason:
+                log.error("%s: a message on %s is dead: %s", self._durable, message.subject, reason)
+                await self._bury(message, str(reason))
+                await message.ack()
+                self._counts.dead.add(1, self._labels)
+            else:
+                good.append(message)
+        return good, events
+
+    async def _failed(self, messages: Sequence[Incoming], inflow: Inflow) -> None:
+        attempt = max(message.attempt for message in messages)
+        delay_s = min(RETRY_MOST_S, self._retry_s * 2.0 ** min(attempt - 1, 10))
+        log.exception(
+            "%s: handling %d messages failed (attempt %d); they come again in %g s",
+            self._durable,
+            len(messages),
+            attempt,
+            delay_s,
+        )
+        self._counts.failed.add(len(messages), self._labels)
+        for message in messages:
+            await message.give_back(delay_s)
+        self._one_by_one = max(self._one_by_one, len(messages))
+        before, self._failed_last = self._failed_last, messages[0].stream_sequence
+        passable = len(messages) == 1 and attempt >= _PATIENCE and before in {0, self._failed_last}
+        if not passable:
+            await inflow.give_back(delay_s)
+            await asyncio.sleep(delay_s)
+            await inflow.until_back([message.stream_sequence for message in messages], _BACK_S)
+
+
+async def _keep(messages: Sequence[Incoming], inflow: Inflow) -> None:
+    while True:
+        await asyncio.sleep(_KEEP_EVERY_S)
+        await inflow.keep()
+        for message in messages:
+            await message.keep()
+
+
+def stream_of(channels: Sequence[Channel], durable: str) -> str:
+    """The stream that a durable reader of these channels reads.
+
+    Raises:
+        ValueError: the channels have no stream, or not one and the same; or the durable's name has characters that
+            names on the server may not have.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", durable):
+        raise ValueError(f"durable {durable!r} must have 1 to 64 letters, digits, '-' or '_'")
+    streams = {channel.stream for channel in channels}
+    stream = next(iter(streams), None)
+    if len(streams) != 1 or stream is None:
+        named = ", ".join(channel.name for channel in channels)
+        raise ValueError(f"a durable reader reads the channels of one stream, not [{named}]")
+    return stream
+
+
+async def answer_control(handler: ControlHandler, body: bytes) -> ControlAnswered:
+    """The handler's answer to a control request; what is wrong is an answer too."""
+    try:
+        drain = decode_drain(body)
+    except ValueError as reason:
+        return ControlAnswered(accepted=False, message=str(reason))
+    try:
+        return await handler(drain)
+    except Exception as error:
+        log.exception("a control request failed")
+        return ControlAnswered(accepted=False, message=f"{type(error).__name__}: {error}")
+
+
+class Watcher:
+    """Hands over what is new, without settling anything; calls its handler for one message at a time."""
+
+    def __init__(self, name: str, handler: Handler, counts: ReaderCounts) -> None:
+        self._name = name
+        self._handler = handler
+        self._counts = counts
+        self._labels = {names.MESSAGING_CONSUMER_GROUP: name}
+        self._turn = asyncio.Lock()
+
+    async def see(self, message: Incoming) -> None:
+        """Neither a message that cannot be decoded nor a handler that raises ends the watch."""
+        try:
+            event = delivered(message)
+        except ValueError as reason:
+            log.warning("%s: a message on %s is passed over: %s", self._name, message.subject, reason)
+            self._counts.dead.add(1, self._labels)
+            return
+        async with self._turn:
+            try:
+                await self._handler(event)
+            except Exception:
+                log.exception("%s: watching failed on %s from %s", self._name, event.subject, event.id)
+                self._counts.failed.add(1, self._labels)
+            else:
+                self._counts.consumed.add(1, self._labels)

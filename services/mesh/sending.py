@@ -1,0 +1,108 @@
+"""Sends a publisher's outboxes over one NATS connection until each message is acknowledged.
+
+One task per outbox keeps a window of messages in flight: published in order, without waiting between them; the
+acknowledgements come back on an inbox. What is refused, or not acknowledged in time, is sent again from the first such
+message on, after a delay; the server drops what it has stored already by the message id. A connection on which that
+does not help is given up.
+"""
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from services.mesh.inflow import ConnectionLost, Message
+from services.mesh.publishing import Outbox, Publisher
+
+log = logging.getLogger(__name__)
+
+WINDOW: Final = 128  # messages of one channel in flight
+RETRY_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
+_PATIENCE: Final = 3  # failures in a row
+
+
+class Sender:
+    """Sends over one connection.
+
+    Args:
+        inbox: acknowledgements come on `inbox.<channel>.<sequence>`; `acknowledged` is the callback of `inbox.*.*`.
+        publish: (subject, body, reply, headers) to the connection.
+        ack_timeout_s: how long the oldest message in flight may go unacknowledged.
+    """
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        inbox: str,
+        publish: Callable[[str, bytes, str, dict[str, str]], Awaitable[None]],
+        ack_timeout_s: float,
+    ) -> None:
+        self._publisher = publisher
+        self._inbox = inbox
+        self._publish = publish
+        self._ack_timeout_s = ack_timeout_s
+
+    async def run(self) -> None:
+        """Sends until cancelled. Raises ConnectionLost, in a group: another connection may do better."""
+        async with asyncio.TaskGroup() as tasks:
+            for outbox in self._publisher.outboxes.values():
+                tasks.create_task(self._send(outbox), name=f"send-{outbox.channel.name}")
+            tasks.create_task(self._send_best_effort(), name="send-best-effort")
+
+    async def acknowledged(self, message: Message) -> None:
+        """Takes what came on the inbox."""
+        _, channel, sequence = message.subject.rsplit(".", 2)
+        if message.headers and (status := message.headers.get("Status")):
+            self._publisher.outboxes[channel].refuse(f"no stream takes it (status {status})")
+            return
+        answer = json.loads(message.data)
+        if error := answer.get("error"):
+            self._publisher.outboxes[channel].refuse(f"the server refused it: {error.get('description', error)}")
+        else:
+            self._publisher.acknowledged(channel, int(sequence))
+
+    async def _send(self, outbox: Outbox) -> None:
+        loop, name = asyncio.get_running_loop(), outbox.channel.name
+        self._publisher.start_over(outbox)
+        failures, oldest, ends_s = 0, outbox.oldest, loop.time() + self._ack_timeout_s
+        while True:
+            outbox.changed.clear()
+            while (message := outbox.next_to_send(WINDOW)) is not None:
+                reply = f"{self._inbox}.{name}.{message.id.sequence}"
+                await self._publish(message.subject, message.body, reply, message.headers)
+            if outbox.oldest != oldest:
+                failures, oldest, ends_s = 0, outbox.oldest, loop.time() + self._ack_timeout_s
+            try:
+                async with asyncio.timeout_at(ends_s if outbox.in_flight else None):
+                    await outbox.changed.wait()
+            except TimeoutError:
+                outbox.refuse(f"no acknowledgement within {self._ack_timeout_s:g} s")
+            if not outbox.refusal:
+                continue
+            failures += 1
+            log.warning("channel %s from %d: %s", name, outbox.oldest, outbox.refusal)
+            if failures > _PATIENCE:
+                raise ConnectionLost(f"channel {name}: {outbox.refusal}")
+            await asyncio.sleep(RETRY_S[failures])
+            self._publisher.start_over(outbox)
+            ends_s = loop.time() + self._ack_timeout_s
+
+    async def _send_best_effort(self) -> None:
+        """Sends what is worth sending at once; what piled up while there was no connection is not."""
+        waiting, added = self._publisher.best_effort, self._publisher.best_effort_added
+        waiting.clear()
+        while True:
+            added.clear()
+            while waiting:
+                message = waiting.popleft()
+                await self._publish(message.subject, message.body, "", message.headers)
+            await added.wait()
+
+
+def causes(group: BaseExceptionGroup[BaseException]) -> str:
+    """What the exceptions in a group say."""
+    parts = (
+        causes(each) if isinstance(each, BaseExceptionGroup) else str(each) or repr(each) for each in group.exceptions
+    )
+    return "; ".join(dict.fromkeys(parts))

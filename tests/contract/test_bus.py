@@ -1,0 +1,464 @@
+"""What every bus promises, held by the one on NATS (a real server) and by its twin in memory."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+
+import pytest
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind
+
+from services.mesh import conventions as names
+from services.mesh.bus import Bus, Delivered, EventId
+from services.mesh.errors import BusUnavailable, OutboxFull, WorkerLost
+from services.mesh.events import ControlAnswered, CreditChanged, Drain, TokensGenerated, WorkerHeartbeat
+from services.mesh.subjects import ADMITTED, CREDIT, FINISHED, FLEET, LATENCY, TOKENS
+from tests.contract.bus_worlds import (
+    MemoryWorld,
+    NatsWorld,
+    Reading,
+    World,
+    admitted,
+    credit,
+    eventually,
+    finished,
+    heartbeat,
+    latency,
+    tokens,
+)
+
+CALLERS = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+ANOTHER = "00-1af7651916cd43dd8448eb211c80319c-b7ad6b7169203332-01"
+
+
+@pytest.fixture(params=[MemoryWorld, NatsWorld], ids=["memory", "nats"])
+async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
+    made: World = request.param()
+    await made.start(tmp_path)
+    yield made
+    await made.close()
+
+
+async def test_events_are_numbered_from_one_per_channel_under_their_publisher(world: World) -> None:
+    bus = await world.bus("worker", "h100-0")
+    ids = [bus.publish(tokens()), bus.publish(tokens()), bus.publish(latency()), bus.publish(tokens())]
+    assert [(each.publisher, each.sequence) for each in ids] == [
+        ("worker.h100-0.tokens", 1),
+        ("worker.h100-0.tokens", 2),
+        ("worker.h100-0.latency", 1),
+        ("worker.h100-0.tokens", 3),
+    ]
+    assert len({each.epoch for each in ids}) == 1
+
+
+async def test_a_restarted_publisher_has_another_epoch(world: World) -> None:
+    first, second = await world.bus("worker", "h100-0"), await world.bus("worker", "h100-0")
+    assert first.publish(tokens()).epoch != second.publish(tokens()).epoch
+
+
+async def test_a_durable_reader_gets_everything_in_order_as_it_was_published(world: World) -> None:
+    worker, meter = await world.bus("worker"), await world.bus("meter")
+    reading = Reading().consume(meter, [TOKENS], "meter", batch=32)
+    published = [(worker.publish(tokens(f"r{number}")), f"r{number}") for number in range(500)]
+    received = await reading.until(500)
+    assert [(each.id, _request_of(each)) for each in received] == published
+    assert [each.stream_sequence for each in received] == list(range(1, 501))
+    assert all(each.attempt == 1 and each.subject == "tw.tokens.nvidia-h100.h100-0" for each in received)
+    assert max(reading.batches) <= 32
+    assert received[-1].pending == 0
+    assert await worker.flush(5.0) == 0
+    await reading.stop()
+
+
+async def test_a_durable_reader_of_two_channels_gets_both_and_no_other(world: World) -> None:
+    router, meter = await world.bus("router"), await world.bus("meter")
+    both = Reading().consume(meter, [ADMITTED, FINISHED], "both")
+    one = Reading().consume(meter, [FINISHED], "one")
+    for number in range(10):
+        router.publish(admitted(f"r{number}"))
+        router.publish(finished(f"r{number}"))
+    kinds = [type(each.event).__name__ for each in await both.until(20)]
+    assert kinds.count("RequestAdmitted") == kinds.count("RequestFinished") == 10
+    assert {type(each.event).__name__ for each in await one.until(10)} == {"RequestFinished"}
+    await both.stop()
+    await one.stop()
+
+
+async def test_a_durable_has_a_plain_name_and_reads_one_stream(world: World) -> None:
+    bus = await world.bus("meter")
+    for wrong in ([TOKENS, FINISHED], [FLEET], []):
+        with pytest.raises(ValueError, match="one stream"):
+            await Reading().consume(bus, wrong, "meter").end()
+    with pytest.raises(ValueError, match=r"'meter\.books'"):
+        await Reading().consume(bus, [TOKENS], "meter.books").end()
+
+
+async def test_what_a_raising_handler_got_comes_again_and_in_order(world: World) -> None:
+    worker, meter = await world.bus("worker"), await world.bus("meter")
+    failures = iter([True, True])
+    reading = Reading(lambda _: next(failures, False)).consume(meter, [TOKENS], "meter")
+    for _ in range(20):
+        worker.publish(tokens())
+    received = await reading.until(20)
+    assert [each.id.sequence for each in received] == list(range(1, 21))
+    assert received[0].attempt > 1
+    await reading.stop()
+
+
+async def test_one_message_that_always_fails_does_not_stop_the_others(world: World) -> None:
+    worker, meter = await world.bus("worker"), await world.bus("meter")
+
+    def failing(messages: Sequence[Delivered]) -> bool:
+        return any(each.id.sequence == 3 for each in messages)
+
+    reading = Reading(failing).consume(meter, [TOKENS], "meter")
+    for _ in range(10):
+        worker.publish(tokens())
+    await reading.until(9)
+    assert sorted(reading.sequences) == [1, 2, 4, 5, 6, 7, 8, 9, 10]
+    await reading.stop()
+
+
+async def test_a_restarted_reader_goes_on_where_the_last_one_stopped(world: World) -> None:
+    worker, meter = await world.bus("worker"), await world.bus("meter")
+    first = Reading().consume(meter, [TOKENS], "meter")
+    for _ in range(10):
+        worker.publish(tokens())
+    await first.until(10)
+    await first.stop()
+    for _ in range(10):
+        worker.publish(tokens())
+    second = Reading().consume(await world.bus("meter"), [TOKENS], "meter")
+    await second.until(10)
+    assert [each for each in second.sequences if each > 10] == list(range(11, 21))
+    await second.stop()
+
+
+async def test_what_a_stopped_reader_was_handling_comes_again_at_once(world: World) -> None:
+    worker, meter = await world.bus("worker"), await world.bus("meter")
+    handling = asyncio.Event()
+
+    async def hang(_: Sequence[Delivered]) -> None:
+        handling.set()
+        await asyncio.Event().wait()
+
+    stuck = asyncio.create_task(meter.consume([TOKENS], "meter", hang, batch=4))
+    for _ in range(10):
+        worker.publish(tokens())
+    await handling.wait()
+    stuck.cancel()
+    await asyncio.gather(stuck, return_exceptions=True)
+    reading = Reading().consume(meter, [TOKENS], "meter")
+    async with asyncio.timeout(5.0):  # well before the server gives up on a reader that was killed
+        await reading.until(10)
+    assert sorted(reading.sequences) == list(range(1, 11))
+    await reading.stop()
+
+
+async def test_a_full_outbox_refuses_before_it_numbers(world: World) -> None:
+    bus = await world.bus("worker", outbox_events=16)
+    await world.down()
+    accepted = [bus.publish(tokens()) for _ in range(16)]
+    assert bus.outbox_free == 0.0
+    with pytest.raises(OutboxFull, match=r"'tokens'.*nats\.outbox_events"):
+        bus.publish(tokens())
+    assert bus.publish(latency()).sequence == 1  # another channel has an outbox of its own
+    assert await bus.flush(0.05) == 17
+    await world.up()
+    assert await bus.flush(15.0) == 0
+    assert bus.publish(tokens()).sequence == accepted[-1].sequence + 1
+
+
+async def test_nothing_is_lost_or_reordered_when_the_server_goes_and_comes_back(world: World) -> None:
+    worker, meter = await world.bus("worker"), await world.bus("meter")
+    reading = Reading().consume(meter, [TOKENS], "meter", batch=16)
+    for _ in range(3):
+        for _ in range(300):
+            worker.publish(tokens())
+        await reading.until(1)
+        await world.down()
+        for _ in range(50):
+            worker.publish(tokens())
+        await world.up()
+    await eventually(lambda: len(set(reading.sequences)) == 1050, "each of 1,050 events")
+    first_time = list(dict.fromkeys(reading.sequences))
+    assert first_time == list(range(1, 1051))
+    assert await worker.flush(5.0) == 0
+    await reading.stop()
+
+
+async def test_a_memory_streams_readers_go_on_after_a_restart(world: World) -> None:
+    worker, router = await world.bus("worker"), await world.bus("router")
+    reading = Reading().watch(router, [LATENCY])
+    await _watched(reading, lambda: worker.publish(latency()))
+    await world.down()
+    await world.up()
+    await _watched(reading, lambda: worker.publish(latency()))
+    assert await worker.flush(10.0) == 0
+    await reading.stop()
+
+
+async def test_the_same_event_stored_twice_has_the_same_id(world: World) -> None:
+    meter = await world.bus("meter")
+    worker = await world.bus("worker")
+    event_id = worker.publish(tokens())
+    assert await worker.flush(5.0) == 0
+    [headers] = await world.headers_on(TOKENS)
+    assert EventId.parse(headers["Nats-Msg-Id"]) == event_id
+    reading = Reading().consume(meter, [TOKENS], "meter")
+    [delivered] = await reading.until(1)
+    # Sent again, as after a lost acknowledgement: the server knows it.
+    await world.put(delivered.subject, headers, b"whatever")
+    worker.publish(tokens())
+    await reading.until(2)
+    assert reading.sequences == [1, 2]
+    await reading.stop()
+
+
+async def test_a_watch_starts_with_what_stands_and_goes_on_with_what_is_new(world: World) -> None:
+    meter, router = await world.bus("meter"), await world.bus("router")
+    for remaining in (90, 80, 70):
+        meter.publish(credit("acme", remaining))
+    meter.publish(credit("umbra", 10))
+    assert await meter.flush(5.0) == 0
+    reading = Reading().watch(router, [CREDIT])
+    standing = [each.event for each in await reading.until(2)]
+    assert [(each.tenant, each.remaining_nusd) for each in standing if isinstance(each, CreditChanged)] == [
+        ("acme", 70),
+        ("umbra", 10),
+    ]
+    meter.publish(credit("acme", 60))
+    latest = (await reading.until(3))[2].event
+    assert isinstance(latest, CreditChanged)
+    assert latest.remaining_nusd == 60
+    await reading.stop()
+
+
+async def test_a_watch_of_facts_gets_only_what_is_new(world: World) -> None:
+    worker, optimizer = await world.bus("worker"), await world.bus("optimizer")
+    worker.publish(tokens("old"))
+    assert await worker.flush(5.0) == 0
+    reading = Reading().watch(optimizer, [TOKENS, LATENCY])
+    await _watched(reading, lambda: worker.publish(tokens("new")))
+    assert {_request_of(each) for each in reading.received} == {"new"}
+    await reading.stop()
+
+
+async def test_a_watch_survives_its_handler(world: World) -> None:
+    worker, router = await world.bus("worker"), await world.bus("router")
+    failures = iter([True])
+    reading = Reading(lambda _: next(failures, False)).watch(router, [TOKENS])
+    await _watched(reading, lambda: worker.publish(tokens()))
+    await reading.stop()
+
+
+async def test_heartbeats_reach_who_watches_and_wait_for_nobody(world: World) -> None:
+    worker, router = await world.bus("worker"), await world.bus("router")
+    sent = [worker.publish(heartbeat("h100-0", 1)).sequence]
+    assert worker.outbox_free == 1.0
+    reading = Reading().watch(router, [FLEET])
+    await _watched(reading, lambda: sent.append(worker.publish(heartbeat("h100-0", len(sent))).sequence))
+    assert 1 not in reading.sequences
+    assert sent == list(range(1, len(sent) + 1))
+    event = reading.received[0].event
+    assert isinstance(event, WorkerHeartbeat)
+    assert event.models == ("m",)
+    await reading.stop()
+
+
+async def test_heartbeats_from_while_the_server_was_away_are_not_sent_late(world: World) -> None:
+    worker, router = await world.bus("worker"), await world.bus("router")
+    reading = Reading().watch(router, [FLEET])
+    await _watched(reading, lambda: worker.publish(heartbeat("h100-0", 1)))
+    await world.down()
+    stale = [worker.publish(heartbeat("h100-0", 2)).sequence for _ in range(100)]
+    worker.publish(tokens())
+    await world.up()
+    assert await worker.flush(10.0) == 0  # it is back
+    before = len(reading.received)
+    await _watched(reading, lambda: worker.publish(heartbeat("h100-0", 3)))
+    late = [each.id.sequence for each in reading.received[before:] if each.id.sequence in stale]
+    # Those that were on their way to the server when it went may be lost or sent; none that came after.
+    assert late == []
+    await reading.stop()
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "reason"),
+    [
+        ({"Nats-Msg-Id": "p:e:1"}, b"\xff\xff\xff", r"3 bytes are no TokensGenerated"),
+        ({"Nats-Msg-Id": "p:e:1"}, b"", r"empty body is no TokensGenerated"),
+        ({"Nats-Msg-Id": "p:e:1"}, b"\x0a\x01w", r"belongs on 'tw\.tokens\.~\.w', it came on 'tw\.tokens\.p\.w'"),
+        ({}, b"\x0a\x01w\x12\x01p", r"'' is not an event id"),
+        ({"Nats-Msg-Id": "p:e:zero"}, b"\x0a\x01w\x12\x01p", r"'p:e:zero' is not an event id"),
+    ],
+    ids=["garbage", "empty", "astray", "nameless", "unnumbered"],
+)
+async def test_what_cannot_be_decoded_is_put_aside_with_the_reason(
+    world: World, headers: dict[str, str], body: bytes, reason: str
+) -> None:
+    worker, meter = await world.bus("worker"), await world.bus("meter")
+    await world.put("tw.tokens.p.w", headers, body)
+    worker.publish(tokens())
+    reading = Reading().consume(meter, [TOKENS], "meter-books")
+    await reading.until(1)
+    [(subject, kept, said)] = await world.dead("meter-books")
+    assert (subject, kept) == ("tw.tokens.p.w", body)
+    assert re.search(reason, said), said
+    await reading.stop()
+
+
+async def test_a_watch_passes_over_what_cannot_be_decoded(world: World) -> None:
+    worker, router = await world.bus("worker"), await world.bus("router")
+    reading = Reading().watch(router, [TOKENS])
+    await _watched(reading, lambda: worker.publish(tokens()))
+    await world.put("tw.tokens.p.w", {"Nats-Msg-Id": "p:e:1"}, b"\xff")
+    await _watched(reading, lambda: worker.publish(tokens()))
+    await reading.stop()
+
+
+async def test_a_drain_request_is_answered_by_the_worker_it_names(world: World) -> None:
+    worker, other, router = await world.bus("worker", "a"), await world.bus("worker", "b"), await world.bus("router")
+    asked: list[Drain] = []
+
+    async def accept(drain: Drain) -> ControlAnswered:
+        asked.append(drain)
+        return ControlAnswered(accepted=True, message="draining")
+
+    async def refuse(_: Drain) -> ControlAnswered:
+        return ControlAnswered(accepted=False, message="")
+
+    serving = [
+        asyncio.create_task(worker.serve_control("a", accept)),
+        asyncio.create_task(other.serve_control("b", refuse)),
+    ]
+    answered = await _answer(router, "a")
+    assert (answered.accepted, answered.message) == (True, "draining")
+    assert asked == [Drain(grace_ms=1500)]
+    assert await _answer(router, "b") == ControlAnswered(accepted=False, message="")
+    for task in serving:
+        task.cancel()
+    await asyncio.gather(*serving, return_exceptions=True)
+
+
+async def test_a_worker_that_fails_on_a_drain_request_says_so(world: World) -> None:
+    worker, router = await world.bus("worker"), await world.bus("router")
+
+    async def fail(_: Drain) -> ControlAnswered:
+        raise RuntimeError("no engine")
+
+    serving = asyncio.create_task(worker.serve_control("a", fail))
+    assert await _answer(router, "a") == ControlAnswered(accepted=False, message="RuntimeError: no engine")
+    serving.cancel()
+
+
+async def test_a_drain_request_that_nobody_answers_is_a_lost_worker(world: World) -> None:
+    router, worker = await world.bus("router"), await world.bus("worker")
+    with pytest.raises(WorkerLost, match="'nobody'"):
+        await router.request_drain("nobody", Drain(grace_ms=0), 0.5)
+
+    heard = asyncio.Event()
+
+    async def hang(_: Drain) -> ControlAnswered:
+        heard.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    serving = asyncio.create_task(worker.serve_control("a", hang))
+    while not heard.is_set():
+        with pytest.raises(WorkerLost, match="'a'"):
+            await router.request_drain("a", Drain(grace_ms=0), 0.2)
+    serving.cancel()
+    await asyncio.gather(serving, return_exceptions=True)
+
+
+async def test_every_message_carries_its_identity_its_kind_and_its_trace(world: World) -> None:
+    bus = await world.bus("router", "router-0")
+    event_id = bus.publish(finished("r"), traceparent=CALLERS)
+    assert await bus.flush(5.0) == 0
+    [headers] = await world.headers_on(FINISHED)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", headers["ce-time"])
+    assert {key: value for key, value in headers.items() if key != "ce-time"} == {
+        "Nats-Msg-Id": str(event_id),
+        "ce-id": str(event_id),
+        "ce-source": "/tokenworks/router/router-0",
+        "ce-type": "tokenworks.v1.RequestFinished",
+        "ce-specversion": "1.0",
+        "content-type": "application/protobuf",
+        "traceparent": CALLERS,
+    }
+
+
+async def test_a_publish_is_a_span_of_the_callers_trace_and_the_message_carries_it_on(world: World) -> None:
+    exporter = InMemorySpanExporter()
+    worker, meter = await world.bus("worker", exporter=exporter), await world.bus("meter")
+    reading = Reading().consume(meter, [TOKENS], "meter")
+    event_id = worker.publish(tokens(traceparent=ANOTHER), traceparent=CALLERS)
+    worker.publish(heartbeat("h100-0", 1))
+    [delivered] = await reading.until(1)
+    assert await worker.flush(5.0) == 0
+    await world.close()
+    [span] = exporter.get_finished_spans()
+    assert (span.name, span.kind) == ("publish tw.tokens.{pool}.{worker}", SpanKind.PRODUCER)
+    assert span.context is not None
+    assert span.parent is not None
+    assert f"00-{span.context.trace_id:032x}-{span.parent.span_id:016x}-01" == CALLERS
+    assert delivered.traceparent == f"00-{span.context.trace_id:032x}-{span.context.span_id:016x}-01"
+    assert [f"00-{link.context.trace_id:032x}-{link.context.span_id:016x}-01" for link in span.links] == [ANOTHER]
+    assert dict(span.attributes or {}) == {
+        names.MESSAGING_SYSTEM: "nats",
+        names.MESSAGING_OPERATION_NAME: "publish",
+        names.MESSAGING_OPERATION_TYPE: "send",
+        names.MESSAGING_DESTINATION: "tw.tokens.nvidia-h100.h100-0",
+        names.MESSAGING_DESTINATION_TEMPLATE: "tw.tokens.{pool}.{worker}",
+        names.MESSAGING_MESSAGE_ID: str(event_id),
+        names.MESSAGING_BATCH_COUNT: 1,
+    }
+
+
+async def test_an_event_too_large_for_a_message_is_refused_before_it_is_numbered(world: World) -> None:
+    bus = await world.bus("worker")
+    with pytest.raises(ValueError, match="in parts of 1000000"):
+        bus.publish(tokens("r" * 1_000_001))
+    assert bus.publish(tokens()).sequence == 1
+
+
+async def test_a_bus_without_a_server_does_not_connect(world: World) -> None:
+    await world.down()
+    with pytest.raises(BusUnavailable):
+        await world.bus("worker")
+
+
+async def test_reading_ends_when_the_bus_is_closed(world: World) -> None:
+    worker, meter = await world.bus("worker"), await world.bus("meter")
+    consuming, watching = Reading().consume(meter, [TOKENS], "meter"), Reading().watch(meter, [TOKENS, FLEET])
+    await _watched(watching, lambda: worker.publish(tokens()))
+    await consuming.until(1)
+    await meter.close()
+    for reading in (consuming, watching):
+        await reading.end()
+
+
+def _request_of(message: Delivered) -> str:
+    assert isinstance(message.event, TokensGenerated)
+    return message.event.entries[0].request_id
+
+
+async def _watched(reading: Reading, publish: Callable[[], object]) -> None:
+    """Publishes until the watch, which may only just have started, sees one more."""
+    before = len(reading.received)
+    async with asyncio.timeout(15.0):
+        while len(reading.received) == before:
+            publish()
+            await asyncio.sleep(0.01)
+
+
+async def _answer(bus: Bus, worker: str) -> ControlAnswered:
+    """The answer of a worker that may only just have begun to listen."""
+    async with asyncio.timeout(15.0):
+        while True:
+            try:
+                return await bus.request_drain(worker, Drain(grace_ms=1500), 5.0)
+            except WorkerLost:
+                await asyncio.sleep(0.01)

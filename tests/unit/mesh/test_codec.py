@@ -1,0 +1,70 @@
+"""The dataclasses and the wire say the same, and what is no event is told from one."""
+
+import dataclasses
+import types
+import typing
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from services.mesh import codec
+from services.mesh.events import ControlAnswered, Drain, TokensGenerated
+from services.mesh.subjects import CHANNELS
+from tests.unit.mesh.wire_strategies import wire_values
+from tokenworks.v1 import events_pb2
+
+
+@pytest.mark.parametrize("cls", codec.MESSAGES, ids=lambda cls: cls.__name__)
+def test_a_dataclass_has_the_fields_of_its_message(cls: type) -> None:
+    message = codec.MESSAGES[cls].DESCRIPTOR
+    assert {field.name for field in dataclasses.fields(cls)} == set(message.fields_by_name)
+    for name, hint in typing.get_type_hints(cls).items():
+        field = message.fields_by_name[name]
+        assert isinstance(hint, types.GenericAlias) == field.is_repeated, name
+        inner = typing.get_args(hint)[0] if isinstance(hint, types.GenericAlias) else hint
+        nested = codec.MESSAGES.get(inner)
+        assert (nested.DESCRIPTOR if nested else None) is field.message_type, name
+
+
+@given(st.sampled_from([channel.event for channel in CHANNELS]).flatmap(wire_values))
+def test_every_event_comes_back_as_it_was(event: object) -> None:
+    body = codec.to_message(event).SerializeToString()
+    assume(body)  # an event that names nothing at all is none
+    assert codec.decode(type(event), body) == event
+
+
+@given(wire_values(Drain), wire_values(ControlAnswered))
+def test_control_comes_back_as_it_was(drain: Drain, answer: ControlAnswered) -> None:
+    assert codec.decode_drain(codec.encode_drain(drain)) == drain
+    assert codec.decode_answer(codec.encode_answer(answer)) == answer
+
+
+@given(st.sampled_from([channel.event for channel in CHANNELS]), st.binary(max_size=64))
+def test_any_bytes_are_an_event_or_a_value_error_that_names_it(cls: type, body: bytes) -> None:
+    said = ""
+    try:
+        assert isinstance(codec.decode(cls, body), cls)
+    except ValueError as error:
+        said = str(error)
+    assert not said or cls.__name__ in said
+
+
+def test_fields_of_a_newer_sender_are_passed_over() -> None:
+    body = codec.encode(TokensGenerated(worker="w", pool="p", accelerator="a", entries=(), at_unix_ms=1))
+    assert codec.decode(TokensGenerated, body + b"\xfa\x7f\x03new").worker == "w"
+
+
+def test_a_value_that_does_not_fit_is_named() -> None:
+    with pytest.raises(ValueError, match="Drain does not fit the wire"):
+        codec.to_message(Drain(grace_ms=-1))
+    with pytest.raises(TypeError, match="object has no wire form"):
+        codec.to_message(object())
+
+
+def test_a_control_request_without_a_known_action_is_refused() -> None:
+    for body in (b"", events_pb2.ControlRequested().SerializeToString(), b"\x7a\x02hi"):
+        with pytest.raises(ValueError, match="names no action"):
+            codec.decode_drain(body)
+    with pytest.raises(ValueError, match="ControlRequested"):
+        codec.decode_drain(b"\xff")

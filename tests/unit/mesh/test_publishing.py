@@ -1,0 +1,88 @@
+"""An outbox under any order of sends, acknowledgements and fresh starts keeps its order and loses nothing."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.mesh.bus import EventId
+from services.mesh.publishing import Outbox, Outgoing
+from services.mesh.subjects import TOKENS
+
+
+def _message(sequence: int) -> Outgoing:
+    return Outgoing(EventId("p", "e", sequence), "s", {}, b"")
+
+
+def _outbox(count: int) -> Outbox:
+    outbox = Outbox(TOKENS, 1000)
+    for sequence in range(1, count + 1):
+        outbox.add(_message(sequence))
+    return outbox
+
+
+def _sent(outbox: Outbox, window: int) -> list[int]:
+    found = []
+    while (message := outbox.next_to_send(window)) is not None:
+        found.append(message.id.sequence)
+    return found
+
+
+def test_no_more_than_the_window_is_in_flight() -> None:
+    outbox = _outbox(10)
+    assert _sent(outbox, 4) == [1, 2, 3, 4]
+    outbox.acknowledge(1)
+    outbox.acknowledge(2)
+    assert _sent(outbox, 4) == [5, 6]
+
+
+def test_a_fresh_start_sends_from_the_first_unacknowledged_and_leaves_out_what_arrived() -> None:
+    outbox = _outbox(5)
+    assert _sent(outbox, 5) == [1, 2, 3, 4, 5]
+    outbox.acknowledge(1)
+    outbox.acknowledge(4)
+    assert outbox.start_over() == 3
+    assert _sent(outbox, 5) == [2, 3, 5]
+
+
+def test_a_late_or_repeated_acknowledgement_changes_nothing() -> None:
+    outbox = _outbox(2)
+    _sent(outbox, 2)
+    assert outbox.acknowledge(1)
+    assert not outbox.acknowledge(1)
+    assert not outbox.acknowledge(99)
+    assert len(outbox) == 1
+    assert outbox.oldest == 2
+
+
+@given(st.lists(st.one_of(st.integers(1, 30), st.sampled_from(["send", "over", "add"])), max_size=120))
+def test_an_outbox_holds_exactly_what_was_not_acknowledged_in_order(steps: list[object]) -> None:
+    outbox, added, acknowledged, in_pass = Outbox(TOKENS, 1000), 0, set[int](), list[int]()
+    for step in steps:
+        if step == "add":
+            added += 1
+            outbox.add(_message(added))
+        elif step == "over":
+            outbox.start_over()
+            in_pass = []
+        elif step == "send":
+            in_pass += _sent(outbox, 8)
+            assert in_pass == sorted(set(in_pass))
+        elif isinstance(step, int) and step <= added:
+            outbox.acknowledge(step)
+            acknowledged.add(step)
+    outbox.start_over()
+    assert _sent(outbox, 1000) == [each for each in range(1, added + 1) if each not in acknowledged]
+
+
+@pytest.mark.parametrize("text", ["", "p", "p:1", ":e:1", "p::1", "p:e:0", "p:e:-1", "p:e:x"])
+def test_what_is_no_event_id_is_named(text: str) -> None:
+    with pytest.raises(ValueError, match="is not an event id"):
+        EventId.parse(text)
+
+
+@given(
+    st.from_regex(r"[a-z.0-9-]{1,20}", fullmatch=True), st.from_regex(r"[a-f0-9]{1,12}", fullmatch=True), st.integers(1)
+)
+def test_an_event_id_reads_back(publisher: str, epoch: str, sequence: int) -> None:
+    event_id = EventId(publisher, epoch, sequence)
+    assert EventId.parse(str(event_id)) == event_id
