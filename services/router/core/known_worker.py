@@ -14,6 +14,8 @@ from services.mesh.events import WorkerHeartbeat, WorkerState
 
 SHOWN_AFTER_S: Final = 0.02  # a heartbeat shows what was placed this long before it was made
 STALLED_AFTER_S: Final = 1.0
+# A real engine may take seconds for one chunk of a prompt on a busy host; a simulated one keeps its modelled time.
+_REAL_ENGINE_PATIENCE: Final = 5.0
 _LAG_DRIFT_MS: Final = 1.0  # per heartbeat: how fast the least lag forgets, for clocks that drift
 _LONGEST_LAG_S: Final = 5.0
 _COMPACT_AT: Final = 256  # corrections
@@ -120,6 +122,10 @@ class KnownWorker:
         """How long the engine has stood still with requests running, as of the last heartbeat; 0 while it steps."""
         return self.made_s - self.stepped_s
 
+    def stands_still(self, after_s: float) -> bool:
+        """Whether the engine has stood still for longer than `after_s` seconds of a simulated engine's time."""
+        return self.stalled_s > after_s * (1.0 if self.beat.simulated else _REAL_ENGINE_PATIENCE)
+
     @property
     def closed_because(self) -> str:
         """Why it takes no new requests; empty when it does, as far as it is heard at all."""
@@ -129,7 +135,7 @@ class KnownWorker:
             return self.beat.state
         if self.unreachable:
             return f"no connection to {self.beat.address}"
-        return f"stalled: no step for {self.stalled_s:.1f} s" if self.stalled_s > STALLED_AFTER_S else ""
+        return f"stalled: no step for {self.stalled_s:.1f} s" if self.stands_still(STALLED_AFTER_S) else ""
 
     def _take(self, correction: Correction) -> None:
         self.requests -= correction.requests

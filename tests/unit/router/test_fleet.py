@@ -167,6 +167,20 @@ def test_an_engine_that_stands_still_with_requests_running_is_stalled() -> None:
     assert not world.fleet.troubled(world.now_s)
 
 
+def test_a_real_engine_is_given_longer_for_a_step_and_is_stalled_in_the_end() -> None:
+    world = World()
+
+    def still_for(seconds: float) -> str:
+        for _ in range(round(seconds / 0.25)):
+            world.now_s += 0.25
+            world.beat("a", running=3, steps=7, simulated=False)
+        return world.fleet.worker("a").closed_because  # type: ignore[union-attr]
+
+    world.beat("a", running=3, steps=7, simulated=False)
+    assert still_for(4.0) == ""
+    assert "stalled" in still_for(2.0)
+
+
 def test_an_idle_engine_is_not_stalled() -> None:
     world = World()
     for _ in range(8):
