@@ -411,7 +411,7 @@ async def test_draining_lets_streams_finish_takes_no_more_and_reports_everything
         assert refused.error.reason == "NoWorker"
         assert len((await running.end()).token_ids) == 30
         await stopping
-        assert session.over.is_set()
+        await worker.until(session.over.is_set, "the session ended")
         await worker.reported("r-1")
         assert sum(entry.count for entry in worker.entries) == 30
         assert sum(entry.device_ns for entry in worker.entries) == worker.running.engine.stats().busy_ns
