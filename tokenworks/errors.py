@@ -69,8 +69,14 @@ class GenerateError(CallError):
 def error_of(failure: grpc.aio.AioRpcError) -> CallError:
     """The name, message and delay in a failed call's status; a name for the status itself when the mesh gave none."""
     code = failure.code()
-    reason = _UNNAMED.get(code, code.name)
-    retry_after_s = None
+    reason, retry_after_s = details_of(failure)
+    reason = reason or _UNNAMED.get(code, code.name)
+    return CallError(reason, failure.details() or code.name, code=code, retry_after_s=retry_after_s)
+
+
+def details_of(failure: grpc.aio.AioRpcError) -> tuple[str, float | None]:
+    """What the status's details say: the error's name, empty when there is none, and the seconds to wait."""
+    reason, retry_after_s = "", None
     metadata: Any = failure.trailing_metadata() or ()  # pairs at run time, whatever the stubs say
     for key, value in metadata:
         if key != _DETAILS:
@@ -82,4 +88,4 @@ def error_of(failure: grpc.aio.AioRpcError) -> CallError:
                 reason = info.reason
             elif detail.Unpack(retry):
                 retry_after_s = retry.retry_delay.ToNanoseconds() / 1e9
-    return CallError(reason, failure.details() or code.name, code=code, retry_after_s=retry_after_s)
+    return reason, retry_after_s

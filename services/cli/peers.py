@@ -4,7 +4,7 @@ In: an `Access`. Out: answers as they are on the wire. Every call has a deadline
 which service did not answer, where, and what would do.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import Awaitable
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
@@ -51,15 +51,6 @@ class Peers:
         return await self._ask(
             "optimizer", self._optimizer.GetPlan(request, timeout=DEADLINE_S, metadata=self._metadata)
         )
-
-    async def watch_usage(self, group_by: Sequence[str], every_ms: int) -> AsyncIterator[metering.UsageDelta]:
-        """What is booked, as it is booked; ends only with an error or when the reader leaves."""
-        request = metering.WatchUsageRequest(group_by=group_by, every_ms=every_ms)
-        try:
-            async for delta in self._meter.WatchUsage(request, metadata=self._metadata):
-                yield delta
-        except grpc.aio.AioRpcError as failure:
-            raise self._named("meter", failure) from failure
 
     async def close(self) -> None:
         for channel in self._channels.values():

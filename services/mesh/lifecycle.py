@@ -1,7 +1,7 @@
 """A service's life: wire, ready, run, drain, stop. Every `__main__.py` calls `run`.
 
-    def main() -> None:
-        run("router", wire)
+    async def start(life: Lifecycle, settings: Settings) -> None: ...
+    run("router", start)
 
 `wire(life)` starts things top to bottom and registers how each is stopped (`life.on_stop`). When it returns, the
 service is ready (`/readyz`, gRPC health). SIGTERM or SIGINT, or a background task that fails, ends it: the stop steps
@@ -13,13 +13,14 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import uvloop
 
 from services.mesh.errors import SettingInvalid, TokenworksError
+from services.mesh.settings import Settings, load_settings
 
 log = logging.getLogger(__name__)
 
@@ -86,10 +87,7 @@ class Lifecycle:
                 log.warning("%s: stop step %r passed its deadline of %g s", self.name, step.name, step.deadline_s)
             except Exception:
                 log.exception("%s: stop step %r failed", self.name, step.name)
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_all(list(self._tasks))
 
     def _task_done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
@@ -97,6 +95,14 @@ class Lifecycle:
             return
         log.error("%s: background task %s failed", self.name, task.get_name(), exc_info=task.exception())
         self.end(task.exception())
+
+
+async def cancel_all(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancels the tasks and waits until each has ended, however it ends."""
+    cancelled = list(tasks)
+    for task in cancelled:
+        task.cancel()
+    await asyncio.gather(*cancelled, return_exceptions=True)
 
 
 Wire = Callable[[Lifecycle], Awaitable[None]]
@@ -123,14 +129,15 @@ async def serve(name: str, wire: Wire) -> int:
     return 1 if life.failure is not None else 0
 
 
-def run(name: str, wire: Wire) -> None:
-    """Runs a service as this process and exits with its status."""
+def run(name: str, start: Callable[[Lifecycle, Settings], Awaitable[None]]) -> None:
+    """Runs a service as this process, with the settings of file and environment, and exits with its status."""
+
+    async def wire(life: Lifecycle) -> None:
+        settings = load_settings()
+        logging.getLogger().setLevel(settings.mesh.log_level.upper())
+        await start(life, settings)
+
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format=f"%(asctime)s {name} %(levelname)s %(name)s: %(message)s"
     )
-    try:
-        status = uvloop.run(serve(name, wire))
-    except SettingInvalid as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        status = 2
-    sys.exit(status)
+    sys.exit(uvloop.run(serve(name, wire)))

@@ -29,6 +29,7 @@ from services.mesh import conventions as names
 from services.mesh.errors import InvariantBroken, MessageTooLarge, TokenworksError, Unauthenticated, face, from_reason
 from services.mesh.lifecycle import Lifecycle
 from services.mesh.telemetry import TRACEPARENT, Telemetry, context_of
+from tokenworks.errors import details_of
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ _KEEPALIVE: Final = (
 def status_of(error: TokenworksError) -> grpc.Status:
     """The gRPC status of an error, with its details."""
     shape = face(error)
-    code = grpc.StatusCode[shape.grpc]
+    assert shape.grpc != "OK", f"{error.reason} has the face of success"
     details = [any_pb2.Any()]
     details[0].Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN))
     if error.retry_after_s is not None:
@@ -56,33 +57,21 @@ def status_of(error: TokenworksError) -> grpc.Status:
         delay.FromNanoseconds(int(error.retry_after_s * 1e9))
         retry.Pack(error_details_pb2.RetryInfo(retry_delay=delay))
         details.append(retry)
-    proto = status_pb2.Status(code=code_pb2.Code.Value(shape.grpc), message=str(error), details=details)
-    return rpc_status.to_status(proto) if code is not grpc.StatusCode.OK else _never_ok(error)
+    return rpc_status.to_status(
+        status_pb2.Status(code=code_pb2.Code.Value(shape.grpc), message=str(error), details=details)
+    )
 
 
-def _never_ok(error: TokenworksError) -> grpc.Status:
-    raise InvariantBroken(f"{error.reason} has the face of success")
+_UNNAMED: Final = {grpc.StatusCode.DEADLINE_EXCEEDED: "RequestTimedOut", grpc.StatusCode.UNAVAILABLE: "WorkerLost"}
 
 
 def error_of(failure: grpc.RpcError) -> TokenworksError:
     """The error that a peer's `ErrorInfo` names; a `PeerError` with the status when there is none."""
-    reason, retry_after_s, message = "", None, str(failure)
-    if isinstance(failure, grpc.aio.AioRpcError):
-        message = failure.details() or failure.code().name
-        reason = {grpc.StatusCode.DEADLINE_EXCEEDED: "RequestTimedOut", grpc.StatusCode.UNAVAILABLE: "WorkerLost"}.get(
-            failure.code(), "PeerError"
-        )
-        metadata: Sequence[tuple[str, str | bytes]] = tuple(failure.trailing_metadata() or ())  # type: ignore[arg-type]
-        for key, value in metadata:
-            if key == "grpc-status-details-bin":
-                status = status_pb2.Status.FromString(value if isinstance(value, bytes) else value.encode())
-                for detail in status.details:
-                    info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
-                    if detail.Unpack(info):
-                        reason = info.reason
-                    elif detail.Unpack(retry):
-                        retry_after_s = retry.retry_delay.ToNanoseconds() / 1e9
-    return from_reason(reason, message, retry_after_s)
+    if not isinstance(failure, grpc.aio.AioRpcError):
+        return from_reason("", str(failure))
+    reason, retry_after_s = details_of(failure)
+    code = failure.code()
+    return from_reason(reason or _UNNAMED.get(code, ""), failure.details() or code.name, retry_after_s)
 
 
 def metadata_value(context: grpc.aio.ServicerContext[Any, Any], key: str) -> str:

@@ -58,11 +58,6 @@ class Channel:
         """The subject that matches every message of the channel."""
         return re.sub(r"\{[a-z_]+\}", "*", self.template)
 
-    @property
-    def operation(self) -> str:
-        """The template as span names show it: `tw.tokens.{pool}.{worker}`."""
-        return self.template
-
 
 STREAMS: Final = (
     Stream("TW_TOKENS", ("tw.tokens.*.*",), file=True, max_age_s=7 * 86_400, max_bytes=4 << 30),

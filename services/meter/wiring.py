@@ -7,14 +7,14 @@ from functools import partial
 
 from services.mesh.accelerators import load_catalogue
 from services.mesh.bus import Bus
-from services.mesh.clock import Clock, SystemClock
+from services.mesh.clock import Clock
+from services.mesh.footing import find_footing
 from services.mesh.httpd import HttpServer
-from services.mesh.lifecycle import Lifecycle
+from services.mesh.lifecycle import Lifecycle, cancel_all
 from services.mesh.money import usd_to_nusd
-from services.mesh.nats_bus import NatsBus
 from services.mesh.rpc import GrpcServer
 from services.mesh.settings import Settings
-from services.mesh.telemetry import Telemetry, start_telemetry
+from services.mesh.telemetry import Telemetry
 from services.meter.announcer import Announcer
 from services.meter.bookkeeper import Bookkeeper
 from services.meter.core.budgets import Accounts
@@ -61,14 +61,8 @@ async def wire(
         BusUnavailable, OSError: no bus, no port.
     """
     meter_id = settings.meter.id
-    clock = clock or SystemClock()
-    if telemetry is None:
-        telemetry = start_telemetry("meter", meter_id)
-        life.on_stop("telemetry", partial(asyncio.to_thread, telemetry.shutdown))
-    if bus is None:
-        bus = NatsBus(settings.nats, "meter", meter_id, telemetry, clock)
-        life.on_stop("bus", bus.close)
-        await bus.connect()
+    footing = await find_footing(life, settings, "meter", meter_id, bus=bus, telemetry=telemetry, clock=clock)
+    bus, telemetry, clock = footing.bus, footing.telemetry, footing.clock
     http = HttpServer(telemetry, life)
     life.on_stop("http", http.stop)
     http_port = await http.start(settings.mesh.host, settings.meter.http_port)
@@ -107,9 +101,7 @@ async def wire(
     tasks = [life.spawn(announcer.run(), "announcer"), life.spawn(feed.run(), "feed")]
 
     async def stop_feed() -> None:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_all(tasks)
         await bus.flush(2.0)
 
     life.on_stop("feed", stop_feed)

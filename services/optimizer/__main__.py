@@ -3,15 +3,13 @@
 import logging
 
 from services.mesh.lifecycle import Lifecycle, run
-from services.mesh.settings import load_settings
+from services.mesh.settings import Settings
 from services.optimizer.wiring import wire
 
 log = logging.getLogger(__name__)
 
 
-async def start(life: Lifecycle) -> None:
-    settings = load_settings()
-    logging.getLogger().setLevel(settings.mesh.log_level.upper())
+async def start(life: Lifecycle, settings: Settings) -> None:
     optimizer = await wire(life, settings)
     log.info(
         "optimizer %s serves gRPC on %s:%d, HTTP on %s:%d",
@@ -23,9 +21,5 @@ async def start(life: Lifecycle) -> None:
     )
 
 
-def main() -> None:
-    run("optimizer", start)
-
-
 if __name__ == "__main__":
-    main()
+    run("optimizer", start)

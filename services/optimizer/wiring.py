@@ -1,6 +1,5 @@
 """The optimizer, put together: once, top to bottom."""
 
-import asyncio
 import logging
 from dataclasses import dataclass
 from functools import partial
@@ -8,13 +7,13 @@ from typing import Final
 
 from services.mesh.accelerators import load_catalogue
 from services.mesh.bus import Bus
-from services.mesh.clock import Clock, SystemClock
+from services.mesh.clock import Clock
+from services.mesh.footing import find_footing
 from services.mesh.httpd import HttpServer
-from services.mesh.lifecycle import Lifecycle
-from services.mesh.nats_bus import NatsBus
+from services.mesh.lifecycle import Lifecycle, cancel_all
 from services.mesh.rpc import GrpcServer
 from services.mesh.settings import Settings
-from services.mesh.telemetry import Telemetry, start_telemetry
+from services.mesh.telemetry import Telemetry
 from services.optimizer.board import PlanBoard
 from services.optimizer.core.beliefs import Assumptions, Beliefs
 from services.optimizer.core.planner import Planner
@@ -76,14 +75,8 @@ async def wire(
         OSError: an address is taken. BusUnavailable: NATS does not answer.
     """
     optimizer, mesh = settings.optimizer, settings.mesh
-    clock = clock or SystemClock()
-    if telemetry is None:
-        telemetry = start_telemetry("optimizer", optimizer.id)
-        life.on_stop("telemetry", partial(asyncio.to_thread, telemetry.shutdown), _STOPPING_S * 2)
-    if bus is None:
-        bus = NatsBus(settings.nats, "optimizer", optimizer.id, telemetry, clock)
-        life.on_stop("bus", bus.close)
-        await bus.connect()
+    footing = await find_footing(life, settings, "optimizer", optimizer.id, bus=bus, telemetry=telemetry, clock=clock)
+    bus, telemetry, clock = footing.bus, footing.telemetry, footing.clock
 
     beliefs = Beliefs(load_catalogue(), assumptions_of(settings), clock.monotonic_s())
     planner = Planner()
@@ -111,9 +104,7 @@ async def wire(
     http_port = await http.start(mesh.host, optimizer.http_port)
 
     async def stop_planning() -> None:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_all(tasks)
         if left := await bus.flush(_STOPPING_S):
             log.warning("%d plans were not acknowledged by the bus; the ones before stay in force", left)
 

@@ -3,15 +3,13 @@
 import logging
 
 from services.mesh.lifecycle import Lifecycle, run
-from services.mesh.settings import load_settings
+from services.mesh.settings import Settings
 from services.router.wiring import wire
 
 log = logging.getLogger(__name__)
 
 
-async def start(life: Lifecycle) -> None:
-    settings = load_settings()
-    logging.getLogger().setLevel(settings.mesh.log_level.upper())
+async def start(life: Lifecycle, settings: Settings) -> None:
     router = await wire(life, settings)
     log.info(
         "router %s serves gRPC on %s:%d, HTTP on %s:%d",

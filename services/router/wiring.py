@@ -9,14 +9,14 @@ from typing import Final
 
 from services.mesh.accelerators import load_catalogue
 from services.mesh.bus import Bus
-from services.mesh.clock import Clock, SystemClock
+from services.mesh.clock import Clock
+from services.mesh.footing import find_footing
 from services.mesh.httpd import HttpServer
 from services.mesh.keys import KeyStore
 from services.mesh.lifecycle import Lifecycle
-from services.mesh.nats_bus import NatsBus
 from services.mesh.rpc import GrpcServer
 from services.mesh.settings import Settings, SloSettings
-from services.mesh.telemetry import Telemetry, start_telemetry
+from services.mesh.telemetry import Telemetry
 from services.router.announcer import Announcer
 from services.router.core.exploration import Exploration
 from services.router.core.fleet import Fleet
@@ -83,14 +83,8 @@ async def wire(
         OSError: an address is taken. BusUnavailable: NATS does not answer.
     """
     router, mesh = settings.router, settings.mesh
-    clock = clock or SystemClock()
-    if telemetry is None:
-        telemetry = start_telemetry("router", router.id)
-        life.on_stop("telemetry", partial(asyncio.to_thread, telemetry.shutdown), _STOPPING_S * 2)
-    if bus is None:
-        bus = NatsBus(settings.nats, "router", router.id, telemetry, clock)
-        life.on_stop("bus", bus.close)
-        await bus.connect()
+    footing = await find_footing(life, settings, "router", router.id, bus=bus, telemetry=telemetry, clock=clock)
+    bus, telemetry, clock = footing.bus, footing.telemetry, footing.clock
 
     fleet = Fleet(
         load_catalogue(),

@@ -3,14 +3,13 @@
 import logging
 
 from services.mesh.lifecycle import Lifecycle, run
-from services.mesh.settings import load_settings
+from services.mesh.settings import Settings
 from services.worker.wiring import wire
 
 log = logging.getLogger(__name__)
 
 
-async def _wire(life: Lifecycle) -> None:
-    settings = load_settings()
+async def start(life: Lifecycle, settings: Settings) -> None:
     running = await wire(life, settings)
     host, worker = settings.mesh.host, settings.worker
     log.info(
@@ -26,9 +25,5 @@ async def _wire(life: Lifecycle) -> None:
     )
 
 
-def main() -> None:
-    run("worker", _wire)
-
-
 if __name__ == "__main__":
-    main()
+    run("worker", start)

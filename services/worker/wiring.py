@@ -8,7 +8,6 @@ the process exits with 0.
 import asyncio
 import logging
 import secrets
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -16,13 +15,13 @@ from typing import Final
 from services.mesh.bus import Bus
 from services.mesh.clock import Clock, SystemClock
 from services.mesh.events import ControlAnswered, Drain, WorkerState
+from services.mesh.footing import find_footing
 from services.mesh.httpd import HttpServer
-from services.mesh.lifecycle import Lifecycle
-from services.mesh.nats_bus import NatsBus
+from services.mesh.lifecycle import Lifecycle, cancel_all
 from services.mesh.placement import PlacementVerifier
 from services.mesh.rpc import GrpcServer
 from services.mesh.settings import Settings
-from services.mesh.telemetry import Telemetry, start_telemetry
+from services.mesh.telemetry import Telemetry
 from services.worker.engine import Engine, EngineInfo
 from services.worker.engines import choose_engine
 from services.worker.fault_control import FaultControl
@@ -74,18 +73,15 @@ async def wire(
     worker = settings.worker
     identity = identity_of(worker, secrets.token_hex(8))
     clock = clock or SystemClock()
-    if telemetry is None:
-        telemetry = start_telemetry("worker", worker.id)
-        life.on_stop("telemetry", partial(asyncio.to_thread, telemetry.shutdown), 2 * _STEP_S)
     engine = engine or choose_engine(worker, clock)
-
-    bus = bus or await _connect(life, settings, telemetry, clock)
+    footing = await find_footing(life, settings, "worker", worker.id, bus=bus, telemetry=telemetry, clock=clock)
+    bus, telemetry = footing.bus, footing.telemetry
     reporter = Reporter(identity, bus, clock, telemetry)
     instruments = Instruments(identity, telemetry)
     streams = Streams(identity, engine, clock=clock, reporter=reporter, instruments=instruments, bus=bus)
     life.on_stop("last events", partial(_flush, reporter, bus), _FLUSH_S + _STEP_S)
     talking: list[asyncio.Task[None]] = []
-    life.on_stop("background", partial(_cancel, talking), _STEP_S)
+    life.on_stop("background", partial(cancel_all, talking), _STEP_S)
 
     http = HttpServer(telemetry, life)
     http_port = await http.start(settings.mesh.host, worker.http_port)
@@ -147,19 +143,6 @@ async def wire(
     talking.append(life.spawn(bus.serve_control(worker.id, controlled), "control"))
     life.on_stop("streams", partial(drain, settings.mesh.drain_grace_s), settings.mesh.drain_grace_s + _STEP_S)
     return RunningWorker(grpc_port, http_port, engine, info, streams, heartbeat)
-
-
-async def _connect(life: Lifecycle, settings: Settings, telemetry: Telemetry, clock: Clock) -> Bus:
-    bus = NatsBus(settings.nats, "worker", settings.worker.id, telemetry, clock)
-    await bus.connect()
-    life.on_stop("bus", bus.close, _STEP_S)
-    return bus
-
-
-async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _flush(reporter: Reporter, bus: Bus) -> None:

@@ -321,13 +321,13 @@ async def test_bookings_are_children_of_their_message_and_batches_link_to_theirs
         await meter.total(lambda row: row.delivered_tokens == 5)
     await asyncio.to_thread(telemetry.shutdown)
     spans = {span.name: span for span in exporter.get_finished_spans()}
-    settle = spans[names.settle_span(TOKENS.operation)]
+    settle = spans[names.settle_span(TOKENS.template)]
     assert settle.parent is not None
     assert settle.parent.span_id == span_context_of(created).span_id
     assert settle.attributes is not None
     assert settle.attributes[names.REQUEST_ID] == "r"
     assert settle.attributes[names.PRICE_NUSD] == RATES.price_nusd(100, 0, 5)
-    process = spans[names.process_span(TOKENS.operation)]
+    process = spans[names.process_span(TOKENS.template)]
     assert process.parent is None
     assert process.kind is SpanKind.CONSUMER
-    assert names.settle_span(FINISHED.operation) not in spans
+    assert names.settle_span(FINISHED.template) not in spans

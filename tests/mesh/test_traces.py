@@ -94,7 +94,7 @@ async def test_every_edge_of_the_table_is_seen_and_no_other_crosses_services(
 async def test_one_request_is_one_trace_from_client_to_booking(start_mesh: StartMesh, receiver: OtlpReceiver) -> None:
     mesh = await _traced_mesh(start_mesh, receiver)
     traces = await _generate(mesh, 3)
-    bookings = {("meter", settle_span(TOKENS.operation)), ("meter", settle_span(FINISHED.operation))}
+    bookings = {("meter", settle_span(TOKENS.template)), ("meter", settle_span(FINISHED.template))}
 
     def nodes(spans: Iterable[ReceivedSpan], trace: str) -> set[tuple[str, str]]:
         return {_node(each) for each in spans if each.trace == trace}
