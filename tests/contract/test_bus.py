@@ -257,6 +257,8 @@ async def test_heartbeats_reach_who_watches_and_wait_for_nobody(world: World) ->
     worker, router = await world.bus("worker"), await world.bus("router")
     sent = [worker.publish(heartbeat("h100-0", 1)).sequence]
     assert worker.outbox_free == 1.0
+    worker.publish(tokens())
+    assert await worker.flush(10.0) == 0  # so the heartbeat has left too, and found nobody
     reading = Reading().watch(router, [FLEET])
     await _watched(reading, lambda: sent.append(worker.publish(heartbeat("h100-0", len(sent))).sequence))
     assert 1 not in reading.sequences
