@@ -31,6 +31,7 @@ MESSAGES: Final[dict[type, type[Message]]] = {
     events.RequestAdmitted: events_pb2.RequestAdmitted,
     events.RequestFinished: events_pb2.RequestFinished,
     events.WorkerHeartbeat: events_pb2.WorkerHeartbeat,
+    events.PrefixesChanged: events_pb2.PrefixesChanged,
     events.CreditChanged: events_pb2.CreditChanged,
     events.WorkloadClass: planning_pb2.WorkloadClass,
     events.Share: planning_pb2.Share,

@@ -147,6 +147,11 @@ class WorkerHeartbeat:
 
     Attributes:
         waiting_prefill_tokens: prompt tokens admitted or queued and not computed yet.
+        power_source: what measured `power_w` and `utilisation`; "catalogue" where they are modelled.
+        utilisation: of the accelerator, recent, 0 to 1.
+        http_url: of its OpenAI endpoint for clients with a placement; empty: it serves none.
+        features: beyond plain generation: "logprobs", "response_format", "tools".
+        restarts: of the engine, since the epoch began.
         slowdown: observed over modelled step seconds, recent; 1.0 when nothing ran.
         busy_ns, generated_tokens, energy_uj, steps: totals since the epoch began.
     """
@@ -179,6 +184,30 @@ class WorkerHeartbeat:
     at_unix_ms: int
     steps: int
     prefill_chunk_tokens: int
+    power_source: str = "catalogue"
+    utilisation: float = 0.0
+    http_url: str = ""
+    features: tuple[str, ...] = ()
+    restarts: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefixesChanged:
+    """What a worker's prefix cache holds, as links of `prefix_chain.chain`.
+
+    Attributes:
+        sequence: from 1 in an epoch, without gaps; a gap means that changes were lost.
+        reset: what was held before is gone.
+        held, dropped: links that are in the cache from now on, and that are no longer.
+    """
+
+    worker: str
+    epoch: str
+    sequence: int
+    reset: bool
+    held: tuple[int, ...]
+    dropped: tuple[int, ...]
+    at_unix_ms: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -306,6 +335,7 @@ Event = (
     | RequestAdmitted
     | RequestFinished
     | WorkerHeartbeat
+    | PrefixesChanged
     | CreditChanged
     | RoutingPlan
 )

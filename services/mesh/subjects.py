@@ -13,6 +13,7 @@ from services.mesh.events import (
     CreditChanged,
     Event,
     LatencyObserved,
+    PrefixesChanged,
     RequestAdmitted,
     RequestFinished,
     RoutingPlan,
@@ -104,7 +105,7 @@ FINISHED: Final = Channel(
     event=RequestFinished,
     stream="TW_REQUESTS",
     delivery=Delivery.EXACTLY_ONCE_EFFECT,
-    publishers=("router",),
+    publishers=("router", "worker"),  # whoever hands the tokens to the client
     readers=("meter", "optimizer"),
     says="A request ended: the range delivered, the outcome, and whether its promises were kept.",
 )
@@ -117,6 +118,16 @@ FLEET: Final = Channel(
     publishers=("worker",),
     readers=("router", "optimizer"),
     says="A worker's state, four times a second.",
+)
+PREFIXES: Final = Channel(
+    name="prefixes",
+    template="tw.prefixes.{worker}",
+    event=PrefixesChanged,
+    stream=None,
+    delivery=Delivery.BEST_EFFORT,
+    publishers=("worker",),
+    readers=("router",),
+    says="What a worker's prefix cache holds and no longer holds, from the engine's own KV events.",
 )
 CREDIT: Final = Channel(
     name="credit",
@@ -139,7 +150,7 @@ PLAN: Final = Channel(
     says="Where the optimizer wants each workload class, the shadow prices, and the timing it believes in.",
 )
 
-CHANNELS: Final = (TOKENS, LATENCY, ADMITTED, FINISHED, FLEET, CREDIT, PLAN)
+CHANNELS: Final = (TOKENS, LATENCY, ADMITTED, FINISHED, FLEET, PREFIXES, CREDIT, PLAN)
 CONTROL_TEMPLATE: Final = "tw.control.{worker}"  # request/reply: Drain -> ControlAnswered
 DEAD_TEMPLATE: Final = "tw.dead.{durable}"  # what a durable reader could not decode, with the reason in a header
 

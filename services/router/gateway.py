@@ -17,6 +17,8 @@ from services.mesh import conventions as names
 from services.mesh.clock import Clock
 from services.mesh.errors import InvariantBroken, MessageTooLarge, TokenworksError, UnknownModel, face
 from services.mesh.keys import KeyStore
+from services.mesh.openai.answers import Answer, Kind, error_body, error_event, model_body
+from services.mesh.openai.requests import Wanted, parse_chat, parse_completion
 from services.mesh.telemetry import (
     TRACEPARENT,
     Telemetry,
@@ -28,8 +30,6 @@ from services.mesh.telemetry import (
 from services.router.access import tenant_of
 from services.router.core.fleet import Fleet
 from services.router.dispatch import Dispatcher
-from services.router.openai_answers import Answer, Kind, error_body, error_event, model_body
-from services.router.openai_requests import Wanted, parse_chat, parse_completion
 from services.router.relay import Relay
 from services.router.service import TRACE_ID, WORKER, describe, served_models
 from tokenworks.v1 import inference_pb2 as wire

@@ -14,12 +14,18 @@ class TokenIds(_message.Message):
     def __init__(self, ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ChatMessage(_message.Message):
-    __slots__ = ("role", "content")
+    __slots__ = ("role", "content", "tool_calls_json", "tool_call_id", "name")
     ROLE_FIELD_NUMBER: _ClassVar[int]
     CONTENT_FIELD_NUMBER: _ClassVar[int]
+    TOOL_CALLS_JSON_FIELD_NUMBER: _ClassVar[int]
+    TOOL_CALL_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
     role: str
     content: str
-    def __init__(self, role: _Optional[str] = ..., content: _Optional[str] = ...) -> None: ...
+    tool_calls_json: str
+    tool_call_id: str
+    name: str
+    def __init__(self, role: _Optional[str] = ..., content: _Optional[str] = ..., tool_calls_json: _Optional[str] = ..., tool_call_id: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
 
 class Chat(_message.Message):
     __slots__ = ("messages",)
@@ -28,7 +34,7 @@ class Chat(_message.Message):
     def __init__(self, messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ...) -> None: ...
 
 class Sampling(_message.Message):
-    __slots__ = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "ignore_eos", "n", "frequency_penalty", "presence_penalty")
+    __slots__ = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "ignore_eos", "n", "frequency_penalty", "presence_penalty", "logprobs")
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     TOP_P_FIELD_NUMBER: _ClassVar[int]
@@ -39,6 +45,7 @@ class Sampling(_message.Message):
     N_FIELD_NUMBER: _ClassVar[int]
     FREQUENCY_PENALTY_FIELD_NUMBER: _ClassVar[int]
     PRESENCE_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     max_tokens: int
     temperature: float
     top_p: float
@@ -49,10 +56,11 @@ class Sampling(_message.Message):
     n: int
     frequency_penalty: float
     presence_penalty: float
-    def __init__(self, max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., ignore_eos: bool = ..., n: _Optional[int] = ..., frequency_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ...) -> None: ...
+    logprobs: int
+    def __init__(self, max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., ignore_eos: bool = ..., n: _Optional[int] = ..., frequency_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., logprobs: _Optional[int] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("request_id", "model", "text", "token_ids", "chat", "sampling", "slo_class", "workload", "session_id", "resume_from")
+    __slots__ = ("request_id", "model", "text", "token_ids", "chat", "sampling", "slo_class", "workload", "session_id", "resume_from", "resumed_token_ids", "resumed_text", "response_format_json", "tools_json", "tool_choice_json")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
@@ -63,6 +71,11 @@ class GenerateRequest(_message.Message):
     WORKLOAD_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     RESUME_FROM_FIELD_NUMBER: _ClassVar[int]
+    RESUMED_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    RESUMED_TEXT_FIELD_NUMBER: _ClassVar[int]
+    RESPONSE_FORMAT_JSON_FIELD_NUMBER: _ClassVar[int]
+    TOOLS_JSON_FIELD_NUMBER: _ClassVar[int]
+    TOOL_CHOICE_JSON_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     text: str
@@ -73,23 +86,49 @@ class GenerateRequest(_message.Message):
     workload: str
     session_id: str
     resume_from: int
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., slo_class: _Optional[str] = ..., workload: _Optional[str] = ..., session_id: _Optional[str] = ..., resume_from: _Optional[int] = ...) -> None: ...
+    resumed_token_ids: TokenIds
+    resumed_text: str
+    response_format_json: str
+    tools_json: str
+    tool_choice_json: str
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., slo_class: _Optional[str] = ..., workload: _Optional[str] = ..., session_id: _Optional[str] = ..., resume_from: _Optional[int] = ..., resumed_token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., resumed_text: _Optional[str] = ..., response_format_json: _Optional[str] = ..., tools_json: _Optional[str] = ..., tool_choice_json: _Optional[str] = ...) -> None: ...
+
+class TokenLogprob(_message.Message):
+    __slots__ = ("text", "logprob", "top")
+    class Alternative(_message.Message):
+        __slots__ = ("text", "logprob")
+        TEXT_FIELD_NUMBER: _ClassVar[int]
+        LOGPROB_FIELD_NUMBER: _ClassVar[int]
+        text: str
+        logprob: float
+        def __init__(self, text: _Optional[str] = ..., logprob: _Optional[float] = ...) -> None: ...
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    LOGPROB_FIELD_NUMBER: _ClassVar[int]
+    TOP_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    logprob: float
+    top: _containers.RepeatedCompositeFieldContainer[TokenLogprob.Alternative]
+    def __init__(self, text: _Optional[str] = ..., logprob: _Optional[float] = ..., top: _Optional[_Iterable[_Union[TokenLogprob.Alternative, _Mapping]]] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
-    __slots__ = ("request_id", "first_index", "token_ids", "text", "token_count", "finish")
+    __slots__ = ("request_id", "first_index", "token_ids", "text", "token_count", "finish", "logprobs", "tool_calls_json")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     FIRST_INDEX_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_COUNT_FIELD_NUMBER: _ClassVar[int]
     FINISH_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    TOOL_CALLS_JSON_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     first_index: int
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     text: str
     token_count: int
     finish: Finish
-    def __init__(self, request_id: _Optional[str] = ..., first_index: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., token_count: _Optional[int] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ...) -> None: ...
+    logprobs: _containers.RepeatedCompositeFieldContainer[TokenLogprob]
+    tool_calls_json: str
+    def __init__(self, request_id: _Optional[str] = ..., first_index: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., token_count: _Optional[int] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ..., tool_calls_json: _Optional[str] = ...) -> None: ...
 
 class Finish(_message.Message):
     __slots__ = ("reason", "usage", "price_nusd", "segments")
@@ -126,7 +165,7 @@ class Segment(_message.Message):
     def __init__(self, worker: _Optional[str] = ..., accelerator: _Optional[str] = ..., from_index: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
 
 class Placement(_message.Message):
-    __slots__ = ("request_id", "worker", "address", "token", "model", "plan", "expires_unix_ms")
+    __slots__ = ("request_id", "worker", "address", "token", "model", "plan", "expires_unix_ms", "http_url", "slo_class", "trace_id")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -134,6 +173,9 @@ class Placement(_message.Message):
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
     EXPIRES_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    HTTP_URL_FIELD_NUMBER: _ClassVar[int]
+    SLO_CLASS_FIELD_NUMBER: _ClassVar[int]
+    TRACE_ID_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     worker: str
     address: str
@@ -141,7 +183,10 @@ class Placement(_message.Message):
     model: str
     plan: str
     expires_unix_ms: int
-    def __init__(self, request_id: _Optional[str] = ..., worker: _Optional[str] = ..., address: _Optional[str] = ..., token: _Optional[str] = ..., model: _Optional[str] = ..., plan: _Optional[str] = ..., expires_unix_ms: _Optional[int] = ...) -> None: ...
+    http_url: str
+    slo_class: str
+    trace_id: str
+    def __init__(self, request_id: _Optional[str] = ..., worker: _Optional[str] = ..., address: _Optional[str] = ..., token: _Optional[str] = ..., model: _Optional[str] = ..., plan: _Optional[str] = ..., expires_unix_ms: _Optional[int] = ..., http_url: _Optional[str] = ..., slo_class: _Optional[str] = ..., trace_id: _Optional[str] = ...) -> None: ...
 
 class ExplainRequest(_message.Message):
     __slots__ = ("request_id",)
@@ -320,7 +365,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class WorkerDescription(_message.Message):
-    __slots__ = ("worker", "pool", "accelerator", "vendor", "engine", "simulated", "models", "context_tokens", "max_batch", "kv_capacity_tokens", "rate_nusd_per_hour", "epoch", "note")
+    __slots__ = ("worker", "pool", "accelerator", "vendor", "engine", "simulated", "models", "context_tokens", "max_batch", "kv_capacity_tokens", "rate_nusd_per_hour", "epoch", "note", "detected_by", "telemetry", "features", "failed_because", "restarts")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     POOL_FIELD_NUMBER: _ClassVar[int]
     ACCELERATOR_FIELD_NUMBER: _ClassVar[int]
@@ -334,6 +379,11 @@ class WorkerDescription(_message.Message):
     RATE_NUSD_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     NOTE_FIELD_NUMBER: _ClassVar[int]
+    DETECTED_BY_FIELD_NUMBER: _ClassVar[int]
+    TELEMETRY_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
+    FAILED_BECAUSE_FIELD_NUMBER: _ClassVar[int]
+    RESTARTS_FIELD_NUMBER: _ClassVar[int]
     worker: str
     pool: str
     accelerator: str
@@ -347,7 +397,12 @@ class WorkerDescription(_message.Message):
     rate_nusd_per_hour: int
     epoch: str
     note: str
-    def __init__(self, worker: _Optional[str] = ..., pool: _Optional[str] = ..., accelerator: _Optional[str] = ..., vendor: _Optional[str] = ..., engine: _Optional[str] = ..., simulated: bool = ..., models: _Optional[_Iterable[str]] = ..., context_tokens: _Optional[int] = ..., max_batch: _Optional[int] = ..., kv_capacity_tokens: _Optional[int] = ..., rate_nusd_per_hour: _Optional[int] = ..., epoch: _Optional[str] = ..., note: _Optional[str] = ...) -> None: ...
+    detected_by: str
+    telemetry: str
+    features: _containers.RepeatedScalarFieldContainer[str]
+    failed_because: str
+    restarts: int
+    def __init__(self, worker: _Optional[str] = ..., pool: _Optional[str] = ..., accelerator: _Optional[str] = ..., vendor: _Optional[str] = ..., engine: _Optional[str] = ..., simulated: bool = ..., models: _Optional[_Iterable[str]] = ..., context_tokens: _Optional[int] = ..., max_batch: _Optional[int] = ..., kv_capacity_tokens: _Optional[int] = ..., rate_nusd_per_hour: _Optional[int] = ..., epoch: _Optional[str] = ..., note: _Optional[str] = ..., detected_by: _Optional[str] = ..., telemetry: _Optional[str] = ..., features: _Optional[_Iterable[str]] = ..., failed_because: _Optional[str] = ..., restarts: _Optional[int] = ...) -> None: ...
 
 class InjectFaultRequest(_message.Message):
     __slots__ = ("kind", "factor")

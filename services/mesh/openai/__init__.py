@@ -1,0 +1,1 @@
+"""OpenAI's HTTP API as the mesh speaks it: bodies in, bodies and events out."""
