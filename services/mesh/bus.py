@@ -10,7 +10,8 @@ until the server has acknowledged it. A full outbox raises `OutboxFull` before a
 refuse work instead of doing work nobody will count. Best-effort channels skip the outbox.
 
 `consume` gives a durable reader its messages in batches: when the handler returns they are acked, when it raises they
-come again. `watch` gives a reader what is new (and, for last-per-subject channels, what stands), with no acks.
+come again. `watch` gives a reader what is new (and, for last-per-subject channels, what stands), with no acks. `replay`
+gives a reader what a stream holds, from its first message on, once.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -110,6 +111,17 @@ class Bus(Protocol):
         """Runs until cancelled: what stands on last-per-subject channels, then everything new. Lossy under overload.
 
         An exception from the handler is logged and counted, and the watch goes on.
+        """
+        ...
+
+    async def replay(self, channels: Sequence[Channel], handler: BatchHandler, *, batch: int = 256) -> int:
+        """Feeds the handler, in stream order, what the channels' stream holds as this is called; how many that was.
+
+        Nothing is acked or changed; what cannot be decoded is passed over, as it was put aside when it was consumed.
+        What the handler raises ends the replay. All channels must belong to one stream.
+
+        Raises:
+            BusUnavailable: the connection was lost before the end; start over.
         """
         ...
 

@@ -20,7 +20,15 @@ from services.mesh.codec import decode_answer, encode_answer, encode_drain
 from services.mesh.errors import BusUnavailable, WorkerLost
 from services.mesh.events import ControlAnswered, Drain, Event
 from services.mesh.publishing import MESSAGE_ID, Publisher
-from services.mesh.reading import DurableReader, Incoming, ReaderCounts, Watcher, answer_control, stream_of
+from services.mesh.reading import (
+    DurableReader,
+    Incoming,
+    ReaderCounts,
+    Watcher,
+    answer_control,
+    legible,
+    stream_of,
+)
 from services.mesh.settings import NatsSettings
 from services.mesh.subjects import STREAMS, Channel, Delivery, Stream, channel_at
 from services.mesh.telemetry import Telemetry, start_telemetry
@@ -236,6 +244,11 @@ class MemoryBroker:
             event.set()
 
 
+def _channel_name(stored: _Stored) -> str:
+    channel = channel_at(stored.subject)
+    return channel.name if channel else ""
+
+
 class _Gone(Exception):
     """The bus that a reader reads on was closed."""
 
@@ -338,6 +351,15 @@ class MemoryBus:
             pass
         finally:
             self.broker.watches.discard(watch)
+
+    async def replay(self, channels: Sequence[Channel], handler: BatchHandler, *, batch: int = 256) -> int:
+        stream, wanted = stream_of(channels, "replay"), frozenset(channel.name for channel in channels)
+        if not self.broker.up or self._closed:
+            raise BusUnavailable(f"the replay of {stream} broke off after 0 messages: the broker is down")
+        held = [each for each in self.broker.standing(stream) if _channel_name(each) in wanted]
+        for start in range(0, len(held), batch):
+            await handler(legible([_Taken(each, self.broker, None) for each in held[start : start + batch]]))
+        return len(held)
 
     async def request_drain(self, worker: str, drain: Drain, timeout_s: float) -> ControlAnswered:
         await asyncio.sleep(0)  # as on a network, others go first

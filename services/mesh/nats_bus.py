@@ -38,6 +38,7 @@ from services.mesh.reading import (
     ReaderCounts,
     Watcher,
     answer_control,
+    legible,
     stream_of,
 )
 from services.mesh.sending import RETRY_S, Sender, causes
@@ -195,6 +196,25 @@ class NatsBus:
                     read = partial(self._watch_subject, watcher, subject)
                     tasks.create_task(self._on_every_link(f"watching {subject}", read))
 
+    async def replay(self, channels: Sequence[Channel], handler: BatchHandler, *, batch: int = 256) -> int:
+        subjects = [channel.wildcard for channel in channels]
+        name = f"replay-{secrets.token_hex(8)}"
+        stream = stream_of(channels, name)
+        config = _ephemeral(name, subjects, api.DeliverPolicy.ALL)
+        replayed = 0
+        try:
+            link = await self._next_link()
+            left = (await link.js.add_consumer(stream, config)).num_pending or 0
+            async with link.pulled(stream, name, batch) as inflow:
+                while replayed < left:
+                    messages = await inflow.take(min(batch, left - replayed))
+                    await handler(legible(messages))
+                    replayed += len(messages)
+            await link.js.delete_consumer(stream, name)
+        except _FAILURES as error:
+            raise BusUnavailable(f"the replay of {stream} broke off after {replayed} messages: {error!r}") from error
+        return replayed
+
     async def request_drain(self, worker: str, drain: Drain, timeout_s: float) -> ControlAnswered:
         try:
             async with asyncio.timeout(timeout_s):
@@ -334,16 +354,8 @@ class NatsBus:
         self, watcher: Watcher, stream: str, subjects: Sequence[str], last: bool, link: _Link
     ) -> None:
         name = f"watch-{secrets.token_hex(8)}"
-        config = api.ConsumerConfig(
-            name=name,
-            filter_subjects=list(subjects),
-            deliver_policy=api.DeliverPolicy.LAST_PER_SUBJECT if last else api.DeliverPolicy.NEW,
-            ack_policy=api.AckPolicy.NONE,
-            inactive_threshold=_EPHEMERAL_S,
-            num_replicas=1,
-            mem_storage=True,
-        )
-        await link.js.add_consumer(stream, config)
+        policy = api.DeliverPolicy.LAST_PER_SUBJECT if last else api.DeliverPolicy.NEW
+        await link.js.add_consumer(stream, _ephemeral(name, subjects, policy))
         async with link.pulled(stream, name, _WATCH_BATCH) as inflow:
             while True:
                 for message in await inflow.take(_WATCH_BATCH):
@@ -361,6 +373,19 @@ class NatsBus:
         # The server's message ids are per stream, so that a burial which is tried again is kept once.
         headers[MESSAGE_ID] = f"{durable}:{message.subject}:{message.stream_sequence}"
         await link.js.publish(dead_subject(durable), message.body, timeout=_CALL_S, headers=headers)
+
+
+def _ephemeral(name: str, subjects: Sequence[str], policy: api.DeliverPolicy) -> api.ConsumerConfig:
+    """A consumer that acks nothing and goes with its reader."""
+    return api.ConsumerConfig(
+        name=name,
+        filter_subjects=list(subjects),
+        deliver_policy=policy,
+        ack_policy=api.AckPolicy.NONE,
+        inactive_threshold=_EPHEMERAL_S,
+        num_replicas=1,
+        mem_storage=True,
+    )
 
 
 async def _reconcile(js: JetStreamContext, stream: Stream, replicas: int) -> None:

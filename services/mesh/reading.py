@@ -246,6 +246,17 @@ async def answer_control(handler: ControlHandler, body: bytes) -> ControlAnswere
         return ControlAnswered(accepted=False, message=f"{type(error).__name__}: {error}")
 
 
+def legible(messages: Sequence[Incoming]) -> list[Delivered]:
+    """The events in the messages; one that cannot be decoded is logged and passed over."""
+    events = []
+    for message in messages:
+        try:
+            events.append(delivered(message))
+        except ValueError as reason:
+            log.warning("a message on %s is passed over: %s", message.subject, reason)
+    return events
+
+
 class Watcher:
     """Hands over what is new, without settling anything; calls its handler for one message at a time."""
 

@@ -71,6 +71,49 @@ async def test_a_durable_reader_gets_everything_in_order_as_it_was_published(wor
     await reading.stop()
 
 
+async def test_a_replay_gives_all_that_the_stream_holds_in_order_and_ends(world: World) -> None:
+    worker, meter = await world.bus("worker"), await world.bus("meter")
+    reading = Reading().consume(meter, [TOKENS], "meter")
+    published = [worker.publish(tokens(f"r{number}")) for number in range(300)]
+    await reading.until(300)
+    await reading.stop()
+    replayed: list[Delivered] = []
+
+    async def note(messages: Sequence[Delivered]) -> None:
+        replayed.extend(messages)
+
+    assert await meter.replay([TOKENS], note, batch=64) == 300
+    assert [each.id for each in replayed] == published
+    assert await meter.replay([ADMITTED, FINISHED], note) == 0
+
+
+async def test_a_replay_is_of_the_channels_asked_for(world: World) -> None:
+    router, meter = await world.bus("router"), await world.bus("meter")
+    for number in range(5):
+        router.publish(admitted(f"r{number}"))
+        router.publish(finished(f"r{number}"))
+    assert await router.flush(5.0) == 0
+    replayed: list[Delivered] = []
+
+    async def note(messages: Sequence[Delivered]) -> None:
+        replayed.extend(messages)
+
+    assert await meter.replay([FINISHED], note) == 5
+    assert {type(each.event).__name__ for each in replayed} == {"RequestFinished"}
+
+
+async def test_what_a_replays_handler_raises_ends_it(world: World) -> None:
+    worker = await world.bus("worker")
+    worker.publish(tokens())
+    assert await worker.flush(5.0) == 0
+
+    async def fail(messages: Sequence[Delivered]) -> None:
+        raise KeyError("no such book")
+
+    with pytest.raises(KeyError, match="no such book"):
+        await worker.replay([TOKENS], fail)
+
+
 async def test_a_durable_reader_of_two_channels_gets_both_and_no_other(world: World) -> None:
     router, meter = await world.bus("router"), await world.bus("meter")
     both = Reading().consume(meter, [ADMITTED, FINISHED], "both")
