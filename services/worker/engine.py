@@ -5,17 +5,28 @@ the tokens of all sequences that got one; the worker turns a step into one frame
 meter. So what costs is paid per step, not per token.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
+from services.mesh.errors import Unsupported
 from services.mesh.timing import StepLoad
+
+# What an engine may do beyond plain generation; `EngineInfo.features` says which of them it does.
+LOGPROBS: Final = "logprobs"
+RESPONSE_FORMAT: Final = "response_format"
+TOOLS: Final = "tools"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """Validated sampling values; see `Sampling` in inference.proto for the ranges."""
+    """Validated sampling values; see `Sampling` in inference.proto for the ranges.
+
+    Attributes:
+        logprobs: tell each token's log probability, with this many alternatives; None: do not.
+    """
 
     max_tokens: int
     temperature: float = 1.0
@@ -26,15 +37,42 @@ class Sampling:
     ignore_eos: bool = False
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
+    logprobs: int | None = None
+
+
+class ChatMessage(NamedTuple):
+    """One message of a chat.
+
+    Attributes:
+        tool_calls_json: of an assistant: the calls it made, OpenAI's JSON list; empty: none.
+        tool_call_id: of a tool: the call that it answers.
+    """
+
+    role: str
+    content: str
+    tool_calls_json: str = ""
+    tool_call_id: str = ""
+    name: str = ""
+
+    def as_openai(self) -> dict[str, Any]:
+        """The message as OpenAI's API and chat templates take it."""
+        message: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.tool_calls_json:
+            message["tool_calls"] = json.loads(self.tool_calls_json)
+        if self.tool_call_id:
+            message["tool_call_id"] = self.tool_call_id
+        if self.name:
+            message["name"] = self.name
+        return message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """Exactly one of the three is set; `chat` is (role, content) pairs."""
+    """Exactly one of the three is set."""
 
     text: str | None = None
     token_ids: tuple[int, ...] | None = None
-    chat: tuple[tuple[str, str], ...] | None = None
+    chat: tuple[ChatMessage, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +96,25 @@ class EngineRequest:
     resume_from: int = 0
     resumed_token_ids: tuple[int, ...] = ()
     resumed_text: str = ""
+    response_format_json: str = ""
+    tools_json: str = ""
+    tool_choice_json: str = ""
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """What of an engine it needs beyond plain generation, sorted."""
+        needs = {
+            LOGPROBS: self.sampling.logprobs is not None,
+            RESPONSE_FORMAT: bool(self.response_format_json),
+            TOOLS: bool(self.tools_json),
+        }
+        return tuple(name for name, needed in needs.items() if needed)
+
+    def require(self, features: Sequence[str]) -> None:
+        """Raises Unsupported: the request needs what is not among an engine's `features`; names it."""
+        missing = [name for name in self.features if name not in features]
+        if missing:
+            raise Unsupported(f"{', '.join(missing)}: the engine that serves {self.model!r} here does not have it")
 
 
 class FinishReason(StrEnum):
@@ -65,6 +122,14 @@ class FinishReason(StrEnum):
     LENGTH = "length"
     CANCELLED = "cancelled"
     ERROR = "error"
+
+
+class TokenLogprob(NamedTuple):
+    """Log probability of one token, and of the likeliest in its place as (text, logprob), likeliest first."""
+
+    text: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(slots=True, kw_only=True)  # not frozen: one is made per token, and a frozen one costs three times as much
@@ -77,6 +142,8 @@ class SequenceOutput:
         finish: set in the sequence's last output.
         error: name of an error in mesh/errors.py and its message, when finish is ERROR.
         device_ns, energy_uj: this sequence's part of the step.
+        logprobs: (token_count,) where they were asked for, else empty.
+        tool_calls_json: OpenAI's `delta.tool_calls`, a JSON list, where the model calls a tool; empty: none.
     """
 
     sequence: int
@@ -90,6 +157,8 @@ class SequenceOutput:
     device_ns: int = 0
     energy_uj: int = 0
     queue_s: float = 0.0
+    logprobs: tuple[TokenLogprob, ...] = ()
+    tool_calls_json: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +196,8 @@ class EngineInfo:
     Attributes:
         note: for a reader, e.g. why a real model is simulated on this platform; empty otherwise.
         power_source: "catalogue" where watts are modelled, else the library that measures them.
+        features: which of LOGPROBS, RESPONSE_FORMAT and TOOLS it does; a request for another is refused.
+        lacks: what the contract (services/worker/contract) asks for and this engine cannot do: (capability, why).
     """
 
     engine: str
@@ -139,6 +210,8 @@ class EngineInfo:
     prefill_chunk_tokens: int
     note: str = ""
     power_source: str = "catalogue"
+    features: tuple[str, ...] = ()
+    lacks: tuple[tuple[str, str], ...] = ()
 
 
 OnStep = Callable[[Sequence[StepOutput]], None]
@@ -162,8 +235,11 @@ class Engine(Protocol):
         Raises:
             PromptTooLong: prompt (and what is resumed) leaves no room in the context.
             QueueFull: `max_waiting` requests wait already.
-            Unsupported: a sampling value that this engine cannot honour.
-            ResumeRefused: what was delivered before the break is not known well enough to go on from it.
+            DuplicateRequest: the sequence runs already.
+            UnknownModel: the model is not served here.
+            Unsupported: a feature or a sampling value that this engine cannot honour; names it.
+            ResumeRefused: what was delivered before the break is not known well enough to go on from it, or the
+                request has a feature that cannot be gone on with.
             EngineFailed: the engine is stopped.
         """
         ...

@@ -11,7 +11,7 @@ from typing import Final
 
 from services.mesh.errors import InvalidRequest, InvalidSampling, Unsupported
 from services.mesh.placement import PlacementClaims
-from services.worker.engine import EngineRequest, Prompt, Sampling
+from services.worker.engine import ChatMessage, EngineRequest, Prompt, Sampling
 from tokenworks.v1 import inference_pb2 as pb
 
 _MAX_STOPS: Final = 16
@@ -101,6 +101,9 @@ def _engine_request(
         resume_from=request.resume_from,
         resumed_token_ids=resumed_token_ids,
         resumed_text=resumed_text,
+        response_format_json=request.response_format_json,
+        tools_json=request.tools_json,
+        tool_choice_json=request.tool_choice_json,
     )
 
 
@@ -115,8 +118,11 @@ def _prompt(request: pb.GenerateRequest) -> Prompt:
             raise InvalidRequest("the prompt has no token ids; send at least one")
         return Prompt(token_ids=tuple(request.token_ids.ids))
     if form == "chat":
-        messages = tuple((each.role, each.content) for each in request.chat.messages)
-        if not messages or not all(role for role, _ in messages):
+        messages = tuple(
+            ChatMessage(each.role, each.content, each.tool_calls_json, each.tool_call_id, each.name)
+            for each in request.chat.messages
+        )
+        if not messages or not all(each.role for each in messages):
             raise InvalidRequest("a chat needs at least one message, and every message a role")
         return Prompt(chat=messages)
     raise InvalidRequest("the request has no prompt; set text, token_ids or chat")

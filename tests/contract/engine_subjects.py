@@ -20,6 +20,7 @@ from services.mesh.errors import TokenworksError
 from services.mesh.settings import WorkerSettings, load_settings
 from services.worker.core import tokenizer
 from services.worker.engine import (
+    ChatMessage,
     Engine,
     EngineInfo,
     EngineRequest,
@@ -81,7 +82,7 @@ class Running:
     model: str
     encode: Callable[[str], Awaitable[Sequence[int]]] | None = None
     decode: Callable[[Sequence[int]], Awaitable[str]] | None = None
-    render: Callable[[Sequence[tuple[str, str]]], Awaitable[str]] | None = None
+    render: Callable[[Sequence[ChatMessage]], Awaitable[str]] | None = None
     on_failure: Callable[[str], None] | None = None
     steps: list[StepOutput] = field(default_factory=list)
     _made: dict[int, list[SequenceOutput]] = field(default_factory=lambda: defaultdict(list))

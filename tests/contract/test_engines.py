@@ -10,11 +10,11 @@ import pytest
 import pytest_asyncio
 
 from services.mesh.errors import EngineFailed, PromptTooLong, QueueFull, ResumeRefused, UnknownModel
-from services.worker.engine import FinishReason, Prompt
+from services.worker.engine import ChatMessage, FinishReason, Prompt
 from tests.contract.engine_subjects import SUBJECTS, Made, Running, Subject, refused
 
 PROMPT = "the and of it was in there"
-CHAT = Prompt(chat=(("system", "be brief"), ("user", "who is there")))
+CHAT = Prompt(chat=(ChatMessage("system", "be brief"), ChatMessage("user", "who is there")))
 SOME = 24  # tokens: enough to cut, stop and resume in
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

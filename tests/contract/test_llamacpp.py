@@ -10,7 +10,7 @@ import pytest
 from services.mesh.clock import SystemClock
 from services.mesh.errors import EngineFailed, InvalidRequest, ResumeRefused
 from services.mesh.settings import WorkerSettings
-from services.worker.engine import FinishReason, Prompt
+from services.worker.engine import ChatMessage, FinishReason, Prompt
 from services.worker.engines.llamacpp import WHEEL_MODEL, LlamaCppEngine, llamacpp_unavailable
 from tests.contract.engine_subjects import Running, refused, started, tiny_llamacpp_settings
 
@@ -31,7 +31,9 @@ async def test_small_real_model_speaks_english() -> None:
     async with started(running(needs(REAL))) as engine:
         made = await engine.generate("The capital of France is", max_tokens=8)
         assert made.text.startswith(" Paris")
-        chat = await engine.generate(Prompt(chat=(("user", "Who are you?"),)), max_tokens=24, ignore_eos=False)
+        chat = await engine.generate(
+            Prompt(chat=(ChatMessage("user", "Who are you?"),)), max_tokens=24, ignore_eos=False
+        )
         assert len(chat.text.split()) > 8
         assert not engine.info.simulated
 

@@ -14,7 +14,7 @@ from aiohttp.test_utils import TestServer
 from services.mesh.clock import SystemClock
 from services.mesh.errors import EngineFailed, PromptTooLong, ResumeRefused
 from services.mesh.settings import WorkerSettings
-from services.worker.engine import FinishReason, Prompt
+from services.worker.engine import ChatMessage, FinishReason, Prompt
 from services.worker.engines.openai import OpenAiEngine
 from tests.contract.engine_subjects import SUBJECTS, Running, llamacpp_process, refused, started
 
@@ -160,7 +160,7 @@ async def test_ids_outweigh_what_the_usage_says() -> None:
 async def test_server_with_a_tokenizer_gets_ids_for_every_form_of_prompt() -> None:
     async with serving(words(5), tells_ids=True) as (engine, server):
         await engine.generate("go")
-        await engine.generate(Prompt(chat=(("user", "go"),)))
+        await engine.generate(Prompt(chat=(ChatMessage("user", "go"),)))
         await engine.generate("go", resume_from=2, resumed_token_ids=(111, 110))
         assert [body["prompt"] for body in server.bodies] == [[103, 111], [103, 111], [103, 111, 111, 110]]
         assert "64" in await refused(engine, PromptTooLong, "x" * 64)
@@ -171,7 +171,7 @@ async def test_text_prompt_is_continued_by_text_and_a_chat_is_not() -> None:
     async with serving(words(5)) as (engine, server):
         await engine.generate("go", resume_from=1, resumed_text=" on")
         assert server.bodies[0]["prompt"] == "go on"
-        chat = Prompt(chat=(("user", "go"),))
+        chat = Prompt(chat=(ChatMessage("user", "go"),))
         await refused(engine, ResumeRefused, chat, resume_from=1, resumed_text=" on")
 
 

@@ -7,7 +7,7 @@ attribution (who caused how much). Its caller decides how long a step takes, and
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from services.mesh.errors import PromptTooLong, QueueFull
+from services.mesh.errors import DuplicateRequest, PromptTooLong, QueueFull
 from services.mesh.timing import StepLoad, Timing
 from services.worker.core.attribution import decode_work_s, prefill_work_s, share_out, work_units
 from services.worker.core.batching import BatchLimits, Scheduler, StepPlan
@@ -24,7 +24,7 @@ def prompt_ids(prompt: Prompt) -> list[int]:
     if prompt.token_ids is not None:
         return list(prompt.token_ids)
     if prompt.chat is not None:
-        return encode_chat(prompt.chat)
+        return encode_chat((message.role, message.content) for message in prompt.chat)
     return encode_prompt(prompt.text or "")
 
 
@@ -82,7 +82,10 @@ class SimulatedModel:
         Raises:
             PromptTooLong: the prompt leaves no room for a token in the context.
             QueueFull: as many wait as may.
+            DuplicateRequest: the sequence runs already.
         """
+        if request.sequence in self._generations:
+            raise DuplicateRequest(f"sequence {request.sequence} runs already")
         ids = prompt_ids(request.prompt)
         prompt_tokens = len(ids)
         room = self.context_tokens - prompt_tokens

@@ -12,7 +12,7 @@ import aiohttp
 from services.mesh.errors import EngineFailed, InvalidRequest
 from services.worker.core.measured_steps import Arrival
 from services.worker.core.stop_strings import StopMatcher
-from services.worker.engine import FinishReason, Sampling
+from services.worker.engine import ChatMessage, FinishReason, Sampling
 from services.worker.engines.prompts import LoadedModel
 
 _RANDOM_SEED: Final = 0xFFFF_FFFF  # llama.cpp draws a seed of its own for this one
@@ -159,12 +159,12 @@ class LlamaServerApi:
     async def detokenize(self, token_ids: Sequence[int]) -> str:
         return str((await self._ask("POST", "/detokenize", {"tokens": list(token_ids)}))["content"])
 
-    async def encode_chat(self, chat: Sequence[tuple[str, str]]) -> tuple[int, ...]:
+    async def encode_chat(self, chat: Sequence[ChatMessage]) -> tuple[int, ...]:
         return await self.tokenize(await self.render(chat), special=True)
 
-    async def render(self, chat: Sequence[tuple[str, str]]) -> str:
+    async def render(self, chat: Sequence[ChatMessage]) -> str:
         """The text of a chat in the model's template; without the first token of a text, which `tokenize` adds."""
-        messages = [{"role": role, "content": content} for role, content in chat]
+        messages = [message.as_openai() for message in chat]
         return str((await self._ask("POST", "/apply-template", {"messages": messages}))["prompt"])
 
     async def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:

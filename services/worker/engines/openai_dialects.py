@@ -125,7 +125,7 @@ async def _encode_plain(request: EngineRequest) -> EncodedRequest:
     if prompt.token_ids is not None:
         prompt_tokens = len(prompt.token_ids)
     else:
-        texts = [prompt.text or ""] if prompt.chat is None else [content for _, content in prompt.chat]
+        texts = [prompt.text or ""] if prompt.chat is None else [message.content for message in prompt.chat]
         prompt_tokens = max(1, sum(map(len, texts)) // 4)
     return EncodedRequest((), prompt_tokens, request.sampling.max_tokens - request.resume_from, "")
 
@@ -164,7 +164,7 @@ def _plain_call(served: str, job: Job) -> tuple[str, dict[str, Any]]:
     body = {"model": served, "max_tokens": job.encoded.max_tokens, **_sampling_fields(request.sampling)}
     prompt = request.prompt
     if prompt.chat is not None:
-        messages = [{"role": role, "content": content} for role, content in prompt.chat]
+        messages = [message.as_openai() for message in prompt.chat]
         return "/v1/chat/completions", body | {"messages": messages}
     if prompt.token_ids is not None:
         return "/v1/completions", body | {"prompt": list(prompt.token_ids)}

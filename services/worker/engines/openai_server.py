@@ -10,6 +10,7 @@ from typing import Any, Final
 import aiohttp
 
 from services.mesh.errors import EngineFailed, InvalidRequest, PromptTooLong, QueueFull, TokenworksError
+from services.worker.engine import ChatMessage
 
 _CONNECT_S: Final = 5.0
 _ASK_S: Final = 10.0
@@ -149,8 +150,8 @@ class VllmTokenizer:
     async def tokenize(self, text: str, *, special: bool) -> tuple[int, ...]:
         return await self._ids({"prompt": text, "add_special_tokens": special})
 
-    async def encode_chat(self, chat: Sequence[tuple[str, str]]) -> tuple[int, ...]:
-        messages = [{"role": role, "content": content} for role, content in chat]
+    async def encode_chat(self, chat: Sequence[ChatMessage]) -> tuple[int, ...]:
+        messages = [message.as_openai() for message in chat]
         return await self._ids({"messages": messages, "add_generation_prompt": True})
 
     async def detokenize(self, token_ids: Sequence[int]) -> str:

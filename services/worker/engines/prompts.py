@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from services.mesh.errors import InvalidRequest, PromptTooLong, ResumeRefused
-from services.worker.engine import EngineRequest, Prompt
+from services.worker.engine import ChatMessage, EngineRequest, Prompt
 
 
 class Tokenizer(Protocol):
@@ -21,8 +21,8 @@ class Tokenizer(Protocol):
 
     async def detokenize(self, token_ids: Sequence[int]) -> str: ...
 
-    async def encode_chat(self, chat: Sequence[tuple[str, str]]) -> tuple[int, ...]:
-        """Token ids of a chat of (role, content) in the model's own template, ready for the assistant's answer.
+    async def encode_chat(self, chat: Sequence[ChatMessage]) -> tuple[int, ...]:
+        """Token ids of a chat in the model's own template, ready for the assistant's answer.
 
         Raises:
             InvalidRequest: the template refuses it, e.g. a role it does not know.

@@ -11,13 +11,13 @@ step made for all sequences are one report.
 import asyncio
 from bisect import insort
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from services.mesh.accelerators import load_catalogue
 from services.mesh.clock import Clock
-from services.mesh.errors import EngineFailed, QueueFull, UnknownModel
+from services.mesh.errors import DuplicateRequest, EngineFailed, QueueFull, UnknownModel
 from services.mesh.settings import WorkerSettings
 from services.worker.core.measured_steps import Arrival, MeasuredSteps
 from services.worker.engine import EngineRequest, EngineStats, FinishReason, OnStep, SequenceOutput, StepOutput
@@ -80,21 +80,24 @@ class RequestLine:
         self._on_step: OnStep
         self._encode: Callable[[EngineRequest], Awaitable[EncodedRequest]]
         self._run: Callable[[Job], object]
+        self._features: Sequence[str]
 
     def open(
         self,
         on_step: OnStep,
         encode: Callable[[EngineRequest], Awaitable[EncodedRequest]],
         run: Callable[[Job], object],
+        features: Sequence[str] = (),
     ) -> None:
         """Requests are taken from here on.
 
         Args:
             encode: raises what a request is refused with.
             run: starts to run a job and returns; the job's last arrival has `finish` set.
+            features: see `EngineInfo`.
         """
         self._loop, self._on_step = asyncio.get_running_loop(), on_step
-        self._encode, self._run = encode, run
+        self._encode, self._run, self._features = encode, run, features
         self._opened_s = self._clock.monotonic_s()
         self._refusal = ""
 
@@ -105,11 +108,13 @@ class RequestLine:
     async def submit(self, request: EngineRequest) -> None:
         """See `Engine.submit`."""
         self._check_open()
+        if request.sequence in self._jobs:
+            raise DuplicateRequest(f"sequence {request.sequence} runs already")
         if request.model != self.model:
             raise UnknownModel(f"model {request.model!r} is not served here; {self.model!r} is")
+        request.require(self._features)
         if len(self._jobs) >= self.places + self._max_waiting:
             raise QueueFull(f"{self._max_waiting} requests wait already, as many as may")
-        assert request.sequence not in self._jobs, f"sequence {request.sequence} runs already"
         self._submitted += 1
         job = Job(request.priority, self._submitted, request, self._clock.monotonic_s())
         self._jobs[request.sequence] = job

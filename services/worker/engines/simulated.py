@@ -123,6 +123,7 @@ class SimulatedEngine:
         model = self._models.get(request.model)
         if model is None:
             raise UnknownModel(f"{request.model!r} is not served here; use one of: {', '.join(self._models)}")
+        request.require(())
         model.submit(request, self._clock.monotonic_s())
         self._quiet.clear()
         self._work.set()

@@ -2,7 +2,7 @@ import pytest
 
 from services.mesh.errors import InvalidRequest, InvalidSampling, TokenworksError, Unsupported
 from services.mesh.placement import PlacementClaims
-from services.worker.engine import Prompt
+from services.worker.engine import ChatMessage, Prompt
 from services.worker.requests import direct, relayed
 from tokenworks.v1 import inference_pb2 as pb
 
@@ -51,7 +51,7 @@ def test_a_resumed_request_carries_what_was_delivered() -> None:
     [
         ({"text": "hi"}, Prompt(text="hi")),
         ({"token_ids": pb.TokenIds(ids=[1, 2])}, Prompt(token_ids=(1, 2))),
-        ({"chat": pb.Chat(messages=[pb.ChatMessage(role="user")])}, Prompt(chat=(("user", ""),))),
+        ({"chat": pb.Chat(messages=[pb.ChatMessage(role="user")])}, Prompt(chat=(ChatMessage("user", ""),))),
     ],
 )
 def test_a_prompt_has_three_forms(request_: dict[str, object], prompt: Prompt) -> None:

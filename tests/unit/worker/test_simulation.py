@@ -7,7 +7,7 @@ from services.mesh.errors import PromptTooLong, QueueFull
 from services.worker.core import tokenizer
 from services.worker.core.batching import BatchLimits
 from services.worker.core.simulation import SimulatedModel
-from services.worker.engine import EngineRequest, FinishReason, Prompt, Sampling, SequenceOutput
+from services.worker.engine import ChatMessage, EngineRequest, FinishReason, Prompt, Sampling, SequenceOutput
 
 CATALOGUE = load_catalogue()
 MODEL = "llama-3.1-8b"
@@ -196,7 +196,7 @@ def test_a_second_turn_reuses_what_the_first_computed_the_answer_included() -> N
                 sequence=sequence,
                 request_id=str(sequence),
                 model=MODEL,
-                prompt=Prompt(chat=tuple(messages)),
+                prompt=Prompt(chat=tuple(ChatMessage(*message) for message in messages)),
                 sampling=Sampling(max_tokens=100, ignore_eos=True),
             ),
             0.0,
