@@ -139,6 +139,8 @@ class SequenceOutput:
     Attributes:
         token_count: >= 0; 0 in a last output without a token (a cancellation, an error).
         token_ids: (token_count,) or empty where the engine does not report ids.
+        prompt_token_ids: of the prompt as the engine encoded it, in the sequence's first output; only from engines that
+            report their blocks, and empty in all other outputs.
         finish: set in the sequence's last output.
         error: name of an error in mesh/errors.py and its message, when finish is ERROR.
         device_ns, energy_uj: this sequence's part of the step.
@@ -214,8 +216,39 @@ class EngineInfo:
     lacks: tuple[tuple[str, str], ...] = ()
 
 
+class BlockKind(StrEnum):
+    STORED = "stored"
+    REMOVED = "removed"
+    CLEARED = "cleared"
+
+
+BlockHash = int | bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockChange:
+    """What changed in the engine's prefix cache, in the engine's own blocks.
+
+    Attributes:
+        hashes: the engine's names of the blocks, first to last; each stands for its tokens and all before them. Empty
+            where everything was cleared.
+        parent: of stored blocks: the block before the first; None where they begin a prompt.
+        token_ids: of stored blocks: (len(hashes) * block_tokens,) what is in them.
+        block_tokens: of stored blocks: tokens in each.
+        model: whose cache it is; empty where the engine serves one model.
+    """
+
+    kind: BlockKind
+    hashes: tuple[BlockHash, ...] = ()
+    parent: BlockHash | None = None
+    token_ids: tuple[int, ...] = ()
+    block_tokens: int = 0
+    model: str = ""
+
+
 OnStep = Callable[[Sequence[StepOutput]], None]
 OnFailure = Callable[[str], None]
+OnBlocks = Callable[[Sequence[BlockChange]], None]
 
 
 class Engine(Protocol):
@@ -252,4 +285,16 @@ class Engine(Protocol):
 
     async def stop(self, grace_s: float) -> None:
         """Ends stepping; sequences that still run after `grace_s` seconds are cancelled."""
+        ...
+
+
+@runtime_checkable
+class ReportsBlocks(Protocol):
+    """An engine that tells what its prefix cache holds, beside being an `Engine`."""
+
+    def watch_blocks(self, on_blocks: OnBlocks) -> None:
+        """Called once, before `start`: from then on `on_blocks` gets each change, in order, on the event loop's thread.
+
+        Changes may come batched, before or after the outputs of the step that made them.
+        """
         ...
