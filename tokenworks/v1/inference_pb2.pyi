@@ -60,7 +60,7 @@ class Sampling(_message.Message):
     def __init__(self, max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., ignore_eos: bool = ..., n: _Optional[int] = ..., frequency_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., logprobs: _Optional[int] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("request_id", "model", "text", "token_ids", "chat", "sampling", "slo_class", "workload", "session_id", "resume_from", "resumed_token_ids", "resumed_text", "response_format_json", "tools_json", "tool_choice_json")
+    __slots__ = ("request_id", "model", "text", "token_ids", "chat", "sampling", "slo_class", "workload", "session_id", "resume_from", "resumed_token_ids", "resumed_text", "response_format_json", "tools_json", "tool_choice_json", "resumed_tokenizer")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
@@ -76,6 +76,7 @@ class GenerateRequest(_message.Message):
     RESPONSE_FORMAT_JSON_FIELD_NUMBER: _ClassVar[int]
     TOOLS_JSON_FIELD_NUMBER: _ClassVar[int]
     TOOL_CHOICE_JSON_FIELD_NUMBER: _ClassVar[int]
+    RESUMED_TOKENIZER_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     text: str
@@ -91,7 +92,8 @@ class GenerateRequest(_message.Message):
     response_format_json: str
     tools_json: str
     tool_choice_json: str
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., slo_class: _Optional[str] = ..., workload: _Optional[str] = ..., session_id: _Optional[str] = ..., resume_from: _Optional[int] = ..., resumed_token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., resumed_text: _Optional[str] = ..., response_format_json: _Optional[str] = ..., tools_json: _Optional[str] = ..., tool_choice_json: _Optional[str] = ...) -> None: ...
+    resumed_tokenizer: str
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., slo_class: _Optional[str] = ..., workload: _Optional[str] = ..., session_id: _Optional[str] = ..., resume_from: _Optional[int] = ..., resumed_token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., resumed_text: _Optional[str] = ..., response_format_json: _Optional[str] = ..., tools_json: _Optional[str] = ..., tool_choice_json: _Optional[str] = ..., resumed_tokenizer: _Optional[str] = ...) -> None: ...
 
 class TokenLogprob(_message.Message):
     __slots__ = ("text", "logprob", "top")
@@ -165,7 +167,7 @@ class Segment(_message.Message):
     def __init__(self, worker: _Optional[str] = ..., accelerator: _Optional[str] = ..., from_index: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
 
 class Placement(_message.Message):
-    __slots__ = ("request_id", "worker", "address", "token", "model", "plan", "expires_unix_ms", "http_url", "slo_class", "trace_id")
+    __slots__ = ("request_id", "worker", "address", "token", "model", "plan", "expires_unix_ms", "http_url", "slo_class", "trace_id", "tokenizer")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -176,6 +178,7 @@ class Placement(_message.Message):
     HTTP_URL_FIELD_NUMBER: _ClassVar[int]
     SLO_CLASS_FIELD_NUMBER: _ClassVar[int]
     TRACE_ID_FIELD_NUMBER: _ClassVar[int]
+    TOKENIZER_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     worker: str
     address: str
@@ -186,7 +189,8 @@ class Placement(_message.Message):
     http_url: str
     slo_class: str
     trace_id: str
-    def __init__(self, request_id: _Optional[str] = ..., worker: _Optional[str] = ..., address: _Optional[str] = ..., token: _Optional[str] = ..., model: _Optional[str] = ..., plan: _Optional[str] = ..., expires_unix_ms: _Optional[int] = ..., http_url: _Optional[str] = ..., slo_class: _Optional[str] = ..., trace_id: _Optional[str] = ...) -> None: ...
+    tokenizer: str
+    def __init__(self, request_id: _Optional[str] = ..., worker: _Optional[str] = ..., address: _Optional[str] = ..., token: _Optional[str] = ..., model: _Optional[str] = ..., plan: _Optional[str] = ..., expires_unix_ms: _Optional[int] = ..., http_url: _Optional[str] = ..., slo_class: _Optional[str] = ..., trace_id: _Optional[str] = ..., tokenizer: _Optional[str] = ...) -> None: ...
 
 class ExplainRequest(_message.Message):
     __slots__ = ("request_id",)
@@ -297,7 +301,7 @@ class SessionRequest(_message.Message):
     def __init__(self, open: _Optional[_Union[OpenStream, _Mapping]] = ..., cancel: _Optional[_Union[CancelStream, _Mapping]] = ...) -> None: ...
 
 class OpenStream(_message.Message):
-    __slots__ = ("stream", "request", "tenant", "traceparent", "plan", "ttft_promise_s", "tpot_promise_s", "priority", "resumed_token_ids", "resumed_text")
+    __slots__ = ("stream", "request", "tenant", "traceparent", "plan", "ttft_promise_s", "tpot_promise_s", "priority", "resumed_token_ids", "resumed_text", "resumed_tokenizer")
     STREAM_FIELD_NUMBER: _ClassVar[int]
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
@@ -308,6 +312,7 @@ class OpenStream(_message.Message):
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     RESUMED_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     RESUMED_TEXT_FIELD_NUMBER: _ClassVar[int]
+    RESUMED_TOKENIZER_FIELD_NUMBER: _ClassVar[int]
     stream: int
     request: GenerateRequest
     tenant: str
@@ -318,7 +323,8 @@ class OpenStream(_message.Message):
     priority: int
     resumed_token_ids: TokenIds
     resumed_text: str
-    def __init__(self, stream: _Optional[int] = ..., request: _Optional[_Union[GenerateRequest, _Mapping]] = ..., tenant: _Optional[str] = ..., traceparent: _Optional[str] = ..., plan: _Optional[str] = ..., ttft_promise_s: _Optional[float] = ..., tpot_promise_s: _Optional[float] = ..., priority: _Optional[int] = ..., resumed_token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., resumed_text: _Optional[str] = ...) -> None: ...
+    resumed_tokenizer: str
+    def __init__(self, stream: _Optional[int] = ..., request: _Optional[_Union[GenerateRequest, _Mapping]] = ..., tenant: _Optional[str] = ..., traceparent: _Optional[str] = ..., plan: _Optional[str] = ..., ttft_promise_s: _Optional[float] = ..., tpot_promise_s: _Optional[float] = ..., priority: _Optional[int] = ..., resumed_token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., resumed_text: _Optional[str] = ..., resumed_tokenizer: _Optional[str] = ...) -> None: ...
 
 class CancelStream(_message.Message):
     __slots__ = ("stream", "reason")
@@ -365,7 +371,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class WorkerDescription(_message.Message):
-    __slots__ = ("worker", "pool", "accelerator", "vendor", "engine", "simulated", "models", "context_tokens", "max_batch", "kv_capacity_tokens", "rate_nusd_per_hour", "epoch", "note", "detected_by", "telemetry", "features", "failed_because", "restarts")
+    __slots__ = ("worker", "pool", "accelerator", "vendor", "engine", "simulated", "models", "context_tokens", "max_batch", "kv_capacity_tokens", "rate_nusd_per_hour", "epoch", "note", "detected_by", "telemetry", "features", "failed_because", "restarts", "tokenizer", "state")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     POOL_FIELD_NUMBER: _ClassVar[int]
     ACCELERATOR_FIELD_NUMBER: _ClassVar[int]
@@ -384,6 +390,8 @@ class WorkerDescription(_message.Message):
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     FAILED_BECAUSE_FIELD_NUMBER: _ClassVar[int]
     RESTARTS_FIELD_NUMBER: _ClassVar[int]
+    TOKENIZER_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
     worker: str
     pool: str
     accelerator: str
@@ -402,7 +410,9 @@ class WorkerDescription(_message.Message):
     features: _containers.RepeatedScalarFieldContainer[str]
     failed_because: str
     restarts: int
-    def __init__(self, worker: _Optional[str] = ..., pool: _Optional[str] = ..., accelerator: _Optional[str] = ..., vendor: _Optional[str] = ..., engine: _Optional[str] = ..., simulated: bool = ..., models: _Optional[_Iterable[str]] = ..., context_tokens: _Optional[int] = ..., max_batch: _Optional[int] = ..., kv_capacity_tokens: _Optional[int] = ..., rate_nusd_per_hour: _Optional[int] = ..., epoch: _Optional[str] = ..., note: _Optional[str] = ..., detected_by: _Optional[str] = ..., telemetry: _Optional[str] = ..., features: _Optional[_Iterable[str]] = ..., failed_because: _Optional[str] = ..., restarts: _Optional[int] = ...) -> None: ...
+    tokenizer: str
+    state: str
+    def __init__(self, worker: _Optional[str] = ..., pool: _Optional[str] = ..., accelerator: _Optional[str] = ..., vendor: _Optional[str] = ..., engine: _Optional[str] = ..., simulated: bool = ..., models: _Optional[_Iterable[str]] = ..., context_tokens: _Optional[int] = ..., max_batch: _Optional[int] = ..., kv_capacity_tokens: _Optional[int] = ..., rate_nusd_per_hour: _Optional[int] = ..., epoch: _Optional[str] = ..., note: _Optional[str] = ..., detected_by: _Optional[str] = ..., telemetry: _Optional[str] = ..., features: _Optional[_Iterable[str]] = ..., failed_because: _Optional[str] = ..., restarts: _Optional[int] = ..., tokenizer: _Optional[str] = ..., state: _Optional[str] = ...) -> None: ...
 
 class InjectFaultRequest(_message.Message):
     __slots__ = ("kind", "factor")
@@ -413,11 +423,13 @@ class InjectFaultRequest(_message.Message):
         KIND_SLOW: _ClassVar[InjectFaultRequest.Kind]
         KIND_HANG: _ClassVar[InjectFaultRequest.Kind]
         KIND_CRASH: _ClassVar[InjectFaultRequest.Kind]
+        KIND_ENGINE_DIES: _ClassVar[InjectFaultRequest.Kind]
     KIND_UNSPECIFIED: InjectFaultRequest.Kind
     KIND_NONE: InjectFaultRequest.Kind
     KIND_SLOW: InjectFaultRequest.Kind
     KIND_HANG: InjectFaultRequest.Kind
     KIND_CRASH: InjectFaultRequest.Kind
+    KIND_ENGINE_DIES: InjectFaultRequest.Kind
     KIND_FIELD_NUMBER: _ClassVar[int]
     FACTOR_FIELD_NUMBER: _ClassVar[int]
     kind: InjectFaultRequest.Kind
