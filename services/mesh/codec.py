@@ -33,6 +33,7 @@ MESSAGES: Final[dict[type, type[Message]]] = {
     events.WorkerHeartbeat: events_pb2.WorkerHeartbeat,
     events.PrefixesChanged: events_pb2.PrefixesChanged,
     events.CreditChanged: events_pb2.CreditChanged,
+    events.PriceBookOpened: events_pb2.PriceBookOpened,
     events.WorkloadClass: planning_pb2.WorkloadClass,
     events.Share: planning_pb2.Share,
     events.TimingCoefficients: planning_pb2.TimingCoefficients,

@@ -223,6 +223,15 @@ class CreditChanged:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PriceBookOpened:
+    """A price book is in force; `body_json` is `settings.PriceBook` as JSON. A label's prices never change."""
+
+    label: str
+    body_json: str
+    first_unix_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkloadClass:
     """Requests of one SLO class whose prompts and answers fall into one bucket; `_to` 0 means no end."""
 
@@ -337,5 +346,6 @@ Event = (
     | WorkerHeartbeat
     | PrefixesChanged
     | CreditChanged
+    | PriceBookOpened
     | RoutingPlan
 )

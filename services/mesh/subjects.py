@@ -14,6 +14,7 @@ from services.mesh.events import (
     Event,
     LatencyObserved,
     PrefixesChanged,
+    PriceBookOpened,
     RequestAdmitted,
     RequestFinished,
     RoutingPlan,
@@ -65,6 +66,7 @@ STREAMS: Final = (
     Stream("TW_REQUESTS", ("tw.requests.*.*",), file=True, max_age_s=7 * 86_400, max_bytes=2 << 30),
     Stream("TW_LATENCY", ("tw.latency.*.*",), file=False, max_age_s=300, max_bytes=32 << 20),
     Stream("TW_CREDIT", ("tw.credit.*",), file=True, max_age_s=0, max_bytes=256 << 20, last_per_subject=True),
+    Stream("TW_PRICES", ("tw.prices.*",), file=True, max_age_s=0, max_bytes=64 << 20, last_per_subject=True),
     Stream("TW_PLAN", ("tw.plan.*",), file=True, max_age_s=0, max_bytes=64 << 20, last_per_subject=True),
     Stream("TW_DEAD", ("tw.dead.*",), file=True, max_age_s=30 * 86_400, max_bytes=64 << 20),
 )
@@ -139,6 +141,16 @@ CREDIT: Final = Channel(
     readers=("router",),
     says="What a tenant with a budget has left.",
 )
+PRICES: Final = Channel(
+    name="prices",
+    template="tw.prices.{label}",
+    event=PriceBookOpened,
+    stream="TW_PRICES",
+    delivery=Delivery.LAST,
+    publishers=("meter",),
+    readers=("meter",),
+    says="A price book that is or was in force, so that the books can be made again from the streams alone.",
+)
 PLAN: Final = Channel(
     name="plan",
     template="tw.plan.{model}",
@@ -150,7 +162,7 @@ PLAN: Final = Channel(
     says="Where the optimizer wants each workload class, the shadow prices, and the timing it believes in.",
 )
 
-CHANNELS: Final = (TOKENS, LATENCY, ADMITTED, FINISHED, FLEET, PREFIXES, CREDIT, PLAN)
+CHANNELS: Final = (TOKENS, LATENCY, ADMITTED, FINISHED, FLEET, PREFIXES, CREDIT, PRICES, PLAN)
 CONTROL_TEMPLATE: Final = "tw.control.{worker}"  # request/reply: Drain -> ControlAnswered
 DEAD_TEMPLATE: Final = "tw.dead.{durable}"  # what a durable reader could not decode, with the reason in a header
 

@@ -80,7 +80,7 @@ class Bookkeeper:
     ) -> None:
         self._books = Books(database, writer)
         with self._books.transaction() as transaction:
-            past = {book.label: book for book in transaction.price_books()}
+            past = {book.label: book for book, _ in transaction.price_books()}
             known = past.get(price_book.label)
             if known is None:
                 transaction.add_price_book(price_book, now_unix_ms)
@@ -93,6 +93,11 @@ class Bookkeeper:
         self._ledger = Ledger(PriceBooks(price_book, past.values()), rate_card)
         self._marks: Marks | None = None
         self._lost_before = 0
+
+    def price_books(self) -> list[tuple[PriceBook, int]]:
+        """Every price book that was in force, and since when, milliseconds since 1970; oldest first."""
+        with self._books.transaction() as transaction:
+            return transaction.price_books()
 
     def credits(self) -> list[tuple[Credit, bool]]:
         """Every tenant's credit, and whether its budget was ever set."""

@@ -5,21 +5,20 @@ import secrets
 from dataclasses import dataclass
 from functools import partial
 
-from services.mesh.accelerators import load_catalogue
 from services.mesh.bus import Bus
 from services.mesh.clock import Clock
+from services.mesh.events import PriceBookOpened
 from services.mesh.footing import find_footing
 from services.mesh.httpd import HttpServer
 from services.mesh.lifecycle import Lifecycle, cancel_all
-from services.mesh.money import usd_to_nusd
 from services.mesh.rpc import GrpcServer
 from services.mesh.settings import Settings
 from services.mesh.telemetry import Telemetry
 from services.meter.announcer import Announcer
 from services.meter.bookkeeper import Bookkeeper
 from services.meter.core.budgets import Accounts
-from services.meter.core.costs import RateCard
 from services.meter.feed import Feed
+from services.meter.rates import rate_card
 from services.meter.service import SERVICE_NAME, MeterService
 from services.meter.store.database import Database
 from services.meter.store.questions import Questions
@@ -36,14 +35,6 @@ class Running:
     http_port: int
     feed: Feed
     database_url: str
-
-
-def rate_card(settings: Settings) -> RateCard:
-    """The catalogue's rates, and the tariff of the settings."""
-    return RateCard(
-        {key: each.rate_nusd_per_hour for key, each in load_catalogue().accelerators.items()},
-        usd_to_nusd(settings.energy.tariff_usd_per_kwh),
-    )
 
 
 async def wire(
@@ -85,6 +76,10 @@ async def wire(
     accounts = Accounts()
     for credit, budgeted in await writing.run(bookkeeper.credits):
         accounts.restore(credit, budgeted=budgeted)
+
+    for book, first_unix_ms in await writing.run(bookkeeper.price_books):
+        body = book.model_dump_json()
+        bus.publish(PriceBookOpened(label=book.label, body_json=body, first_unix_ms=first_unix_ms))
 
     announcer = Announcer(accounts, bus, clock)
     watchers = Watchers()

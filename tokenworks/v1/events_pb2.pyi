@@ -298,6 +298,16 @@ class CreditChanged(_message.Message):
     at_unix_ms: int
     def __init__(self, tenant: _Optional[str] = ..., limit_nusd: _Optional[int] = ..., spent_nusd: _Optional[int] = ..., remaining_nusd: _Optional[int] = ..., unlimited: bool = ..., exhausted: bool = ..., suspended: bool = ..., at_unix_ms: _Optional[int] = ...) -> None: ...
 
+class PriceBookOpened(_message.Message):
+    __slots__ = ("label", "body_json", "first_unix_ms")
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    BODY_JSON_FIELD_NUMBER: _ClassVar[int]
+    FIRST_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    label: str
+    body_json: str
+    first_unix_ms: int
+    def __init__(self, label: _Optional[str] = ..., body_json: _Optional[str] = ..., first_unix_ms: _Optional[int] = ...) -> None: ...
+
 class ControlRequested(_message.Message):
     __slots__ = ("drain",)
     DRAIN_FIELD_NUMBER: _ClassVar[int]

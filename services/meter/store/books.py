@@ -125,11 +125,11 @@ class Transaction:
         """Sets a tenant's budget; None lifts it."""
         self._books.put_limits.write(self._connection, [(tenant, 0, limit_nusd, now_unix_ms)])
 
-    def price_books(self) -> list[PriceBook]:
-        """Every price book that was in force, oldest first."""
+    def price_books(self) -> list[tuple[PriceBook, int]]:
+        """Every price book that was in force, and since when, milliseconds since 1970; oldest first."""
         table = schema.price_books
-        bodies = self._connection.execute(select(table.c.body).order_by(table.c.first_unix_ms))
-        return [PriceBook.model_validate_json(body) for body in bodies.scalars()]
+        found = self._connection.execute(select(table.c.body, table.c.first_unix_ms).order_by(table.c.first_unix_ms))
+        return [(PriceBook.model_validate_json(body), first_unix_ms) for body, first_unix_ms in found]
 
     def add_price_book(self, book: PriceBook, now_unix_ms: int) -> None:
         row = {"label": book.label, "body": book.model_dump_json(), "first_unix_ms": now_unix_ms}

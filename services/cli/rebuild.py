@@ -1,0 +1,56 @@
+"""`tokenworks rebuild`: the meter's books made again from the streams alone, and held against the live ones."""
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from services.cli.options import JsonFlag
+from services.cli.output import CommandFailed, command
+
+if TYPE_CHECKING:
+    from services.cli.access import Access
+
+
+def rebuild(
+    into: Annotated[Path, typer.Argument(help="The new SQLite file; must not exist yet.")],
+    *,
+    check: Annotated[bool, typer.Option("--check/--no-check", help="Hold it against the live books.")] = True,
+    as_json: JsonFlag = False,
+) -> None:
+    """Make the meter's database again from the event streams; exit status 1 when it differs from the live one."""
+    with command(as_json) as output:
+        from services.cli.access import read_access
+
+        done = asyncio.run(_rebuild(read_access(), into, check=check))
+        found = done["differences"]
+        under = f"{done['price_books']} price books and {done['budgets']} budgets"
+        lines = [f"{done['booked']:,} of {done['events']:,} events are booked in [bold]{into}[/], under {under}"]
+        if done["refused"] or done["lost"]:
+            lines.append(f"[yellow]{done['refused']} reports could not be booked, {done['lost']} events never came[/]")
+        if found is not None:
+            lines.append(f"[bold red]{len(found)} differences[/]" if found else "[green]equal to the live books[/]")
+            lines += found
+        output.result(done, "\n".join(lines))
+        if found:
+            raise typer.Exit(1)
+
+
+async def _rebuild(access: "Access", into: Path, *, check: bool) -> dict[str, Any]:
+    """Runs the meter's own program, as any service is run."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "services.meter.rebuild", str(into), *(["--check"] if check else [])),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "TOKENWORKS_NATS_URL": access.nats},
+    )
+    said, complaint = await process.communicate()
+    if process.returncode not in (0, 1) or not said:
+        lines = complaint.decode(errors="replace").strip().splitlines()
+        raise CommandFailed(lines[-1] if lines else "the rebuild ended without a word", reason="RebuildFailed")
+    result: dict[str, Any] = json.loads(said)
+    return result

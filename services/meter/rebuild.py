@@ -1,0 +1,148 @@
+"""`python -m services.meter.rebuild INTO [--check]`: makes the books again, from the streams alone.
+
+In: the streams of tokens, requests, budgets and price books, from their first message on. Out: a new database, and with
+`--check` what differs between it and the live one. The live books are only read; to use the new ones, stop the meter
+and name them in `meter.database_url`.
+
+The streams are read while the mesh runs, so a request under way may be further in one database than in the other: for a
+comparison that means something, let the mesh be quiet, or compare again.
+"""
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from services.mesh.bus import Bus, Delivered
+from services.mesh.clock import Clock, SystemClock
+from services.mesh.errors import SettingInvalid, TokenworksError
+from services.mesh.events import CreditChanged, PriceBookOpened
+from services.mesh.nats_bus import NatsBus
+from services.mesh.settings import PriceBook, Settings, load_settings
+from services.mesh.subjects import ADMITTED, CREDIT, FINISHED, PRICES, STREAMS, TOKENS
+from services.mesh.telemetry import start_telemetry
+from services.meter.bookkeeper import Bookkeeper
+from services.meter.core.costs import RateCard
+from services.meter.rates import rate_card
+from services.meter.store.books import Books
+from services.meter.store.compare import differences
+from services.meter.store.database import Database
+
+_WRITER: Final = "rebuild"
+_KEPT_MS: Final = 1000 * min(each.max_age_s for each in STREAMS if each.name in ("TW_TOKENS", "TW_REQUESTS"))
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """What was read into the new books. `refused`: reports that cannot be booked; `lost`: events that never came."""
+
+    events: int
+    booked: int
+    budgets: int
+    price_books: int
+    refused: int
+    lost: int
+
+
+async def rebuild(bus: Bus, database: Database, prices: PriceBook, rates: RateCard, clock: Clock) -> Rebuilt:
+    """Fills an empty database from the streams.
+
+    Raises:
+        BusUnavailable: the connection was lost; start over with an empty database.
+        SettingInvalid: the streams' price book of the label in force has other prices than `prices`.
+    """
+    now_unix_ms = clock.unix_ms()
+    opened: dict[str, PriceBookOpened] = {}
+    budgets: dict[str, CreditChanged] = {}
+
+    async def note(messages: Sequence[Delivered]) -> None:
+        for message in messages:
+            if isinstance(message.event, PriceBookOpened):
+                opened[message.event.label] = message.event
+            elif isinstance(message.event, CreditChanged):
+                budgets[message.event.tenant] = message.event
+
+    await bus.replay([PRICES], note)
+    await bus.replay([CREDIT], note)
+    _store_price_books(database, opened)
+    keeper = Bookkeeper(database, _WRITER, prices, rates, now_unix_ms)
+    for each in budgets.values():
+        keeper.set_limit(each.tenant, None if each.unlimited else each.limit_nusd, each.at_unix_ms)
+    booked = refused = lost = 0
+
+    async def book(messages: Sequence[Delivered]) -> None:
+        nonlocal booked, refused, lost
+        done = await asyncio.to_thread(partial(keeper.book, messages, now_unix_ms))
+        booked, refused, lost = booked + done.fresh, refused + len(done.refused), done.lost
+
+    # Requests first: their price book is then known when their tokens are priced, which saves corrections.
+    events = await bus.replay([ADMITTED, FINISHED], book, batch=2048)
+    events += await bus.replay([TOKENS], book, batch=2048)
+    return Rebuilt(events, booked, len(budgets), len(opened), refused, lost)
+
+
+def _store_price_books(database: Database, opened: dict[str, PriceBookOpened]) -> None:
+    with Books(database, _WRITER).transaction() as transaction:
+        for each in sorted(opened.values(), key=lambda event: event.first_unix_ms):
+            try:
+                book = PriceBook.model_validate_json(each.body_json)
+            except ValueError as error:
+                raise SettingInvalid(f"the stream's price book {each.label!r} cannot be read: {error}") from error
+            transaction.add_price_book(book, each.first_unix_ms)
+
+
+async def _run(settings: Settings, into: Path, *, check: bool) -> int:
+    clock = SystemClock()
+    telemetry = start_telemetry("meter", _WRITER)
+    bus = NatsBus(settings.nats, "meter", _WRITER, telemetry, clock)
+    rebuilt = Database(f"sqlite:///{into}")
+    try:
+        await bus.connect()
+        done = await rebuild(bus, rebuilt, settings.prices, rate_card(settings), clock)
+        findings: list[str] | None = None
+        if check:
+            live = Database(settings.database_url)
+            try:
+                findings = differences(live, rebuilt, since_unix_ms=clock.unix_ms() - _KEPT_MS)
+            finally:
+                live.close()
+    finally:
+        rebuilt.close()
+        await bus.close()
+        telemetry.shutdown()
+    result = {
+        "into": str(into),
+        "events": done.events,
+        "booked": done.booked,
+        "budgets": done.budgets,
+        "price_books": done.price_books,
+        "refused": done.refused,
+        "lost": done.lost,
+        "differences": findings,
+    }
+    print(json.dumps(result))
+    return 1 if findings else 0
+
+
+def main() -> int:
+    """Runs with the settings of the mesh; prints one JSON object. Exit status 1: the books differ. 2: it failed."""
+    parser = argparse.ArgumentParser(prog="python -m services.meter.rebuild", description=__doc__)
+    parser.add_argument("into", type=Path, help="the new SQLite file")
+    parser.add_argument("--check", action="store_true", help="hold the new books against the live ones")
+    given = parser.parse_args()
+    try:
+        if given.into.exists():
+            raise SettingInvalid(f"{given.into} exists already; name a file that does not: no books are overwritten")
+        return asyncio.run(_run(load_settings(), given.into, check=given.check))
+    except TokenworksError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
