@@ -57,7 +57,8 @@ class HttpServer:
     async def _readyz(self, _: web.Request) -> web.Response:
         if self._life.ready:
             return web.Response(text="ready\n")
-        return web.Response(status=503, text="draining\n" if self._life.draining else "starting\n")
+        state = "draining" if self._life.draining else self._life.held_because or "starting"
+        return web.Response(status=503, text=f"{state}\n")
 
     async def _metrics(self, _: web.Request) -> web.Response:
         body = generate_latest(self._telemetry.registry)  # type: ignore[no-untyped-call]

@@ -4,9 +4,9 @@
     run("router", start)
 
 `wire(life)` starts things top to bottom and registers how each is stopped (`life.on_stop`). When it returns, the
-service is ready (`/readyz`, gRPC health). SIGTERM or SIGINT, or a background task that fails, ends it: the stop steps
-run last in, first out, each with a deadline, so what was started first (the bus) is closed last. The exit status is 0
-after a signal and 1 after a failure.
+service is ready (`/readyz`, gRPC health), unless it holds itself back (`life.hold`) until what it needs is there. SIGTERM
+or SIGINT, or a background task that fails, ends it: the stop steps run last in, first out, each with a deadline, so what
+was started first (the bus) is closed last. The exit status is 0 after a signal and 1 after a failure.
 """
 
 import asyncio
@@ -33,13 +33,19 @@ class _StopStep:
 
 
 class Lifecycle:
-    """Readiness, background tasks and the order of stopping of one service."""
+    """Readiness, background tasks and the order of stopping of one service.
+
+    Attributes:
+        held_because: why it takes no work though it is wired; empty while nothing holds it back.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.ready = False
         self.draining = False
+        self.held_because = ""
         self.failure: BaseException | None = None
+        self._wired = False
+        self._told = False  # what the listeners heard last
         self._steps: list[_StopStep] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self._ready_listeners: list[Callable[[bool], Awaitable[None]]] = []
@@ -66,19 +72,33 @@ class Lifecycle:
             self.failure = failure
         self._ending.set()
 
+    @property
+    def ready(self) -> bool:
+        """It takes work: it is wired, does not drain, and nothing holds it back."""
+        return self._wired and not self.draining and not self.held_because
+
     async def set_ready(self) -> None:
-        self.ready = True
-        for listener in self._ready_listeners:
-            await listener(True)
+        """The service is wired."""
+        self._wired = True
+        await self._tell()
+
+    async def hold(self, because: str) -> None:
+        """It is not ready from now on, `because` of something that may pass; `release` ends it."""
+        self.held_because = because
+        await self._tell()
+
+    async def release(self) -> None:
+        """Nothing holds it back any more."""
+        self.held_because = ""
+        await self._tell()
 
     async def wait_until_ending(self) -> None:
         await self._ending.wait()
 
     async def stop(self) -> None:
         """Runs the stop steps, last in first out, then cancels what still runs in the background."""
-        self.ready, self.draining = False, True
-        for listener in self._ready_listeners:
-            await listener(False)
+        self.draining = True
+        await self._tell()
         for step in reversed(self._steps):
             try:
                 async with asyncio.timeout(step.deadline_s):
@@ -88,6 +108,13 @@ class Lifecycle:
             except Exception:
                 log.exception("%s: stop step %r failed", self.name, step.name)
         await cancel_all(list(self._tasks))
+
+    async def _tell(self) -> None:
+        if self.ready is self._told:
+            return
+        self._told = self.ready
+        for listener in self._ready_listeners:
+            await listener(self._told)
 
     def _task_done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
@@ -117,7 +144,8 @@ async def serve(name: str, wire: Wire) -> int:
     try:
         await wire(life)
         await life.set_ready()
-        log.info("%s is ready", name)
+        if life.ready:
+            log.info("%s is ready", name)
         await life.wait_until_ending()
         log.info("%s drains", name)
     except (SettingInvalid, TokenworksError, OSError) as error:

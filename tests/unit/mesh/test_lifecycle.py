@@ -73,6 +73,27 @@ async def test_listeners_hear_of_ready_and_of_draining() -> None:
     assert life.draining
 
 
+async def test_a_service_that_is_held_back_is_ready_once_it_is_released_and_each_change_is_told_once() -> None:
+    life, heard = Lifecycle("x"), list[bool]()
+
+    async def listen(ready: bool) -> None:
+        heard.append(ready)
+
+    life.on_ready_changed(listen)
+    await life.hold("failed: out of memory")
+    await life.set_ready()
+    assert not life.ready
+    await life.release()
+    assert life.ready
+    await life.hold("failed: out of memory")
+    await life.hold("starting")
+    assert life.held_because == "starting"
+    await life.stop()
+    await life.release()
+    assert not life.ready
+    assert heard == [True, False]
+
+
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_ends_a_service_with_status_0(signum: signal.Signals) -> None:
     async def wire(life: Lifecycle) -> None:
