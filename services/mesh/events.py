@@ -152,6 +152,7 @@ class WorkerHeartbeat:
         http_url: of its OpenAI endpoint for clients with a placement; empty: it serves none.
         features: beyond plain generation: "logprobs", "response_format", "tools".
         restarts: of the engine, since the epoch began.
+        tokenizer: a fingerprint, equal where token ids mean the same; empty: it reports none, or does not know.
         slowdown: observed over modelled step seconds, recent; 1.0 when nothing ran.
         busy_ns, generated_tokens, energy_uj, steps: totals since the epoch began.
     """
@@ -189,6 +190,7 @@ class WorkerHeartbeat:
     http_url: str = ""
     features: tuple[str, ...] = ()
     restarts: int = 0
+    tokenizer: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,6 +209,33 @@ class PrefixesChanged:
     reset: bool
     held: tuple[int, ...]
     dropped: tuple[int, ...]
+    at_unix_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacementEnded:
+    """One direct stream's end, as in its RequestFinished."""
+
+    request_id: str
+    outcome: str
+    delivered_tokens: int
+    prompt_tokens: int
+    cached_prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacementsUsed:
+    """What became of a router's placements at one worker. May be lost: nothing that counts rests on it.
+
+    Attributes:
+        taken: requests whose client came.
+    """
+
+    worker: str
+    router: str
+    epoch: str
+    taken: tuple[str, ...]
+    ended: tuple[PlacementEnded, ...]
     at_unix_ms: int
 
 
@@ -345,6 +374,7 @@ Event = (
     | RequestFinished
     | WorkerHeartbeat
     | PrefixesChanged
+    | PlacementsUsed
     | CreditChanged
     | PriceBookOpened
     | RoutingPlan

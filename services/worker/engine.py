@@ -84,7 +84,9 @@ class EngineRequest:
         resume_from: tokens that were delivered already; the engine makes token `resume_from` next.
         resumed_token_ids: (resume_from,) ids of the tokens delivered already, where they are known.
         resumed_text: their text, for engines that resume from text.
+        resumed_tokenizer: what `resumed_token_ids` are of; empty: not known.
         priority: lower is sooner.
+        tenant: whose it is; what one tenant's prompts left in a cache is not shared with another's.
     """
 
     sequence: int
@@ -96,9 +98,11 @@ class EngineRequest:
     resume_from: int = 0
     resumed_token_ids: tuple[int, ...] = ()
     resumed_text: str = ""
+    resumed_tokenizer: str = ""
     response_format_json: str = ""
     tools_json: str = ""
     tool_choice_json: str = ""
+    tenant: str = ""
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -199,6 +203,9 @@ class EngineInfo:
         note: for a reader, e.g. why a real model is simulated on this platform; empty otherwise.
         power_source: "catalogue" where watts are modelled, else the library that measures them.
         features: which of LOGPROBS, RESPONSE_FORMAT and TOOLS it does; a request for another is refused.
+        platform: what the engine says it runs on, as "kind: name", e.g. "cuda: NVIDIA H100 80GB HBM3"; empty where it
+            does not say.
+        tokenizer: what its token ids are of, see `engines/tokenizer_print.py`; empty: it reports none, or cannot tell.
         lacks: what the contract (services/worker/contract) asks for and this engine cannot do: (capability, why).
     """
 
@@ -213,6 +220,7 @@ class EngineInfo:
     note: str = ""
     power_source: str = "catalogue"
     features: tuple[str, ...] = ()
+    platform: str = ""
     lacks: tuple[tuple[str, str], ...] = ()
 
 
@@ -281,7 +289,9 @@ class Engine(Protocol):
         """Ends the sequence within one step; its last output has finish CANCELLED. Unknown sequences are ignored."""
         ...
 
-    def stats(self) -> EngineStats: ...
+    def stats(self) -> EngineStats:
+        """How it stands; may be asked before `start`, after a failure and after `stop` too."""
+        ...
 
     async def stop(self, grace_s: float) -> None:
         """Ends stepping; sequences that still run after `grace_s` seconds are cancelled."""

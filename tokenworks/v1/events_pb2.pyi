@@ -191,7 +191,7 @@ class RequestFinished(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., router: _Optional[str] = ..., tenant: _Optional[str] = ..., workload: _Optional[str] = ..., model: _Optional[str] = ..., slo_class: _Optional[str] = ..., worker: _Optional[str] = ..., pool: _Optional[str] = ..., accelerator: _Optional[str] = ..., delivered_from: _Optional[int] = ..., delivered_count: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_prompt_tokens: _Optional[int] = ..., outcome: _Optional[str] = ..., ttft_s: _Optional[float] = ..., tpot_s: _Optional[float] = ..., e2e_s: _Optional[float] = ..., slo_met: bool = ..., trace_id: _Optional[str] = ..., at_unix_ms: _Optional[int] = ..., admitted_unix_ms: _Optional[int] = ..., price_book: _Optional[str] = ..., plan: _Optional[str] = ...) -> None: ...
 
 class WorkerHeartbeat(_message.Message):
-    __slots__ = ("worker", "pool", "accelerator", "engine", "models", "address", "epoch", "sequence", "state", "running", "waiting", "waiting_prefill_tokens", "kv_cache_usage", "kv_capacity_tokens", "context_tokens", "max_batch", "max_waiting", "slowdown", "power_w", "busy_ns", "generated_tokens", "energy_uj", "simulated", "rate_nusd_per_hour", "failed_because", "at_unix_ms", "steps", "prefill_chunk_tokens", "power_source", "utilisation", "http_url", "features", "restarts")
+    __slots__ = ("worker", "pool", "accelerator", "engine", "models", "address", "epoch", "sequence", "state", "running", "waiting", "waiting_prefill_tokens", "kv_cache_usage", "kv_capacity_tokens", "context_tokens", "max_batch", "max_waiting", "slowdown", "power_w", "busy_ns", "generated_tokens", "energy_uj", "simulated", "rate_nusd_per_hour", "failed_because", "at_unix_ms", "steps", "prefill_chunk_tokens", "power_source", "utilisation", "http_url", "features", "restarts", "tokenizer")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     POOL_FIELD_NUMBER: _ClassVar[int]
     ACCELERATOR_FIELD_NUMBER: _ClassVar[int]
@@ -225,6 +225,7 @@ class WorkerHeartbeat(_message.Message):
     HTTP_URL_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     RESTARTS_FIELD_NUMBER: _ClassVar[int]
+    TOKENIZER_FIELD_NUMBER: _ClassVar[int]
     worker: str
     pool: str
     accelerator: str
@@ -258,7 +259,8 @@ class WorkerHeartbeat(_message.Message):
     http_url: str
     features: _containers.RepeatedScalarFieldContainer[str]
     restarts: int
-    def __init__(self, worker: _Optional[str] = ..., pool: _Optional[str] = ..., accelerator: _Optional[str] = ..., engine: _Optional[str] = ..., models: _Optional[_Iterable[str]] = ..., address: _Optional[str] = ..., epoch: _Optional[str] = ..., sequence: _Optional[int] = ..., state: _Optional[str] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., waiting_prefill_tokens: _Optional[int] = ..., kv_cache_usage: _Optional[float] = ..., kv_capacity_tokens: _Optional[int] = ..., context_tokens: _Optional[int] = ..., max_batch: _Optional[int] = ..., max_waiting: _Optional[int] = ..., slowdown: _Optional[float] = ..., power_w: _Optional[float] = ..., busy_ns: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., energy_uj: _Optional[int] = ..., simulated: bool = ..., rate_nusd_per_hour: _Optional[int] = ..., failed_because: _Optional[str] = ..., at_unix_ms: _Optional[int] = ..., steps: _Optional[int] = ..., prefill_chunk_tokens: _Optional[int] = ..., power_source: _Optional[str] = ..., utilisation: _Optional[float] = ..., http_url: _Optional[str] = ..., features: _Optional[_Iterable[str]] = ..., restarts: _Optional[int] = ...) -> None: ...
+    tokenizer: str
+    def __init__(self, worker: _Optional[str] = ..., pool: _Optional[str] = ..., accelerator: _Optional[str] = ..., engine: _Optional[str] = ..., models: _Optional[_Iterable[str]] = ..., address: _Optional[str] = ..., epoch: _Optional[str] = ..., sequence: _Optional[int] = ..., state: _Optional[str] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., waiting_prefill_tokens: _Optional[int] = ..., kv_cache_usage: _Optional[float] = ..., kv_capacity_tokens: _Optional[int] = ..., context_tokens: _Optional[int] = ..., max_batch: _Optional[int] = ..., max_waiting: _Optional[int] = ..., slowdown: _Optional[float] = ..., power_w: _Optional[float] = ..., busy_ns: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., energy_uj: _Optional[int] = ..., simulated: bool = ..., rate_nusd_per_hour: _Optional[int] = ..., failed_because: _Optional[str] = ..., at_unix_ms: _Optional[int] = ..., steps: _Optional[int] = ..., prefill_chunk_tokens: _Optional[int] = ..., power_source: _Optional[str] = ..., utilisation: _Optional[float] = ..., http_url: _Optional[str] = ..., features: _Optional[_Iterable[str]] = ..., restarts: _Optional[int] = ..., tokenizer: _Optional[str] = ...) -> None: ...
 
 class PrefixesChanged(_message.Message):
     __slots__ = ("worker", "epoch", "sequence", "reset", "held", "dropped", "at_unix_ms")
@@ -277,6 +279,36 @@ class PrefixesChanged(_message.Message):
     dropped: _containers.RepeatedScalarFieldContainer[int]
     at_unix_ms: int
     def __init__(self, worker: _Optional[str] = ..., epoch: _Optional[str] = ..., sequence: _Optional[int] = ..., reset: bool = ..., held: _Optional[_Iterable[int]] = ..., dropped: _Optional[_Iterable[int]] = ..., at_unix_ms: _Optional[int] = ...) -> None: ...
+
+class PlacementsUsed(_message.Message):
+    __slots__ = ("worker", "router", "epoch", "taken", "ended", "at_unix_ms")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    ROUTER_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    TAKEN_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    AT_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    worker: str
+    router: str
+    epoch: str
+    taken: _containers.RepeatedScalarFieldContainer[str]
+    ended: _containers.RepeatedCompositeFieldContainer[PlacementEnded]
+    at_unix_ms: int
+    def __init__(self, worker: _Optional[str] = ..., router: _Optional[str] = ..., epoch: _Optional[str] = ..., taken: _Optional[_Iterable[str]] = ..., ended: _Optional[_Iterable[_Union[PlacementEnded, _Mapping]]] = ..., at_unix_ms: _Optional[int] = ...) -> None: ...
+
+class PlacementEnded(_message.Message):
+    __slots__ = ("request_id", "outcome", "delivered_tokens", "prompt_tokens", "cached_prompt_tokens")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    DELIVERED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    outcome: str
+    delivered_tokens: int
+    prompt_tokens: int
+    cached_prompt_tokens: int
+    def __init__(self, request_id: _Optional[str] = ..., outcome: _Optional[str] = ..., delivered_tokens: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_prompt_tokens: _Optional[int] = ...) -> None: ...
 
 class CreditChanged(_message.Message):
     __slots__ = ("tenant", "limit_nusd", "spent_nusd", "remaining_nusd", "unlimited", "exhausted", "suspended", "at_unix_ms")
