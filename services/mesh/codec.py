@@ -32,6 +32,8 @@ MESSAGES: Final[dict[type, type[Message]]] = {
     events.RequestFinished: events_pb2.RequestFinished,
     events.WorkerHeartbeat: events_pb2.WorkerHeartbeat,
     events.PrefixesChanged: events_pb2.PrefixesChanged,
+    events.PlacementEnded: events_pb2.PlacementEnded,
+    events.PlacementsUsed: events_pb2.PlacementsUsed,
     events.CreditChanged: events_pb2.CreditChanged,
     events.PriceBookOpened: events_pb2.PriceBookOpened,
     events.WorkloadClass: planning_pb2.WorkloadClass,

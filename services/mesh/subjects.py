@@ -13,6 +13,7 @@ from services.mesh.events import (
     CreditChanged,
     Event,
     LatencyObserved,
+    PlacementsUsed,
     PrefixesChanged,
     PriceBookOpened,
     RequestAdmitted,
@@ -97,9 +98,9 @@ ADMITTED: Final = Channel(
     event=RequestAdmitted,
     stream="TW_REQUESTS",
     delivery=Delivery.EXACTLY_ONCE_EFFECT,
-    publishers=("router",),
+    publishers=("router", "worker"),  # whoever hands the tokens to the client
     readers=("meter", "optimizer"),
-    says="A request was authenticated and placed.",
+    says="A request was authenticated and placed, and its worker took it.",
 )
 FINISHED: Final = Channel(
     name="finished",
@@ -130,6 +131,16 @@ PREFIXES: Final = Channel(
     publishers=("worker",),
     readers=("router",),
     says="What a worker's prefix cache holds and no longer holds, from the engine's own KV events.",
+)
+PLACEMENTS: Final = Channel(
+    name="placements",
+    template="tw.placements.{router}",
+    event=PlacementsUsed,
+    stream=None,
+    delivery=Delivery.BEST_EFFORT,
+    publishers=("worker",),
+    readers=("router",),
+    says="Which direct streams of a router's placements began and ended; at most four times a second from each worker.",
 )
 CREDIT: Final = Channel(
     name="credit",
@@ -162,7 +173,7 @@ PLAN: Final = Channel(
     says="Where the optimizer wants each workload class, the shadow prices, and the timing it believes in.",
 )
 
-CHANNELS: Final = (TOKENS, LATENCY, ADMITTED, FINISHED, FLEET, PREFIXES, CREDIT, PRICES, PLAN)
+CHANNELS: Final = (TOKENS, LATENCY, ADMITTED, FINISHED, FLEET, PREFIXES, PLACEMENTS, CREDIT, PRICES, PLAN)
 CONTROL_TEMPLATE: Final = "tw.control.{worker}"  # request/reply: Drain -> ControlAnswered
 DEAD_TEMPLATE: Final = "tw.dead.{durable}"  # what a durable reader could not decode, with the reason in a header
 

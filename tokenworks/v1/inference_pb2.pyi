@@ -60,7 +60,7 @@ class Sampling(_message.Message):
     def __init__(self, max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., ignore_eos: bool = ..., n: _Optional[int] = ..., frequency_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., logprobs: _Optional[int] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("request_id", "model", "text", "token_ids", "chat", "sampling", "slo_class", "workload", "session_id", "resume_from", "resumed_token_ids", "resumed_text", "response_format_json", "tools_json", "tool_choice_json", "resumed_tokenizer")
+    __slots__ = ("request_id", "model", "text", "token_ids", "chat", "sampling", "slo_class", "workload", "session_id", "resume_from", "resumed_token_ids", "resumed_text", "response_format_json", "tools_json", "tool_choice_json", "resumed_tokenizer", "avoid_workers", "resumed_ttft_s", "resumed_s")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
@@ -77,6 +77,9 @@ class GenerateRequest(_message.Message):
     TOOLS_JSON_FIELD_NUMBER: _ClassVar[int]
     TOOL_CHOICE_JSON_FIELD_NUMBER: _ClassVar[int]
     RESUMED_TOKENIZER_FIELD_NUMBER: _ClassVar[int]
+    AVOID_WORKERS_FIELD_NUMBER: _ClassVar[int]
+    RESUMED_TTFT_S_FIELD_NUMBER: _ClassVar[int]
+    RESUMED_S_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     text: str
@@ -93,7 +96,10 @@ class GenerateRequest(_message.Message):
     tools_json: str
     tool_choice_json: str
     resumed_tokenizer: str
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., slo_class: _Optional[str] = ..., workload: _Optional[str] = ..., session_id: _Optional[str] = ..., resume_from: _Optional[int] = ..., resumed_token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., resumed_text: _Optional[str] = ..., response_format_json: _Optional[str] = ..., tools_json: _Optional[str] = ..., tool_choice_json: _Optional[str] = ..., resumed_tokenizer: _Optional[str] = ...) -> None: ...
+    avoid_workers: _containers.RepeatedScalarFieldContainer[str]
+    resumed_ttft_s: float
+    resumed_s: float
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., slo_class: _Optional[str] = ..., workload: _Optional[str] = ..., session_id: _Optional[str] = ..., resume_from: _Optional[int] = ..., resumed_token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., resumed_text: _Optional[str] = ..., response_format_json: _Optional[str] = ..., tools_json: _Optional[str] = ..., tool_choice_json: _Optional[str] = ..., resumed_tokenizer: _Optional[str] = ..., avoid_workers: _Optional[_Iterable[str]] = ..., resumed_ttft_s: _Optional[float] = ..., resumed_s: _Optional[float] = ...) -> None: ...
 
 class TokenLogprob(_message.Message):
     __slots__ = ("text", "logprob", "top")
@@ -167,7 +173,7 @@ class Segment(_message.Message):
     def __init__(self, worker: _Optional[str] = ..., accelerator: _Optional[str] = ..., from_index: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
 
 class Placement(_message.Message):
-    __slots__ = ("request_id", "worker", "address", "token", "model", "plan", "expires_unix_ms", "http_url", "slo_class", "trace_id", "tokenizer")
+    __slots__ = ("request_id", "worker", "address", "token", "model", "plan", "expires_unix_ms", "http_url", "slo_class", "trace_id", "tokenizer", "accelerator")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -179,6 +185,7 @@ class Placement(_message.Message):
     SLO_CLASS_FIELD_NUMBER: _ClassVar[int]
     TRACE_ID_FIELD_NUMBER: _ClassVar[int]
     TOKENIZER_FIELD_NUMBER: _ClassVar[int]
+    ACCELERATOR_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     worker: str
     address: str
@@ -190,7 +197,8 @@ class Placement(_message.Message):
     slo_class: str
     trace_id: str
     tokenizer: str
-    def __init__(self, request_id: _Optional[str] = ..., worker: _Optional[str] = ..., address: _Optional[str] = ..., token: _Optional[str] = ..., model: _Optional[str] = ..., plan: _Optional[str] = ..., expires_unix_ms: _Optional[int] = ..., http_url: _Optional[str] = ..., slo_class: _Optional[str] = ..., trace_id: _Optional[str] = ..., tokenizer: _Optional[str] = ...) -> None: ...
+    accelerator: str
+    def __init__(self, request_id: _Optional[str] = ..., worker: _Optional[str] = ..., address: _Optional[str] = ..., token: _Optional[str] = ..., model: _Optional[str] = ..., plan: _Optional[str] = ..., expires_unix_ms: _Optional[int] = ..., http_url: _Optional[str] = ..., slo_class: _Optional[str] = ..., trace_id: _Optional[str] = ..., tokenizer: _Optional[str] = ..., accelerator: _Optional[str] = ...) -> None: ...
 
 class ExplainRequest(_message.Message):
     __slots__ = ("request_id",)
