@@ -8,7 +8,7 @@ would do. A list of tables (the fleet, the prices) is overridden as JSON.
 import os
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
@@ -19,7 +19,7 @@ Port = Annotated[int, Field(ge=0, le=65_535)]
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
 Usd = Annotated[Decimal, Field(ge=0, max_digits=18, decimal_places=9)]
 
-ENGINES = ("auto", "simulated", "llamacpp", "openai")
+ENGINES = ("auto", "simulated", "llamacpp", "vllm", "openai")
 
 
 class Section(BaseModel):
@@ -77,6 +77,8 @@ class WorkerSettings(Section):
     llamacpp_threads: Annotated[int, Field(ge=1)] = 1
     llamacpp_slots: Annotated[int, Field(ge=1, le=64)] = 4
     llamacpp_slot_tokens: Annotated[int, Field(ge=64)] = 2048
+    vllm_model: str = ""  # directory or name of the weights; empty: what worker.models names
+    vllm_arguments: dict[str, Any] = Field(default_factory=dict)  # of vLLM's AsyncEngineArgs, over what is set here
     openai_url: str = ""  # of an OpenAI-compatible server, e.g. http://127.0.0.1:8000
     openai_model: str = ""  # what the server calls the model; empty: as worker.models does, or the only one it has
     openai_api_key: str = ""

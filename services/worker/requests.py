@@ -47,6 +47,7 @@ def relayed(opened: pb.OpenStream, sequence: int, context_tokens: int) -> Order:
             request,
             sequence,
             context_tokens,
+            tenant=opened.tenant,
             priority=opened.priority,
             resumed_token_ids=tuple(opened.resumed_token_ids.ids),
             resumed_text=opened.resumed_text,
@@ -75,7 +76,9 @@ def direct(
         slo_class=claims.slo_class,
         traceparent=traceparent,
         plan=claims.plan,
-        engine=_engine_request(placed, sequence, min(context_tokens, max(1, claims.funded_tokens))),
+        engine=_engine_request(
+            placed, sequence, min(context_tokens, max(1, claims.funded_tokens)), tenant=claims.tenant
+        ),
     )
 
 
@@ -84,6 +87,7 @@ def _engine_request(
     sequence: int,
     most_tokens: int,
     *,
+    tenant: str,
     priority: int = 0,
     resumed_token_ids: tuple[int, ...] = (),
     resumed_text: str = "",
@@ -97,6 +101,7 @@ def _engine_request(
         model=request.model,
         prompt=_prompt(request),
         sampling=sampling(request.sampling, most_tokens),
+        tenant=tenant,
         priority=priority,
         resume_from=request.resume_from,
         resumed_token_ids=resumed_token_ids,

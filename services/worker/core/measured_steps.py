@@ -18,7 +18,7 @@ from services.mesh.accelerators import Accelerator
 from services.mesh.timing import StepLoad, Timing
 from services.worker.core.attribution import decode_work_s, prefill_work_s, share_out, work_units
 from services.worker.core.power import MEMORY_BOUND_UTILISATION, utilisation
-from services.worker.engine import FinishReason, SequenceOutput, StepOutput
+from services.worker.engine import FinishReason, SequenceOutput, StepOutput, TokenLogprob
 
 _SLOWDOWN_WEIGHT: Final = 0.1  # of the newest step in the mean
 
@@ -33,6 +33,7 @@ class Arrival:
         cached_tokens: tokens of its prompt that needed no computing, where this arrival tells.
         prompt_tokens: tokens of its prompt, where this arrival knows better than whoever opened the sequence.
         finish: nothing follows; may come with the last token or alone.
+        logprobs: (token_count,) where they were asked for, else empty.
     """
 
     sequence: int
@@ -45,6 +46,7 @@ class Arrival:
     prompt_tokens: int = 0
     finish: FinishReason | None = None
     error: tuple[str, str] | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
 
     @property
     def worked(self) -> bool:
@@ -187,4 +189,5 @@ class MeasuredSteps:
             device_ns=device_ns,
             energy_uj=energy_uj,
             queue_s=opened.queue_s,
+            logprobs=arrival.logprobs if arrival is not None else (),
         )
