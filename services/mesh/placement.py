@@ -2,18 +2,25 @@
 
 A placement is a JSON Web Token, HMAC-SHA256 under a key derived from the mesh's shared secret. The key id in its header
 names the secret, so a secret is rotated by putting the new one first and keeping the old ones until their placements
-have expired. It binds tenant, model, worker, request, limits and expiry; the worker takes all of these from the token,
-never from the client. One use: the worker remembers a placement's id until it expires.
+have expired. It binds tenant, model, worker, request, limits, prices, promises and expiry; the worker takes all of these
+from the token, never from the client. One use: the worker remembers a placement's id until it expires, and takes none
+that was made for an earlier start of it.
 
     claim   meaning
     iss     router
     aud     worker
+    epoch   of the worker: new at each of its starts
     sub     tenant
-    jti     id of the placement: the request id
+    jti     id of the placement; a request that is placed again gets another
     exp     expiry, seconds since 1970
-    model, slo_class, workload, plan, price_book
-    fund    most completion tokens that may be generated: the first funded slice
+    request, model, slo_class, workload, plan, price_book
+    admitted  when the router let the request in, milliseconds since 1970
+    resume  index of the token to begin with; those before it are at the client
+    fund    most completion tokens the answer may have: the first funded slice
     prompt  prompt tokens as the router estimated them
+    rates   nano-dollars per million tokens: input, cached input, output
+    slo     TTFT promise in seconds, what each prompt token adds to it, TPOT promise
+    prio    lower is sooner
 """
 
 import hashlib
@@ -26,27 +33,37 @@ from typing import Any, Final
 import jwt
 
 from services.mesh.errors import PlacementRefused, SettingInvalid
+from services.mesh.pricing import Rates
 
 METADATA_KEY: Final = "x-tokenworks-placement"
 _ALGORITHM: Final = "HS256"
-_LEEWAY_MS: Final = 2_000  # clocks of routers and workers may differ by this much
+LEEWAY_MS: Final = 2_000  # clocks of routers and workers may differ by this much
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlacementClaims:
-    """What a placement says; times in milliseconds since 1970."""
+    """What a placement says; the module lists what each claim means."""
 
+    id: str
     request_id: str
     router: str
     worker: str
+    epoch: str
     tenant: str
     model: str
     slo_class: str
     workload: str
     plan: str
     price_book: str
+    rates: Rates
+    admitted_unix_ms: int
+    resume_from: int
     funded_tokens: int
     prompt_tokens: int
+    ttft_promise_s: float
+    ttft_promise_s_per_prompt_token: float
+    tpot_promise_s: float
+    priority: int
     expires_unix_ms: int
 
 
@@ -75,16 +92,27 @@ class PlacementSigner:
         payload = {
             "iss": claims.router,
             "aud": claims.worker,
+            "epoch": claims.epoch,
             "sub": claims.tenant,
-            "jti": claims.request_id,
+            "jti": claims.id,
             "exp": claims.expires_unix_ms / 1000,
+            "request": claims.request_id,
             "model": claims.model,
             "slo_class": claims.slo_class,
             "workload": claims.workload,
             "plan": claims.plan,
             "price_book": claims.price_book,
+            "admitted": claims.admitted_unix_ms,
+            "resume": claims.resume_from,
             "fund": claims.funded_tokens,
             "prompt": claims.prompt_tokens,
+            "rates": [
+                claims.rates.input_nusd_per_mtok,
+                claims.rates.cached_input_nusd_per_mtok,
+                claims.rates.output_nusd_per_mtok,
+            ],
+            "slo": [claims.ttft_promise_s, claims.ttft_promise_s_per_prompt_token, claims.tpot_promise_s],
+            "prio": claims.priority,
         }
         return jwt.encode(payload, self._key.secret, algorithm=_ALGORITHM, headers={"kid": self._key.id})
 
@@ -93,14 +121,15 @@ class PlacementVerifier:
     """Checks placements for one worker and lets each be used once.
 
     Args:
-        worker: the worker that placements must name.
-        secrets: accepted secrets, the current one first.
+        worker, epoch: the worker that placements must name, and its start.
+        secrets: accepted ones, the current one first.
         remembered: how many unexpired placements are remembered at most; beyond it new ones are refused, so that a
             flood cannot push a used placement out of memory.
     """
 
-    def __init__(self, worker: str, secrets: Sequence[str], remembered: int = 100_000) -> None:
+    def __init__(self, worker: str, epoch: str, secrets: Sequence[str], remembered: int = 100_000) -> None:
         self._worker = worker
+        self._epoch = epoch
         self._keys = {key.id: key for key in map(_derive, filter(None, secrets))}
         self._remembered = remembered
         self._used: OrderedDict[str, int] = OrderedDict()
@@ -116,17 +145,19 @@ class PlacementVerifier:
         claims = self._decode(token)
         if claims.worker != self._worker:
             raise PlacementRefused(f"the placement is for worker {claims.worker!r}, this is {self._worker!r}")
-        if claims.expires_unix_ms + _LEEWAY_MS < now_unix_ms:
+        if claims.epoch != self._epoch:
+            raise PlacementRefused(f"worker {self._worker!r} has started anew since the placement; ask for a new one")
+        if claims.expires_unix_ms + LEEWAY_MS < now_unix_ms:
             late_ms = now_unix_ms - claims.expires_unix_ms
             raise PlacementRefused(f"the placement expired {late_ms} ms ago; ask the router for a new one")
         self._forget_expired(now_unix_ms)
-        if claims.request_id in self._used:
+        if claims.id in self._used:
             raise PlacementRefused(
                 f"the placement of request {claims.request_id!r} was used already; ask for a new one"
             )
         if len(self._used) >= self._remembered:
             raise PlacementRefused("this worker remembers as many placements as it can; ask the router to relay")
-        self._used[claims.request_id] = claims.expires_unix_ms
+        self._used[claims.id] = claims.expires_unix_ms
         return claims
 
     def _decode(self, token: str) -> PlacementClaims:
@@ -137,18 +168,28 @@ class PlacementVerifier:
             payload: dict[str, Any] = jwt.decode(
                 token, key.secret, algorithms=[_ALGORITHM], options={"verify_aud": False, "verify_exp": False}
             )
+            ttft_s, ttft_s_per_prompt_token, tpot_s = map(float, payload["slo"])
             return PlacementClaims(
-                request_id=payload["jti"],
+                id=payload["jti"],
+                request_id=payload["request"],
                 router=payload["iss"],
                 worker=payload["aud"],
+                epoch=payload["epoch"],
                 tenant=payload["sub"],
                 model=payload["model"],
                 slo_class=payload["slo_class"],
                 workload=payload["workload"],
                 plan=payload["plan"],
                 price_book=payload["price_book"],
+                rates=Rates(*map(int, payload["rates"])),
+                admitted_unix_ms=int(payload["admitted"]),
+                resume_from=int(payload["resume"]),
                 funded_tokens=int(payload["fund"]),
                 prompt_tokens=int(payload["prompt"]),
+                ttft_promise_s=ttft_s,
+                ttft_promise_s_per_prompt_token=ttft_s_per_prompt_token,
+                tpot_promise_s=tpot_s,
+                priority=int(payload["prio"]),
                 expires_unix_ms=round(payload["exp"] * 1000),
             )
         except (jwt.InvalidTokenError, KeyError, TypeError, ValueError) as error:
@@ -157,7 +198,7 @@ class PlacementVerifier:
     def _forget_expired(self, now_unix_ms: int) -> None:
         # Expiries are nearly in order of use; the leeway keeps one that verify() would still accept.
         while self._used:
-            request_id, expires_unix_ms = next(iter(self._used.items()))
-            if expires_unix_ms + _LEEWAY_MS >= now_unix_ms:
+            used, expires_unix_ms = next(iter(self._used.items()))
+            if expires_unix_ms + LEEWAY_MS >= now_unix_ms:
                 return
-            del self._used[request_id]
+            del self._used[used]

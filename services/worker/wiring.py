@@ -87,7 +87,7 @@ async def wire(
     http_port = await http.start(settings.mesh.host, worker.http_port)
     life.on_stop("http", http.stop, _STEP_S)
 
-    verifier = PlacementVerifier(worker.id, settings.secrets)
+    verifier = PlacementVerifier(worker.id, identity.epoch, settings.secrets)
     service = WorkerService(identity, streams, clock, secret=settings.mesh.secret, verifier=verifier)
     grpc = GrpcServer(
         telemetry, life, max_message_bytes=settings.mesh.max_message_bytes, untraced_methods=(SESSION_METHOD,)

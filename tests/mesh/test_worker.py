@@ -1,6 +1,7 @@
 """A worker alone, over real gRPC: what its routers and the mesh can rely on."""
 
 import asyncio
+import secrets
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from services.mesh.clock import SystemClock
 from services.mesh.errors import OutboxFull
 from services.mesh.events import Drain, Event, TokenEntry, TokensGenerated, WorkerState
 from services.mesh.placement import METADATA_KEY, PlacementClaims, PlacementSigner
+from services.mesh.pricing import Rates
 from services.mesh.rpc import error_of
 from services.mesh.settings import WorkerSettings
 from services.mesh.subjects import TOKENS
@@ -343,17 +345,26 @@ async def test_without_the_meshs_secret_nobody_gets_in(tmp_path: Path) -> None:
         assert len((await known.answer("r-1", max_tokens=2, ignore_eos=True)).token_ids) == 2
 
 
-def placement(**changes: Any) -> str:
+def placement(worker: Worker, **changes: Any) -> str:
     claims = {
+        "id": secrets.token_hex(8),
         "request_id": "r-1",
         "router": "router-0",
         "worker": "h100-0",
+        "epoch": worker.beat.epoch,
         "tenant": "umbra",
         "model": MODEL,
         "slo_class": "interactive",
         "workload": "support",
         "plan": "",
         "price_book": "list@1",
+        "rates": Rates(50_000_000, 25_000_000, 100_000_000),
+        "admitted_unix_ms": SystemClock().unix_ms(),
+        "resume_from": 0,
+        "ttft_promise_s": 2.0,
+        "ttft_promise_s_per_prompt_token": 0.001,
+        "tpot_promise_s": 0.1,
+        "priority": 1,
         "funded_tokens": 12,
         "prompt_tokens": 3,
         "expires_unix_ms": SystemClock().unix_ms() + 10_000,
@@ -365,7 +376,7 @@ def placement(**changes: Any) -> str:
 async def test_a_client_with_a_placement_streams_what_is_funded_and_once(tmp_path: Path) -> None:
     async with running_worker(tmp_path, secret="hush") as worker:
         request = pb.GenerateRequest(text="hello", sampling=pb.Sampling(max_tokens=500, ignore_eos=True))
-        metadata = ((METADATA_KEY, placement()),)
+        metadata = ((METADATA_KEY, placement(worker)),)
         received = Received()
         async for response in worker.stub.Generate(request, metadata=metadata, timeout=DEADLINE_S):
             assert response.first_index == len(received.token_ids)
@@ -374,14 +385,14 @@ async def test_a_client_with_a_placement_streams_what_is_funded_and_once(tmp_pat
         assert (response.request_id, response.finish.reason) == ("r-1", "length")
         await worker.reported("r-1")
         assert {(entry.tenant, entry.slo_class) for entry in worker.entries} == {("umbra", "interactive")}
-        for again in (metadata, ((METADATA_KEY, placement(worker="other")),), ()):
+        for again in (metadata, ((METADATA_KEY, placement(worker, worker="other")),), ()):
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await worker.stub.Generate(request, metadata=again, timeout=DEADLINE_S).read()
             assert error_of(caught.value).reason == "PlacementRefused"
 
 
 async def test_where_the_mesh_has_no_secret_no_placement_is_taken(worker: Worker) -> None:
-    metadata = ((METADATA_KEY, placement()),)
+    metadata = ((METADATA_KEY, placement(worker)),)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await worker.stub.Generate(pb.GenerateRequest(text="hello"), metadata=metadata, timeout=DEADLINE_S).read()
     assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
@@ -391,7 +402,7 @@ async def test_where_the_mesh_has_no_secret_no_placement_is_taken(worker: Worker
 async def test_a_client_that_hangs_up_ends_its_stream(tmp_path: Path) -> None:
     async with running_worker(tmp_path, secret="hush", speed=1.0) as worker:
         request = pb.GenerateRequest(text="hello", sampling=pb.Sampling(ignore_eos=True))
-        metadata = ((METADATA_KEY, placement(funded_tokens=100_000)),)
+        metadata = ((METADATA_KEY, placement(worker, funded_tokens=100_000)),)
         call = worker.stub.Generate(request, metadata=metadata, timeout=DEADLINE_S)
         await call.read()
         call.cancel()

@@ -2,20 +2,30 @@ import pytest
 
 from services.mesh.errors import InvalidRequest, InvalidSampling, TokenworksError, Unsupported
 from services.mesh.placement import PlacementClaims
+from services.mesh.pricing import Rates
 from services.worker.engine import ChatMessage, Prompt
 from services.worker.requests import direct, relayed
 from tokenworks.v1 import inference_pb2 as pb
 
 CLAIMS = PlacementClaims(
+    id="p-1",
     request_id="r-1",
     router="router-0",
     worker="worker-0",
+    epoch="e-1",
     tenant="acme",
     model="llama-3.1-8b",
     slo_class="interactive",
     workload="support",
     plan="llama-3.1-8b:4",
     price_book="list@1",
+    rates=Rates(50_000_000, 25_000_000, 100_000_000),
+    admitted_unix_ms=0,
+    resume_from=0,
+    ttft_promise_s=2.0,
+    ttft_promise_s_per_prompt_token=0.001,
+    tpot_promise_s=0.1,
+    priority=1,
     funded_tokens=50,
     prompt_tokens=3,
     expires_unix_ms=0,
