@@ -2,9 +2,9 @@
 
 A placement is a JSON Web Token, HMAC-SHA256 under a key derived from the mesh's shared secret. The key id in its header
 names the secret, so a secret is rotated by putting the new one first and keeping the old ones until their placements
-have expired. It binds tenant, model, worker, request, limits, prices, promises and expiry; the worker takes all of these
-from the token, never from the client. One use: the worker remembers a placement's id until it expires, and takes none
-that was made for an earlier start of it.
+have expired. It binds tenant, model, worker, request, limits, prices, promises and expiry; the worker takes all of
+these from the token, never from the client. One use: the worker remembers a placement's id until it expires, and takes
+none that was made for an earlier start of it.
 
     claim   meaning
     iss     router

@@ -345,13 +345,13 @@ async def test_without_the_meshs_secret_nobody_gets_in(tmp_path: Path) -> None:
         assert len((await known.answer("r-1", max_tokens=2, ignore_eos=True)).token_ids) == 2
 
 
-def placement(worker: Worker, **changes: Any) -> str:
+def placement(at: Worker, **changes: Any) -> str:
     claims = {
         "id": secrets.token_hex(8),
         "request_id": "r-1",
         "router": "router-0",
         "worker": "h100-0",
-        "epoch": worker.beat.epoch,
+        "epoch": at.beat.epoch,
         "tenant": "umbra",
         "model": MODEL,
         "slo_class": "interactive",
