@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from services.cli import budget, doctor, explain, generate, keys, plan, rebuild, replay, top, up, usage
+from services.cli import budget, doctor, drain, explain, generate, keys, plan, rebuild, replay, top, up, usage
 from tokenworks import __version__
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app.command("plan")(plan.plan)
 app.command("explain")(explain.explain)
 app.command("top")(top.top)
 app.command("budget")(budget.budget)
+app.command("drain")(drain.drain)
 app.command("rebuild")(rebuild.rebuild)
 app.command("doctor")(doctor.doctor)
 app.add_typer(keys.app, name="keys")

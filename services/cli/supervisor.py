@@ -170,10 +170,8 @@ class Supervisor:
             child.restarts = 0 if ran_s >= _SETTLED_S else child.restarts + 1
             delay_s = min(_LONGEST_BACKOFF_S, _FIRST_BACKOFF_S * 2 ** max(0, child.restarts - 1))
             child.state = ChildState.RESTARTING
-            self._on_event(
-                f"{child.spec.id} ended unexpectedly ({_how(child.status)}); it starts again in {delay_s:g} s; its log:"
-                f" {child.log_path}"
-            )
+            ended = "was drained" if child.status == 0 else f"ended unexpectedly ({_how(child.status)})"
+            self._on_event(f"{child.spec.id} {ended}; it starts again in {delay_s:g} s; its log: {child.log_path}")
             await asyncio.sleep(delay_s)
             if child.state is not ChildState.RESTARTING:
                 return
