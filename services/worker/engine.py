@@ -221,6 +221,7 @@ class EngineInfo:
     power_source: str = "catalogue"
     features: tuple[str, ...] = ()
     platform: str = ""
+    tokenizer: str = ""
     lacks: tuple[tuple[str, str], ...] = ()
 
 
@@ -294,7 +295,10 @@ class Engine(Protocol):
         ...
 
     async def stop(self, grace_s: float) -> None:
-        """Ends stepping; sequences that still run after `grace_s` seconds are cancelled."""
+        """Ends stepping; sequences that still run after `grace_s` seconds are cancelled.
+
+        A dead engine, and one that did not start, gives back what it holds: another may be made in this process next.
+        """
         ...
 
 
