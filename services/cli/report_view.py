@@ -22,7 +22,7 @@ def table(title: str | None, *columns: str) -> Table:
 
 def accelerator_name(key: str) -> str:
     """How the catalogue calls it; the key itself where the catalogue does not know it."""
-    known = load_catalogue().accelerators.get(key)
+    known = load_catalogue().find(key)
     return known.name if known else key
 
 

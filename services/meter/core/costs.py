@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from services.mesh.accelerators import split_devices
 from services.mesh.money import energy_cost_nusd, use_cost_nusd
 
 
@@ -37,8 +38,10 @@ class RateCard:
     tariff_nusd_per_kwh: int
 
     def rate(self, accelerator: str) -> Rate:
-        """The rate in force; an accelerator that is not on the card costs its energy only."""
-        return Rate(self.accelerators.get(accelerator, 0), self.tariff_nusd_per_kwh)
+        """The rate in force, of several devices where `accelerator` names several; one not on the card costs its energy
+        only."""
+        key, devices = split_devices(accelerator)
+        return Rate(self.accelerators.get(key, 0) * devices, self.tariff_nusd_per_kwh)
 
     def knows(self, accelerator: str) -> bool:
-        return accelerator in self.accelerators
+        return split_devices(accelerator)[0] in self.accelerators

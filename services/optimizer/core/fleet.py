@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from services.mesh.accelerators import Accelerator, Catalogue
-from services.mesh.errors import SettingInvalid
+from services.mesh.accelerators import Catalogue
 from services.mesh.events import WorkerHeartbeat, WorkerState
 from services.mesh.money import NUSD_PER_USD
 from services.optimizer.core.power import Power
@@ -111,7 +110,7 @@ class Fleet:
         member = self._members.get(worker)
         if member is not None and member.beat.rate_nusd_per_hour > 0:
             return member.beat.rate_nusd_per_hour / NUSD_PER_USD
-        known = self._accelerator(accelerator)
+        known = self._catalogue.find(accelerator)
         return known.rate_nusd_per_hour / NUSD_PER_USD if known else 0.0
 
     def forget_gone(self, now_s: float) -> list[str]:
@@ -140,14 +139,8 @@ class Fleet:
         )
 
     def _power(self, accelerator: str) -> Power:
-        known = self._accelerator(accelerator)
+        known = self._catalogue.find(accelerator)
         return Power(known.idle_w, known.tdp_w) if known else Power(0.0, 0.0)
-
-    def _accelerator(self, key: str) -> Accelerator | None:
-        try:
-            return self._catalogue.accelerator(key)
-        except SettingInvalid:
-            return None
 
 
 def _least(values: Iterator[int]) -> int:

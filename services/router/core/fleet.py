@@ -230,7 +230,7 @@ class Fleet:
         beat, mine = known.beat, self._serving[known.incarnation]
         for model in set(mine) - set(beat.models):
             self.models[model].remove(mine.pop(model).row)
-        device = self._catalogue.accelerators.get(beat.accelerator)
+        device = self._catalogue.find(beat.accelerator)
         watts = device.tdp_w if device else max(beat.power_w, 0.0)
         bands = len(self.promises.band_tpots_s)
         for model in beat.models:
@@ -271,7 +271,7 @@ class Fleet:
     def _catalogue_timing(self, accelerator: str, model: str) -> Timing:
         catalogue = self._catalogue
         shape = catalogue.models.get(model) or catalogue.models[_STAND_IN_MODEL]
-        device = catalogue.accelerators.get(accelerator)
+        device = catalogue.find(accelerator)
         if device is None:  # unknown hardware starts as the slowest known; its step samples soon tell
             device = min(catalogue.accelerators.values(), key=lambda each: each.bandwidth_bytes_s)
         return catalogue.timing(device, shape)
