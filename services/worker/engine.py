@@ -165,6 +165,7 @@ class SequenceOutput:
     queue_s: float = 0.0
     logprobs: tuple[TokenLogprob, ...] = ()
     tool_calls_json: str = ""
+    prompt_token_ids: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
