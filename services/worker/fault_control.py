@@ -10,7 +10,7 @@ import grpc
 
 from services.mesh.errors import InvalidRequest, Unsupported
 from services.mesh.rpc import require_mesh_secret
-from services.worker.engine import Engine
+from services.worker.engine_life import EngineLife
 from services.worker.faults import Fault, Faultable, FaultKind
 from tokenworks.v1 import inference_pb2 as pb
 from tokenworks.v1 import inference_pb2_grpc as pb_grpc
@@ -20,13 +20,14 @@ _KINDS: Final = {
     pb.InjectFaultRequest.KIND_SLOW: FaultKind.SLOW,
     pb.InjectFaultRequest.KIND_HANG: FaultKind.HANG,
     pb.InjectFaultRequest.KIND_CRASH: FaultKind.CRASH,
+    pb.InjectFaultRequest.KIND_ENGINE_DIES: FaultKind.ENGINE_DIES,
 }
 
 
 class FaultControl(pb_grpc.FaultControlServicer):
-    """Breaks the worker's engine on request."""
+    """Breaks on request the engine that the worker has at the moment; the next one is whole."""
 
-    def __init__(self, engine: Engine, secret: str) -> None:
+    def __init__(self, engine: EngineLife, secret: str) -> None:
         """`secret`: of the mesh; empty lets everyone break the engine."""
         self._engine = engine
         self._secret = secret
@@ -47,6 +48,7 @@ class FaultControl(pb_grpc.FaultControlServicer):
             raise InvalidRequest(f"kind {request.kind} is no fault; use one of: {', '.join(FaultKind)}")
         if kind is FaultKind.SLOW and not (isfinite(request.factor) and request.factor > 0):
             raise InvalidRequest(f"factor {request.factor} must be a number > 0, times as long that a step takes")
-        if not isinstance(self._engine, Faultable):
-            raise Unsupported(f"{type(self._engine).__name__} cannot be broken on purpose; the simulated engine can")
-        return pb.InjectFaultResponse(state=self._engine.inject(Fault(kind, request.factor or 1.0)))
+        engine = self._engine.engine
+        if not isinstance(engine, Faultable):
+            raise Unsupported(f"{type(engine).__name__} cannot be broken on purpose; the simulated engine can")
+        return pb.InjectFaultResponse(state=engine.inject(Fault(kind, request.factor or 1.0)))

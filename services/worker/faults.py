@@ -1,6 +1,6 @@
 """Injected faults, for tests and rehearsals: `FaultControl` exists only where the settings say `worker.faults`.
 
-An engine that can be broken on purpose is slow, stands still, or takes its process with it.
+An engine that can be broken on purpose is slow, stands still, dies, or takes its process with it.
 """
 
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ class FaultKind(StrEnum):
     SLOW = "slow"
     HANG = "hang"
     CRASH = "crash"
+    ENGINE_DIES = "engine_dies"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """A worker's state, four times a second, from the moment it starts: `WorkerHeartbeat` on the bus.
 
-In: what the engine tells of itself, and changes of state. Out: heartbeats, at each change at once.
+In: how the engine stands, and that the worker drains. Out: heartbeats, at each change at once.
 """
 
 import asyncio
@@ -11,19 +11,14 @@ from services.mesh.bus import Bus
 from services.mesh.clock import Clock
 from services.mesh.events import WorkerHeartbeat, WorkerState
 from services.mesh.settings import WorkerSettings
-from services.worker.engine import EngineInfo, EngineStats
+from services.worker.engine_life import EngineLife
 from services.worker.identity import Identity
 
 INTERVAL_S: Final = 0.25
 
 
 class Heartbeat:
-    """The state of one worker.
-
-    Attributes:
-        state: set by `change`.
-        info: fixed facts of the engine; None before it has started.
-    """
+    """The state of one worker."""
 
     def __init__(
         self,
@@ -33,27 +28,33 @@ class Heartbeat:
         clock: Clock,
         *,
         address: str,
-        stats: Callable[[], EngineStats],
+        engine: EngineLife,
         generated_tokens: Callable[[], int],
     ) -> None:
         """`address`: host:port by which others reach the worker's gRPC."""
-        self.state = WorkerState.STARTING
-        self.info: EngineInfo | None = None
-        self._failed_because = ""
+        self._engine = engine
+        self._draining = False
         self._identity = identity
         self._settings = settings
         self._bus = bus
         self._clock = clock
         self._address = address
-        self._stats = stats
         self._generated_tokens = generated_tokens
         self._sequence = 0
         self._changed = asyncio.Event()
 
-    def change(self, state: WorkerState, failed_because: str = "") -> None:
-        """A failed worker stays failed, whatever else happens to it."""
-        if self.state is not WorkerState.FAILED:
-            self.state, self._failed_because = state, failed_because
+    @property
+    def state(self) -> WorkerState:
+        """A worker that drains says so, however its engine is."""
+        return WorkerState.DRAINING if self._draining else self._engine.state
+
+    def drain(self) -> None:
+        """The worker drains from now on."""
+        self._draining = True
+        self.changed()
+
+    def changed(self) -> None:
+        """Something of the state is different: a heartbeat is due."""
         self._changed.set()
 
     async def run(self) -> None:
@@ -70,7 +71,7 @@ class Heartbeat:
     def beat(self) -> None:
         """Says how it stands."""
         self._sequence += 1
-        who, info, stats = self._identity, self.info, self._stats()
+        who, info, stats = self._identity, self._engine.info, self._engine.stats()
         self._bus.publish(
             WorkerHeartbeat(
                 worker=who.worker,
@@ -99,7 +100,10 @@ class Heartbeat:
                 steps=stats.steps,
                 simulated=info.simulated if info else False,
                 rate_nusd_per_hour=who.accelerator.rate_nusd_per_hour,
-                failed_because=self._failed_because,
+                failed_because=self._engine.failed_because,
                 at_unix_ms=self._clock.unix_ms(),
+                features=info.features if info else (),
+                restarts=self._engine.restarts,
+                tokenizer=info.tokenizer if info else "",
             )
         )

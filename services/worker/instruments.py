@@ -15,7 +15,7 @@ from services.mesh import conventions as names
 from services.mesh.errors import TokenworksError
 from services.mesh.events import RequestLatency
 from services.mesh.telemetry import Telemetry, context_of
-from services.worker.engine import Engine
+from services.worker.engine_life import EngineLife
 from services.worker.identity import Identity
 from services.worker.requests import Order
 
@@ -59,7 +59,7 @@ class Instruments:
         )
         self._usage = meter.create_histogram(names.CLIENT_TOKEN_USAGE, "{token}", "Tokens per request, by type")
 
-    def watch_hardware(self, engine: Engine) -> None:
+    def watch_hardware(self, engine: EngineLife) -> None:
         """Publishes the engine's watts and joules from here on."""
         labels = {names.WORKER: self._identity.worker, names.ACCELERATOR: self._identity.accelerator.key}
 

@@ -15,6 +15,7 @@ from services.mesh.placement import METADATA_KEY, PlacementClaims
 from services.mesh.rpc import metadata_value, require_mesh_secret
 from services.mesh.telemetry import current_traceparent
 from services.worker.engine import EngineInfo
+from services.worker.engine_life import EngineLife
 from services.worker.identity import Identity
 from services.worker.outgoing import Outgoing
 from services.worker.requests import direct
@@ -40,10 +41,18 @@ class WorkerService(pb_grpc.WorkerServicer):
     """One worker's gRPC face."""
 
     def __init__(
-        self, identity: Identity, streams: Streams, clock: Clock, *, secret: str, verifier: Verifier | None
+        self,
+        identity: Identity,
+        engine: EngineLife,
+        streams: Streams,
+        clock: Clock,
+        *,
+        secret: str,
+        verifier: Verifier | None,
     ) -> None:
         """`verifier`: None refuses every placement. `secret`: of the mesh; empty lets everyone open sessions."""
         self._identity = identity
+        self._engine = engine
         self._streams = streams
         self._clock = clock
         self._secret = secret
@@ -101,7 +110,7 @@ class WorkerService(pb_grpc.WorkerServicer):
     ) -> pb.WorkerDescription:
         """Raises Unauthenticated: the mesh's secret is missing."""
         require_mesh_secret(context, self._secret)
-        who, info = self._identity, self._streams.info
+        who, engine = self._identity, self._engine
         return pb.WorkerDescription(
             worker=who.worker,
             pool=who.pool,
@@ -109,7 +118,10 @@ class WorkerService(pb_grpc.WorkerServicer):
             vendor=who.accelerator.vendor,
             rate_nusd_per_hour=who.accelerator.rate_nusd_per_hour,
             epoch=who.epoch,
-            **(_of_engine(info) if info else {"note": "the engine is starting"}),
+            failed_because=engine.failed_because,
+            restarts=engine.restarts,
+            state=engine.state,
+            **(_of_engine(engine.info) if engine.info else {"note": "the engine is starting"}),
         )
 
     async def close_sessions(self) -> None:
@@ -137,4 +149,6 @@ def _of_engine(info: EngineInfo) -> dict[str, Any]:
         "max_batch": info.max_batch,
         "kv_capacity_tokens": info.kv_capacity_tokens,
         "note": info.note,
+        "features": info.features,
+        "tokenizer": info.tokenizer,
     }

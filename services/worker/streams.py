@@ -29,7 +29,8 @@ from services.mesh.errors import (
 from services.mesh.events import Outcome
 from services.mesh.telemetry import traceparent_of
 from services.worker.account import Account
-from services.worker.engine import Engine, EngineInfo, FinishReason, SequenceOutput, StepOutput
+from services.worker.engine import EngineInfo, FinishReason, SequenceOutput, StepOutput
+from services.worker.engine_life import EngineLife
 from services.worker.identity import Identity
 from services.worker.instruments import Ended, Instruments
 from services.worker.outgoing import Outgoing
@@ -55,7 +56,7 @@ class Streams:
     def __init__(
         self,
         identity: Identity,
-        engine: Engine,
+        engine: EngineLife,
         *,
         clock: Clock,
         reporter: Reporter,
@@ -63,10 +64,10 @@ class Streams:
         bus: Bus,
     ) -> None:
         """`bus`: where the reporter's events go; while it takes no more, no request is taken."""
-        self._starting = NoWorker(f"worker {identity.worker!r} is starting")
-        self.refusal: TokenworksError | None = self._starting
+        self.refusal: TokenworksError | None = NoWorker(f"worker {identity.worker!r} is starting")
         self.generated_tokens = 0
         self.info: EngineInfo | None = None
+        self._draining = False
         self._identity = identity
         self._engine = engine
         self._clock = clock
@@ -88,9 +89,9 @@ class Streams:
         return self.info.context_tokens if self.info else 1
 
     def begin(self, info: EngineInfo) -> None:
-        """The engine has started: requests are taken from here on, unless the worker drains or has failed already."""
+        """An engine is ready: requests are taken from here on, unless the worker drains."""
         self.info = info
-        if self.refusal is self._starting:
+        if not self._draining:
             self.refusal = None
 
     def new_sequence(self) -> int:
@@ -172,8 +173,8 @@ class Streams:
         Returns:
             How many had to be ended; their readers got an error that lets them go on elsewhere.
         """
-        if not isinstance(self.refusal, EngineFailed):
-            self.refusal = NoWorker(f"worker {self._identity.worker!r} is draining; ask another")
+        self._draining = True
+        self.refusal = NoWorker(f"worker {self._identity.worker!r} is draining; ask another")
         if await self._emptied(grace_s):
             return 0
         left = list(self._streams.values())
@@ -184,9 +185,10 @@ class Streams:
         return len(left)
 
     def fail(self, reason: str) -> None:
-        """The engine is dead: every stream ends with `EngineFailed`, and no request is taken any more."""
+        """The engine is dead: every stream ends with `EngineFailed`, and no request is taken until another is ready."""
         error = EngineFailed(reason)
-        self.refusal = error
+        if not self._draining:
+            self.refusal = error
         self._close_all(error)
 
     def on_step(self, steps: Sequence[StepOutput]) -> None:

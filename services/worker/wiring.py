@@ -8,6 +8,7 @@ the process exits with 0.
 import asyncio
 import logging
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -22,7 +23,8 @@ from services.mesh.placement import PlacementVerifier
 from services.mesh.rpc import GrpcServer
 from services.mesh.settings import Settings
 from services.mesh.telemetry import Telemetry
-from services.worker.engine import Engine, EngineInfo
+from services.worker.engine import Engine
+from services.worker.engine_life import EngineLife
 from services.worker.engines import choose_engine
 from services.worker.fault_control import FaultControl
 from services.worker.heartbeat import Heartbeat
@@ -45,8 +47,7 @@ class RunningWorker:
 
     grpc_port: int
     http_port: int
-    engine: Engine
-    info: EngineInfo
+    engine: EngineLife
     streams: Streams
     heartbeat: Heartbeat
 
@@ -58,22 +59,23 @@ async def wire(
     bus: Bus | None = None,
     telemetry: Telemetry | None = None,
     clock: Clock | None = None,
-    engine: Engine | None = None,
+    make_engine: Callable[[], Engine] | None = None,
 ) -> RunningWorker:
     """Starts a worker; `life.stop` drains and stops it.
 
     Args:
         bus: connected; instead of a connection to `nats.url`. Whoever gives it closes it.
-        telemetry, clock, engine: instead of those that the settings and the environment name.
+        telemetry, clock, make_engine: instead of those that the settings and the environment name.
 
     Raises:
         SettingInvalid: a setting names what is not there.
-        EngineFailed, BusUnavailable, OSError: it cannot start; the message says what would do.
+        BusUnavailable, OSError: it cannot start; the message says what would do. An engine that cannot is tried again,
+            see `engine_life.py`.
     """
     worker = settings.worker
     identity = identity_of(worker, secrets.token_hex(8))
     clock = clock or SystemClock()
-    engine = engine or choose_engine(worker, clock)
+    engine = EngineLife(make_engine or partial(choose_engine, worker, clock), worker, clock)
     footing = await find_footing(life, settings, "worker", worker.id, bus=bus, telemetry=telemetry, clock=clock)
     bus, telemetry = footing.bus, footing.telemetry
     reporter = Reporter(identity, bus, clock, telemetry)
@@ -88,7 +90,7 @@ async def wire(
     life.on_stop("http", http.stop, _STEP_S)
 
     verifier = PlacementVerifier(worker.id, identity.epoch, settings.secrets)
-    service = WorkerService(identity, streams, clock, secret=settings.mesh.secret, verifier=verifier)
+    service = WorkerService(identity, engine, streams, clock, secret=settings.mesh.secret, verifier=verifier)
     grpc = GrpcServer(
         telemetry, life, max_message_bytes=settings.mesh.max_message_bytes, untraced_methods=(SESSION_METHOD,)
     )
@@ -106,29 +108,38 @@ async def wire(
         bus,
         clock,
         address=f"{settings.advertise_host}:{grpc_port}",
-        stats=engine.stats,
+        engine=engine,
         generated_tokens=lambda: streams.generated_tokens,
     )
     talking.append(life.spawn(heartbeat.run(), "heartbeats"))
     talking.append(life.spawn(reporter.run(), "reports"))
 
-    def failed(reason: str) -> None:
-        log.error("the engine has failed: %s", reason)
-        heartbeat.change(WorkerState.FAILED, reason)
-        streams.fail(reason)
+    async def engine_changed(state: WorkerState) -> None:
+        heartbeat.changed()
+        match state:
+            case WorkerState.READY:
+                info = engine.info
+                assert info is not None, "a ready engine says what it is"
+                served, on = ", ".join(info.models), worker.accelerator
+                log.info("%s serves %s with %s on %s", worker.id, served, info.engine, on)
+                if info.note:
+                    log.warning("%s", info.note)
+                streams.begin(info)
+                await life.release()
+            case WorkerState.FAILED:
+                streams.fail(engine.failed_because)
+                await life.hold(f"failed: {engine.failed_because}")
+            case _:
+                await life.hold("starting")
 
-    info = await engine.start(streams.on_step, failed)
-    life.on_stop("engine", partial(engine.stop, 0.0), _STEP_S)
     instruments.watch_hardware(engine)
-    heartbeat.info = info
-    streams.begin(info)
-    if heartbeat.state is WorkerState.STARTING:
-        heartbeat.change(WorkerState.READY)
-    if info.note:
-        log.warning("%s", info.note)
+    life.on_stop("engine", partial(engine.stop, 0.0), _STEP_S)
+    await engine.start(streams.on_step, engine_changed)
+    keeping = life.spawn(engine.keep(), "engine")
+    life.on_stop("engine's keeper", partial(cancel_all, [keeping]), 2 * _STEP_S)
 
     async def drain(grace_s: float) -> None:
-        heartbeat.change(WorkerState.DRAINING)
+        heartbeat.drain()
         if left := await streams.drained(grace_s):
             log.warning("%d streams had not ended after %g s; their routers go on elsewhere", left, grace_s)
 
@@ -142,7 +153,7 @@ async def wire(
 
     talking.append(life.spawn(bus.serve_control(worker.id, controlled), "control"))
     life.on_stop("streams", partial(drain, settings.mesh.drain_grace_s), settings.mesh.drain_grace_s + _STEP_S)
-    return RunningWorker(grpc_port, http_port, engine, info, streams, heartbeat)
+    return RunningWorker(grpc_port, http_port, engine, streams, heartbeat)
 
 
 async def _flush(reporter: Reporter, bus: Bus) -> None:

@@ -203,7 +203,7 @@ async def running_worker(
     folder: Path,
     *,
     telemetry: Telemetry | None = None,
-    engine: Engine | None = None,
+    make_engine: Callable[[], Engine] | None = None,
     secret: str = "",
     grace_s: float = 5.0,
     through: Callable[[Bus], Bus] = lambda bus: bus,
@@ -239,7 +239,7 @@ async def running_worker(
 
     watching = asyncio.create_task(buses[1].watch((TOKENS, LATENCY, FLEET), keep))
     telemetry = telemetry or start_telemetry("worker", "h100-0")
-    running = await wire(life, loaded, bus=through(buses[0]), telemetry=telemetry, engine=engine)
+    running = await wire(life, loaded, bus=through(buses[0]), telemetry=telemetry, make_engine=make_engine)
     await life.set_ready()
     worker = Worker(running, life, events, buses[1])
     try:

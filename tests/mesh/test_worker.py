@@ -23,7 +23,7 @@ from services.mesh.rpc import error_of
 from services.mesh.settings import WorkerSettings
 from services.mesh.subjects import TOKENS
 from services.mesh.telemetry import start_telemetry
-from services.worker.engine import EngineInfo, EngineRequest, OnFailure, OnStep
+from services.worker.engine import EngineRequest
 from services.worker.engines.simulated import SimulatedEngine
 from tests.mesh.local_mesh import DEADLINE_S, MODEL
 from tests.mesh.running_worker import Received, Session, Worker, running_worker
@@ -464,33 +464,6 @@ async def test_a_worker_that_is_told_to_drain_ends_its_process(worker: Worker) -
     await worker.until(lambda: worker.beat.state == WorkerState.DRAINING, "the heartbeat says so")
 
 
-class MortalEngine(SimulatedEngine):
-    """An engine whose death can be arranged."""
-
-    async def start(self, on_step: OnStep, on_failure: OnFailure) -> EngineInfo:
-        self.die = on_failure
-        return await super().start(on_step, on_failure)
-
-
-async def test_a_dead_engine_fails_its_streams_by_name_and_takes_the_worker_out(tmp_path: Path) -> None:
-    engine = MortalEngine(WorkerSettings(speed=1.0), SystemClock())
-    async with running_worker(tmp_path, engine=engine) as worker:
-        session = await worker.session()
-        opened = [await session.open(f"r-{index}", max_tokens=100_000, ignore_eos=True) for index in range(3)]
-        await worker.until(lambda: all(stream.token_ids for _, stream in opened), "all run")
-        engine.die("CUDA error: out of memory")
-        for _, stream in opened:
-            await stream.end()
-            assert stream.error is not None
-            assert (stream.error.reason, stream.error.message) == ("EngineFailed", "CUDA error: out of memory")
-        await worker.until(lambda: worker.beat.state == WorkerState.FAILED, "the heartbeat says so")
-        assert worker.beat.failed_because == "CUDA error: out of memory"
-        refused = await session.answer("r-9")
-        assert refused.error is not None
-        assert refused.error.reason == "EngineFailed"
-        await worker.reported("r-0", "r-1", "r-2")
-
-
 class BrokenEngine(SimulatedEngine):
     """An engine that raises what no engine should."""
 
@@ -499,7 +472,7 @@ class BrokenEngine(SimulatedEngine):
 
 
 async def test_a_defect_of_the_engine_ends_the_session_but_not_the_worker(tmp_path: Path) -> None:
-    async with running_worker(tmp_path, engine=BrokenEngine(WorkerSettings(), SystemClock())) as worker:
+    async with running_worker(tmp_path, make_engine=lambda: BrokenEngine(WorkerSettings(), SystemClock())) as worker:
         session = await worker.session()
         await session.open("r-1")
         async with asyncio.timeout(DEADLINE_S):

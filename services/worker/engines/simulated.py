@@ -12,7 +12,7 @@ weights together leave free. With nothing to do, the loop sleeps until a request
 import asyncio
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import exp
 from typing import Final
@@ -22,11 +22,12 @@ from services.mesh.clock import Clock
 from services.mesh.errors import EngineFailed, UnknownModel
 from services.mesh.settings import WorkerSettings
 from services.mesh.timing import StepLoad
+from services.worker.core import tokenizer
 from services.worker.core.batching import BatchLimits
 from services.worker.core.kv_cache import BLOCK_TOKENS
 from services.worker.core.power import utilisation
 from services.worker.core.simulation import SimulatedModel
-from services.worker.engine import EngineInfo, EngineRequest, EngineStats, OnFailure, OnStep, StepOutput
+from services.worker.engine import ChatMessage, EngineInfo, EngineRequest, EngineStats, OnFailure, OnStep, StepOutput
 from services.worker.faults import CRASH_STATUS, Fault, FaultKind
 
 log = logging.getLogger(__name__)
@@ -115,7 +116,16 @@ class SimulatedEngine:
             kv_capacity_tokens=sum(model.scheduler.limits.kv_blocks for model in self._turns) * BLOCK_TOKENS,
             prefill_chunk_tokens=self._settings.prefill_chunk_tokens,
             note=self._note,
+            lacks=(
+                ("process", "it runs in the worker's process"),
+                ("chat_text", "the control tokens of its chat form have no spelling"),
+            ),
         )
+
+    @property
+    def tokenizer(self) -> "SimulatedTokenizer":
+        """What every simulated model spells its tokens with."""
+        return SimulatedTokenizer()
 
     async def submit(self, request: EngineRequest) -> None:
         if self._loop_task is None or self._loop_task.done():
@@ -138,6 +148,11 @@ class SimulatedEngine:
             log.error("crashing, as asked by FaultControl")
             self._exit_process(CRASH_STATUS)
             return "crashed"
+        if fault.kind is FaultKind.ENGINE_DIES:
+            if self._loop_task is not None:
+                self._loop_task.cancel()
+            self._on_failure("the simulated engine died, as asked by FaultControl")
+            return "dead"
         self._factor = fault.factor if fault.kind is FaultKind.SLOW else 1.0
         if fault.kind is FaultKind.HANG:
             self._moving.clear()
@@ -251,6 +266,19 @@ class SimulatedEngine:
         if self._reports:
             reports, self._reports = self._reports, []
             self._on_step(reports)
+
+
+class SimulatedTokenizer:
+    """The `Tokenizer` of `core/tokenizer.py`."""
+
+    async def tokenize(self, text: str, *, special: bool) -> tuple[int, ...]:
+        return tuple(tokenizer.encode_prompt(text) if special else tokenizer.encode(text))
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        return tokenizer.decode(token_ids)
+
+    async def encode_chat(self, chat: Sequence[ChatMessage]) -> tuple[int, ...]:
+        return tuple(tokenizer.encode_chat((message.role, message.content) for message in chat))
 
 
 @dataclass(frozen=True, slots=True)
