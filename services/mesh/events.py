@@ -7,6 +7,9 @@ them together.
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final
+
+MODELLED: Final = "catalogue"  # the source of watts and energy that no meter measured
 
 
 class WorkerState(StrEnum):
@@ -48,11 +51,14 @@ class TokenEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokensGenerated:
+    """What a worker made; `energy_source` measured the entries' energy, `MODELLED` or empty where nothing did."""
+
     worker: str
     pool: str
     accelerator: str
     entries: tuple[TokenEntry, ...]
     at_unix_ms: int
+    energy_source: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

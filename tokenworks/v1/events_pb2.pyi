@@ -7,18 +7,20 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class TokensGenerated(_message.Message):
-    __slots__ = ("worker", "pool", "accelerator", "entries", "at_unix_ms")
+    __slots__ = ("worker", "pool", "accelerator", "entries", "at_unix_ms", "energy_source")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     POOL_FIELD_NUMBER: _ClassVar[int]
     ACCELERATOR_FIELD_NUMBER: _ClassVar[int]
     ENTRIES_FIELD_NUMBER: _ClassVar[int]
     AT_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    ENERGY_SOURCE_FIELD_NUMBER: _ClassVar[int]
     worker: str
     pool: str
     accelerator: str
     entries: _containers.RepeatedCompositeFieldContainer[TokenEntry]
     at_unix_ms: int
-    def __init__(self, worker: _Optional[str] = ..., pool: _Optional[str] = ..., accelerator: _Optional[str] = ..., entries: _Optional[_Iterable[_Union[TokenEntry, _Mapping]]] = ..., at_unix_ms: _Optional[int] = ...) -> None: ...
+    energy_source: str
+    def __init__(self, worker: _Optional[str] = ..., pool: _Optional[str] = ..., accelerator: _Optional[str] = ..., entries: _Optional[_Iterable[_Union[TokenEntry, _Mapping]]] = ..., at_unix_ms: _Optional[int] = ..., energy_source: _Optional[str] = ...) -> None: ...
 
 class TokenEntry(_message.Message):
     __slots__ = ("request_id", "tenant", "workload", "model", "slo_class", "from_index", "count", "prompt_tokens", "cached_prompt_tokens", "device_ns", "energy_uj", "last", "traceparent")

@@ -47,7 +47,7 @@ class UsageKey(_message.Message):
     def __init__(self, tenant: _Optional[str] = ..., workload: _Optional[str] = ..., model: _Optional[str] = ..., accelerator: _Optional[str] = ..., worker: _Optional[str] = ..., pool: _Optional[str] = ..., slo_class: _Optional[str] = ..., from_unix_ms: _Optional[int] = ...) -> None: ...
 
 class UsageRow(_message.Message):
-    __slots__ = ("key", "requests", "prompt_tokens", "cached_prompt_tokens", "generated_tokens", "delivered_tokens", "price_nusd", "use_cost_nusd", "energy_cost_nusd", "device_ns", "energy_uj", "finished_requests", "slo_met_requests")
+    __slots__ = ("key", "requests", "prompt_tokens", "cached_prompt_tokens", "generated_tokens", "delivered_tokens", "price_nusd", "use_cost_nusd", "energy_cost_nusd", "device_ns", "energy_uj", "finished_requests", "slo_met_requests", "measured_energy_uj")
     KEY_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -61,6 +61,7 @@ class UsageRow(_message.Message):
     ENERGY_UJ_FIELD_NUMBER: _ClassVar[int]
     FINISHED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     SLO_MET_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_ENERGY_UJ_FIELD_NUMBER: _ClassVar[int]
     key: UsageKey
     requests: int
     prompt_tokens: int
@@ -74,7 +75,8 @@ class UsageRow(_message.Message):
     energy_uj: int
     finished_requests: int
     slo_met_requests: int
-    def __init__(self, key: _Optional[_Union[UsageKey, _Mapping]] = ..., requests: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_prompt_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., delivered_tokens: _Optional[int] = ..., price_nusd: _Optional[int] = ..., use_cost_nusd: _Optional[int] = ..., energy_cost_nusd: _Optional[int] = ..., device_ns: _Optional[int] = ..., energy_uj: _Optional[int] = ..., finished_requests: _Optional[int] = ..., slo_met_requests: _Optional[int] = ...) -> None: ...
+    measured_energy_uj: int
+    def __init__(self, key: _Optional[_Union[UsageKey, _Mapping]] = ..., requests: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_prompt_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., delivered_tokens: _Optional[int] = ..., price_nusd: _Optional[int] = ..., use_cost_nusd: _Optional[int] = ..., energy_cost_nusd: _Optional[int] = ..., device_ns: _Optional[int] = ..., energy_uj: _Optional[int] = ..., finished_requests: _Optional[int] = ..., slo_met_requests: _Optional[int] = ..., measured_energy_uj: _Optional[int] = ...) -> None: ...
 
 class GetUsageResponse(_message.Message):
     __slots__ = ("rows", "total", "lag_events")
@@ -143,7 +145,7 @@ class GetRequestRequest(_message.Message):
     def __init__(self, request_id: _Optional[str] = ...) -> None: ...
 
 class BillSegment(_message.Message):
-    __slots__ = ("worker", "accelerator", "pool", "from_index", "count", "device_ns", "energy_uj", "use_cost_nusd", "energy_cost_nusd")
+    __slots__ = ("worker", "accelerator", "pool", "from_index", "count", "device_ns", "energy_uj", "use_cost_nusd", "energy_cost_nusd", "measured_energy_uj")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     ACCELERATOR_FIELD_NUMBER: _ClassVar[int]
     POOL_FIELD_NUMBER: _ClassVar[int]
@@ -153,6 +155,7 @@ class BillSegment(_message.Message):
     ENERGY_UJ_FIELD_NUMBER: _ClassVar[int]
     USE_COST_NUSD_FIELD_NUMBER: _ClassVar[int]
     ENERGY_COST_NUSD_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_ENERGY_UJ_FIELD_NUMBER: _ClassVar[int]
     worker: str
     accelerator: str
     pool: str
@@ -162,7 +165,8 @@ class BillSegment(_message.Message):
     energy_uj: int
     use_cost_nusd: int
     energy_cost_nusd: int
-    def __init__(self, worker: _Optional[str] = ..., accelerator: _Optional[str] = ..., pool: _Optional[str] = ..., from_index: _Optional[int] = ..., count: _Optional[int] = ..., device_ns: _Optional[int] = ..., energy_uj: _Optional[int] = ..., use_cost_nusd: _Optional[int] = ..., energy_cost_nusd: _Optional[int] = ...) -> None: ...
+    measured_energy_uj: int
+    def __init__(self, worker: _Optional[str] = ..., accelerator: _Optional[str] = ..., pool: _Optional[str] = ..., from_index: _Optional[int] = ..., count: _Optional[int] = ..., device_ns: _Optional[int] = ..., energy_uj: _Optional[int] = ..., use_cost_nusd: _Optional[int] = ..., energy_cost_nusd: _Optional[int] = ..., measured_energy_uj: _Optional[int] = ...) -> None: ...
 
 class RequestBill(_message.Message):
     __slots__ = ("request_id", "tenant", "workload", "model", "slo_class", "outcome", "prompt_tokens", "cached_prompt_tokens", "generated_tokens", "delivered_tokens", "price_nusd", "use_cost_nusd", "energy_cost_nusd", "margin_nusd", "segments", "price_book", "trace_id", "slo_met", "ttft_s", "tpot_s", "admitted_unix_ms", "finished_unix_ms")
