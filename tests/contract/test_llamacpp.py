@@ -10,9 +10,10 @@ import pytest
 from services.mesh.clock import SystemClock
 from services.mesh.errors import EngineFailed, InvalidRequest, ResumeRefused
 from services.mesh.settings import WorkerSettings
+from services.worker.contract.running import Running, refused, started
 from services.worker.engine import ChatMessage, FinishReason, Prompt
 from services.worker.engines.llamacpp import WHEEL_MODEL, LlamaCppEngine, llamacpp_unavailable
-from tests.contract.engine_subjects import Running, refused, started, tiny_llamacpp_settings
+from tests.contract.engine_subjects import tiny_llamacpp_settings
 
 REAL = WorkerSettings(models=(WHEEL_MODEL,), accelerator="cpu-epyc-turin", llamacpp_slots=2, llamacpp_slot_tokens=256)
 

@@ -14,9 +14,10 @@ from aiohttp.test_utils import TestServer
 from services.mesh.clock import SystemClock
 from services.mesh.errors import EngineFailed, PromptTooLong, ResumeRefused
 from services.mesh.settings import WorkerSettings
+from services.worker.contract.running import Running, refused, started
 from services.worker.engine import ChatMessage, FinishReason, Prompt
 from services.worker.engines.openai import OpenAiEngine
-from tests.contract.engine_subjects import SUBJECTS, Running, llamacpp_process, refused, started
+from tests.contract.engine_subjects import OPENAI_LLAMACPP, llamacpp_process
 
 WORDS = ("one", " two", " three", " four", " five")
 Answer = Callable[["Server", web.Request, dict[str, Any]], Awaitable[web.StreamResponse]]
@@ -304,7 +305,7 @@ async def test_start_names_what_is_wrong() -> None:
 
 
 async def test_server_killed_in_mid_stream_fails_the_engine_with_a_reason(tmp_path: Path) -> None:
-    if why := next(subject for subject in SUBJECTS if subject.name == "openai-llamacpp").unavailable():
+    if why := OPENAI_LLAMACPP.unavailable():
         pytest.skip(why)
     async with llamacpp_process(tmp_path) as (address, process):
         failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()

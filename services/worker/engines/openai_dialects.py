@@ -13,7 +13,7 @@ the text delivered, as one; a chat cannot be continued like that, and is refused
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from services.mesh.errors import EngineFailed, ResumeRefused, TokenworksError
 from services.mesh.settings import WorkerSettings
@@ -24,6 +24,12 @@ from services.worker.engines.openai_stream import CompletionReader, StreamReader
 from services.worker.engines.prompts import EncodedRequest, LoadedModel, PromptEncoder, Tokenizer
 from services.worker.engines.request_line import Job
 
+_PLAIN_LACKS: Final = (
+    ("token_ids", "OpenAI's API tells none"),
+    ("tokenizer", "OpenAI's API has none"),
+    ("chat_text", "OpenAI's API does not show it"),
+    ("load", "without a tokenizer, what a prompt's tokens are shows at its end only"),
+)
 _LLAMACPP_CONNECTIONS = 2
 _LLAMACPP_ASK_S = 10.0
 
@@ -37,6 +43,7 @@ class Dialect:
         tokenizer: None where there is none.
         call: path and body for a job.
         close: what is to be closed beside the server's client.
+        lacks: see `EngineInfo.lacks`.
     """
 
     name: str
@@ -46,6 +53,7 @@ class Dialect:
     reader: Callable[[Job], StreamReader]
     tokenizer: Tokenizer | None = None
     close: Callable[[], Awaitable[None]] | None = None
+    lacks: tuple[tuple[str, str], ...] = ()
 
 
 async def find_dialect(server: OpenAiServer, settings: WorkerSettings) -> Dialect:
@@ -71,7 +79,14 @@ async def find_dialect(server: OpenAiServer, settings: WorkerSettings) -> Dialec
             raise EngineFailed(f"{server.url} has no /tokenize: use worker.openai_dialect = 'plain'")
     if not context_tokens:
         raise EngineFailed(f"{server.url} does not tell its context length: set worker.context_tokens")
-    return Dialect("plain", context_tokens, _encode_plain, lambda job: _plain_call(served, job), CompletionReader)
+    return Dialect(
+        "plain",
+        context_tokens,
+        _encode_plain,
+        lambda job: _plain_call(served, job),
+        CompletionReader,
+        lacks=_PLAIN_LACKS,
+    )
 
 
 async def _llamacpp(server: OpenAiServer, settings: WorkerSettings, name: str) -> Dialect:
