@@ -203,6 +203,7 @@ def _bill(request: Request) -> metering_pb2.RequestBill:
                 energy_uj=each.booked.energy_uj,
                 use_cost_nusd=each.booked.use_cost_nusd,
                 energy_cost_nusd=each.booked.energy_cost_nusd,
+                measured_energy_uj=each.booked.measured_energy_uj,
             )
             for each in segments
         ],

@@ -1,4 +1,4 @@
-"""The twelve quantities that the meter adds up: one row of usage, one entry of the ledger, one segment of a bill.
+"""The thirteen quantities that the meter adds up: one row of usage, one entry of the ledger, one segment of a bill.
 
 Names and units are those of `UsageRow` in metering.proto. Pure.
 """
@@ -8,7 +8,11 @@ from typing import Final, NamedTuple
 
 
 class Amounts(NamedTuple):
-    """Quantities of one request at one place, or of many. In an increment each may be negative."""
+    """Quantities of one request at one place, or of many. In an increment each may be negative.
+
+    Attributes:
+        measured_energy_uj: the part of `energy_uj` that a meter measured; the rest is the catalogue's model.
+    """
 
     requests: int = 0
     finished_requests: int = 0
@@ -22,6 +26,7 @@ class Amounts(NamedTuple):
     energy_cost_nusd: int = 0
     device_ns: int = 0
     energy_uj: int = 0
+    measured_energy_uj: int = 0
 
     def plus(self, other: "Amounts") -> "Amounts":
         return Amounts(*map(add, self, other))

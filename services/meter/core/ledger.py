@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
-from services.mesh.events import Event, RequestAdmitted, RequestFinished, TokenEntry, TokensGenerated
+from services.mesh.events import MODELLED, Event, RequestAdmitted, RequestFinished, TokenEntry, TokensGenerated
 from services.mesh.pricing import Rates
 from services.meter.core.amounts import Amounts, Place
 from services.meter.core.costs import Rate, RateCard
@@ -148,11 +148,12 @@ class Ledger:
     def _note_tokens(self, event: TokensGenerated) -> None:
         place = Place(event.worker, event.pool, event.accelerator)
         rate = self._rate(event.accelerator)
+        measured = event.energy_source not in ("", MODELLED)
         for entry in event.entries:
             if reason := implausible(entry):
                 self._refused.append((event.worker, entry.request_id, reason))
                 continue
-            self._touch(entry, event.at_unix_ms).note_tokens(place, rate, entry)
+            self._touch(entry, event.at_unix_ms).note_tokens(place, rate, entry, measured=measured)
 
     def _touch(self, fact: TokenEntry | RequestAdmitted | RequestFinished, at_unix_ms: int) -> Request:
         key = (fact.request_id, fact.tenant)

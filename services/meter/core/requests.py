@@ -94,6 +94,7 @@ class Segment:
     cached_prompt_tokens: int = 0
     device_ns: int = 0
     energy_uj: int = 0
+    measured_energy_uj: int = 0
     closed: bool = False
     booked: Amounts = NOTHING
     minute: int = 0
@@ -178,7 +179,8 @@ class Request:
         """Whether everything that is normally reported was: the end, and each worker's last entry."""
         return self.finish is not None and all(each.closed for each in self.segments.values())
 
-    def note_tokens(self, place: Place, rate: Rate, entry: TokenEntry) -> None:
+    def note_tokens(self, place: Place, rate: Rate, entry: TokenEntry, *, measured: bool) -> None:
+        """`measured`: the entry's energy was, and is no model's."""
         segment = self.segments.get(place)
         if segment is None:
             segment = self.segments[place] = Segment(place, rate)
@@ -188,6 +190,7 @@ class Request:
         segment.cached_prompt_tokens = max(segment.cached_prompt_tokens, entry.cached_prompt_tokens)
         segment.device_ns += entry.device_ns
         segment.energy_uj += entry.energy_uj
+        segment.measured_energy_uj += entry.energy_uj if measured else 0
         segment.closed = segment.closed or entry.last
 
     def note_admitted(self, event: RequestAdmitted) -> None:
@@ -320,4 +323,5 @@ class Request:
             segment.rate.energy_cost_nusd(segment.energy_uj) if segment else 0,
             segment.device_ns if segment else 0,
             segment.energy_uj if segment else 0,
+            segment.measured_energy_uj if segment else 0,
         )

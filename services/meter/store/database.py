@@ -7,7 +7,7 @@ at once, and `reader`, whose connections cannot write and do not wait for the wr
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import Engine, create_engine, event, inspect, make_url, select
+from sqlalchemy import Engine, create_engine, event, inspect, make_url, select, update
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from services.mesh.errors import SettingInvalid
@@ -19,7 +19,7 @@ _CACHE_KIB: Final = 16_384
 
 
 class Database:
-    """The books' database, with its tables at `schema.SCHEMA_VERSION`.
+    """The books' database, with its tables at `schema.SCHEMA_VERSION`: made, or brought there from an older version.
 
     Raises:
         SettingInvalid: `meter.database_url` is no URL of a database that can be opened here, keeps nothing beyond the
@@ -67,6 +67,11 @@ class Database:
         with self.writer.begin() as connection:
             if inspect(connection).has_table(schema.state.name):
                 version = connection.execute(select(schema.state.c.schema_version)).scalar_one()
+                while version in schema.UPGRADES:
+                    for statement in schema.UPGRADES[version]:
+                        connection.exec_driver_sql(statement)
+                    version += 1
+                    connection.execute(update(schema.state).values(schema_version=version))
                 if version != schema.SCHEMA_VERSION:
                     raise SettingInvalid(
                         f"meter.database_url = {self._name} has tables of version {version}, this meter reads version"

@@ -101,6 +101,7 @@ def segment_of(row: Stored) -> Segment:
         cached_prompt_tokens=row["worker_cached_prompt_tokens"],
         device_ns=booked.device_ns,
         energy_uj=booked.energy_uj,
+        measured_energy_uj=booked.measured_energy_uj,
         booked=booked,
         minute=row["minute"],
         earlier={int(minute): Amounts(*each) for minute, each in json.loads(row["earlier"] or "{}").items()},

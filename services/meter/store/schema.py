@@ -17,7 +17,14 @@ from sqlalchemy import BigInteger, Boolean, Column, Double, Integer, MetaData, S
 from services.meter.core.amounts import Amounts
 from services.meter.core.usage import DIMENSIONS
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
+# What brings the tables of a version to the next one, by the version they are at.
+UPGRADES: Final = {
+    1: tuple(
+        f"ALTER TABLE {table} ADD COLUMN measured_energy_uj BIGINT NOT NULL DEFAULT 0"
+        for table in ("segments", "entries", "usage")
+    ),
+}
 
 metadata = MetaData()
 

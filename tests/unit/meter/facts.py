@@ -42,10 +42,19 @@ def entry(
 
 
 def tokens(
-    *entries: TokenEntry, worker: str = "h100-0", accelerator: str = "nvidia-h100-sxm", at_unix_ms: int = START_MS
+    *entries: TokenEntry,
+    worker: str = "h100-0",
+    accelerator: str = "nvidia-h100-sxm",
+    at_unix_ms: int = START_MS,
+    energy_source: str = "",
 ) -> TokensGenerated:
     return TokensGenerated(
-        worker=worker, pool=accelerator, accelerator=accelerator, entries=entries, at_unix_ms=at_unix_ms
+        worker=worker,
+        pool=accelerator,
+        accelerator=accelerator,
+        entries=entries,
+        at_unix_ms=at_unix_ms,
+        energy_source=energy_source,
     )
 
 

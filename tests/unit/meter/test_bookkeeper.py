@@ -167,6 +167,39 @@ def test_a_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:
         Database(f"sqlite:///{path}")
 
 
+def test_measured_energy_is_told_from_modelled_energy(tmp_path: Path) -> None:
+    with _opened(tmp_path / "meter.db") as (keeper, questions):
+        measured = tokens(entry("r", 0, 5, energy_uj=700), energy_source="nvml")
+        modelled = (
+            tokens(entry("r", 5, 5, energy_uj=50), energy_source="catalogue"),
+            tokens(entry("r", 10, 5, energy_uj=4)),
+        )
+        keeper.book(_delivered(admitted("r"), measured, *modelled), START_MS)
+        total = _total(questions)
+        assert (total.energy_uj, total.measured_energy_uj) == (754, 700)
+        request = questions.request("r")
+        assert request is not None
+        assert [each.measured_energy_uj for each in request.segments.values()] == [700]
+
+
+def test_books_of_the_first_version_are_carried_over_with_their_energy_as_modelled(tmp_path: Path) -> None:
+    path = tmp_path / "meter.db"
+    with _opened(path) as (keeper, _):
+        keeper.book(_delivered(admitted("r"), tokens(entry("r", 0, 5, energy_uj=700))), START_MS)
+    with sqlite3.connect(path) as other:
+        for table in ("segments", "entries", "usage"):
+            other.execute(f"ALTER TABLE {table} DROP COLUMN measured_energy_uj")
+        other.execute("UPDATE state SET schema_version = 1")
+    other.close()
+    with _opened(path, writer="meter-0:2") as (keeper, questions):
+        assert (_total(questions).energy_uj, _total(questions).measured_energy_uj) == (700, 0)
+        keeper.book(_delivered(tokens(entry("r", 5, 5, energy_uj=30), energy_source="nvml"), first=3), START_MS)
+        assert (_total(questions).energy_uj, _total(questions).measured_energy_uj) == (730, 30)
+    with sqlite3.connect(path) as other:
+        assert other.execute("SELECT schema_version FROM state").fetchone() == (2,)
+    other.close()
+
+
 @pytest.mark.parametrize(
     ("url", "says"),
     [
