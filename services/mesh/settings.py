@@ -55,6 +55,7 @@ class RouterSettings(Section):
     max_queue_s: Annotated[float, Field(gt=0)] = 60.0  # a worker predicted to queue longer is not picked
     heartbeat_timeout_s: Annotated[float, Field(gt=0)] = 2.0
     placement_ttl_s: Annotated[float, Field(gt=0, le=3600)] = 10.0
+    max_direct: Annotated[int, Field(ge=1)] = 65_536  # placements that are out at once
     decision_records: Annotated[int, Field(ge=16)] = 10_000
     keys_file: Path | None = None  # default: <data_dir>/keys.json
 
@@ -67,6 +68,7 @@ class WorkerSettings(Section):
     models: tuple[str, ...] = ("llama-3.1-8b",)
     port: Port = 7610
     http_port: Port = 7690
+    http_url: str = ""  # by which HTTP clients reach it; empty: http://<mesh.advertise_host>:<its HTTP port>
     context_tokens: Annotated[int, Field(ge=0)] = 0  # 0: the model's, or what fits
     max_batch: Annotated[int, Field(ge=1, le=4096)] = 256
     max_waiting: Annotated[int, Field(ge=1)] = 1024

@@ -93,6 +93,10 @@ class Dispatcher:
         """The requests that run now."""
         return list(self._relays.values())
 
+    def runs(self, request_id: str) -> bool:
+        """Whether a request of that id runs now."""
+        return request_id in self._relays
+
     def admit(self, request: wire.GenerateRequest, tenant: str, traceparent: str) -> Relay:
         """Lets a request in and sends it to a worker; give the relay back with `close`, whatever happens.
 

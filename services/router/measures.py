@@ -27,11 +27,11 @@ class Measures:
 
     def watch_in_flight(self, count: Callable[[], int]) -> None:
         """Reports `count()` as the requests that run."""
+        self._watch(count, names.IN_FLIGHT, "{request}", "Requests that run")
 
-        def observe(_: CallbackOptions) -> Iterable[Observation]:
-            return [Observation(count())]
-
-        self._meter.create_observable_gauge(names.IN_FLIGHT, [observe], "{request}", "Requests that run")
+    def watch_direct(self, count: Callable[[], int]) -> None:
+        """Reports `count()` as the placements that are out."""
+        self._watch(count, names.PLACEMENTS_OUT, "{placement}", "Placements not known to have ended")
 
     def decided(self, took_s: float) -> None:
         self._decision.record(took_s)
@@ -58,6 +58,12 @@ class Measures:
             self._tpot.record(relay.tpot_s, attributes)
         if relay.usage.prompt_tokens:
             self._tokens.record(relay.usage.prompt_tokens, {**attributes, names.GEN_AI_TOKEN_TYPE: "input"})
+
+    def _watch(self, count: Callable[[], int], name: str, unit: str, description: str) -> None:
+        def observe(_: CallbackOptions) -> Iterable[Observation]:
+            return [Observation(count())]
+
+        self._meter.create_observable_gauge(name, [observe], unit, description)
 
     def _seconds(self, name: str, description: str, buckets: Iterable[float]) -> Histogram:
         return self._meter.create_histogram(name, "s", description, explicit_bucket_boundaries_advisory=list(buckets))

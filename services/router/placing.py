@@ -48,8 +48,13 @@ class Placing:
         self._estimates = Estimates()
         self._prefixes = PrefixIndex()
 
-    def first(self, asked: Asked, traceparent: str) -> tuple[Ask, Decision, DecisionRecord]:
+    def first(
+        self, asked: Asked, traceparent: str, *, excluded: Collection[str] = (), made_tokens: int = 0
+    ) -> tuple[Ask, Decision, DecisionRecord]:
         """The first decision for a request, under a span that is a child of `traceparent`.
+
+        Args:
+            excluded, made_tokens: as `ask` takes them, where the request was placed before and broke off.
 
         Raises:
             NoWorker, PromptTooLong, QueueFull: see `policy.decide`.
@@ -57,7 +62,7 @@ class Placing:
         plan = self._fleet.plans.get(asked.model)
         with self._span(asked, plan, traceparent) as span:
             started_s = perf_counter()
-            ask = self.ask(asked)
+            ask = self.ask(asked, excluded, made_tokens)
             decision = self.decide(asked, ask)
             took_s = perf_counter() - started_s
             if span is not None:

@@ -10,13 +10,14 @@ from opentelemetry.trace import get_current_span
 
 from services.mesh import conventions as names
 from services.mesh.clock import Clock
-from services.mesh.errors import UnknownRequest, Unsupported
+from services.mesh.errors import UnknownRequest
 from services.mesh.keys import KeyStore
 from services.mesh.rpc import GrpcServer, metadata_value
 from services.mesh.telemetry import current_traceparent, fresh_traceparent, trace_id_of
 from services.router.access import tenant_of
 from services.router.core.fleet import Fleet
 from services.router.core.records import DecisionRecord
+from services.router.direct import Direct
 from services.router.dispatch import Dispatcher
 from services.router.relay import Relay
 from tokenworks.v1 import inference_pb2 as wire
@@ -31,8 +32,9 @@ Context = grpc.aio.ServicerContext
 class RouterService:
     """The four methods; `register` puts them on a server."""
 
-    def __init__(self, dispatcher: Dispatcher, fleet: Fleet, keys: KeyStore, clock: Clock) -> None:
+    def __init__(self, dispatcher: Dispatcher, direct: Direct, fleet: Fleet, keys: KeyStore, clock: Clock) -> None:
         self._dispatcher = dispatcher
+        self._direct = direct
         self._fleet = fleet
         self._keys = keys
         self._clock = clock
@@ -53,6 +55,7 @@ class RouterService:
     async def generate(self, request: wire.GenerateRequest, context: Context[Any, Any]) -> None:
         tenant = self._tenant(context)
         traceparent = current_traceparent() or fresh_traceparent()
+        self._direct.superseded(request.request_id, tenant)
         relay = self._dispatcher.admit(request, tenant, traceparent)
         try:
             trace_id = trace_id_of(traceparent)
@@ -66,8 +69,7 @@ class RouterService:
             describe(relay)
 
     async def place(self, request: wire.GenerateRequest, context: Context[Any, Any]) -> wire.Placement:
-        self._tenant(context)
-        raise Unsupported("this router hands out no placements; call Router.Generate, which relays")
+        return self._direct.place(request, self._tenant(context), current_traceparent() or fresh_traceparent())
 
     async def explain(self, request: wire.ExplainRequest, context: Context[Any, Any]) -> wire.Explanation:
         tenant = self._tenant(context)

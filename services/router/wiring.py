@@ -14,6 +14,7 @@ from services.mesh.footing import find_footing
 from services.mesh.httpd import HttpServer
 from services.mesh.keys import KeyStore
 from services.mesh.lifecycle import Lifecycle
+from services.mesh.placement import PlacementSigner
 from services.mesh.rpc import GrpcServer
 from services.mesh.settings import Settings, SloSettings
 from services.mesh.telemetry import Telemetry
@@ -22,6 +23,7 @@ from services.router.core.exploration import Exploration
 from services.router.core.fleet import Fleet
 from services.router.core.promises import Promises
 from services.router.core.request import Promise
+from services.router.direct import Direct
 from services.router.dispatch import Dispatcher
 from services.router.feed import Feed
 from services.router.gateway import Gateway
@@ -44,6 +46,7 @@ class RunningRouter:
     grpc_port: int
     http_port: int
     dispatcher: Dispatcher
+    direct: Direct
     fleet: Fleet
     bus: Bus
 
@@ -114,13 +117,29 @@ async def wire(
         prices=settings.prices,
         default_slo_class=settings.slo.default,
     )
+    direct = Direct(
+        router,
+        signer=PlacementSigner(settings.secrets) if settings.secrets else None,
+        dispatcher=dispatcher,
+        fleet=fleet,
+        placing=placing,
+        measures=measures,
+        bus=bus,
+        clock=clock,
+        rng=rng,
+        prices=settings.prices,
+        default_slo_class=settings.slo.default,
+    )
     measures.watch_in_flight(dispatcher.__len__)
+    measures.watch_direct(direct.__len__)
+    life.spawn(direct.watch(), "placements used")
+    life.spawn(direct.look_after(), "look after placements")
     life.spawn(Feed(bus, fleet, sessions, dispatcher, clock).watch(), "feed")
     life.spawn(_look_after(fleet, sessions, dispatcher, clock), "look after workers")
 
     grpc = GrpcServer(telemetry, life, max_message_bytes=mesh.max_message_bytes)
     keys = KeyStore(settings.keys_file)
-    RouterService(dispatcher, fleet, keys, clock).register(grpc)
+    RouterService(dispatcher, direct, fleet, keys, clock).register(grpc)
     gateway = Gateway(dispatcher, fleet, keys, clock, telemetry)
     http = HttpServer(telemetry, life, routes=gateway.routes(), max_body_bytes=mesh.max_message_bytes)
     grpc_port = await grpc.start(mesh.host, router.port)
@@ -131,7 +150,7 @@ async def wire(
     life.on_stop("http server", http.stop, _STOPPING_S)
     life.on_stop("grpc server", partial(grpc.drain, 1.0), _STOPPING_S)
     life.on_stop("requests", partial(_drain, dispatcher, mesh.drain_grace_s), mesh.drain_grace_s + _STOPPING_S)
-    return RunningRouter(mesh.host, grpc_port, http_port, dispatcher, fleet, bus)
+    return RunningRouter(mesh.host, grpc_port, http_port, dispatcher, direct, fleet, bus)
 
 
 async def _drain(dispatcher: Dispatcher, grace_s: float) -> None:

@@ -1,0 +1,326 @@
+"""Direct requests: the router lets them in, places them and signs; the client streams from the worker, and no token
+passes here.
+
+In: requests from the edges, and what workers tell of placements they took (`PlacementsUsed`). Out: placements. A
+request is admitted by the same rules as a relayed one and leaves no trace until its worker has taken it: the worker
+announces it, delivers it and reports its end. What stays here is a note of each placement that is out, for the view of
+the fleet, for Explain, and so that a request of which no worker will ever speak again is closed: when its worker is
+gone and its client does not come back, what that worker made is not known to have been delivered, so it is not billed.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from dataclasses import replace
+from random import Random
+from typing import Final
+
+from services.mesh.bus import Bus, Delivered
+from services.mesh.clock import Clock
+from services.mesh.errors import DuplicateRequest, OutboxFull, QueueFull, ResumeRefused, TokenworksError, Unsupported
+from services.mesh.events import Outcome, PlacementEnded, PlacementsUsed, RequestFinished
+from services.mesh.placement import LEEWAY_MS, PlacementClaims, PlacementSigner
+from services.mesh.pricing import rates_for
+from services.mesh.settings import PriceBook, RouterSettings
+from services.mesh.subjects import PLACEMENTS
+from services.mesh.telemetry import trace_id_of
+from services.router.core.admission import Situation, check
+from services.router.core.fleet import Fleet
+from services.router.core.ids import uuid7
+from services.router.core.open_placements import At, OpenPlacement, OpenPlacements
+from services.router.core.policy import Decision
+from services.router.core.records import RUNNING
+from services.router.core.request import Asked
+from services.router.core.resumes import check_resumed
+from services.router.core.scores import Ask
+from services.router.dispatch import Dispatcher
+from services.router.measures import Measures
+from services.router.placing import Placing
+from services.router.requests import asked_of
+from tokenworks.v1 import inference_pb2 as wire
+
+log = logging.getLogger(__name__)
+
+_MOST_LEGS: Final = 8
+_SWEEP_EVERY_S: Final = 0.5
+
+
+class Direct:
+    """The direct requests of one router.
+
+    Args:
+        signer: None where the mesh has no secret: then nothing is placed.
+        prices: the book in force, whose rates a placement carries.
+    """
+
+    def __init__(
+        self,
+        settings: RouterSettings,
+        *,
+        signer: PlacementSigner | None,
+        dispatcher: Dispatcher,
+        fleet: Fleet,
+        placing: Placing,
+        measures: Measures,
+        bus: Bus,
+        clock: Clock,
+        rng: Random,
+        prices: PriceBook,
+        default_slo_class: str,
+    ) -> None:
+        self._settings = settings
+        self._signer = signer
+        self._dispatcher = dispatcher
+        self._fleet = fleet
+        self._placing = placing
+        self._measures = measures
+        self._bus = bus
+        self._clock = clock
+        self._rng = rng
+        self._prices = prices
+        self._default_slo_class = default_slo_class
+        self._open = OpenPlacements()
+        self._unsaid: deque[tuple[RequestFinished, str]] = deque()
+
+    def __len__(self) -> int:
+        """Placements that are out."""
+        return len(self._open)
+
+    @property
+    def possible(self) -> bool:
+        """Whether placements can be signed at all."""
+        return self._signer is not None
+
+    def place(self, request: wire.GenerateRequest, tenant: str, traceparent: str) -> wire.Placement:
+        """Lets a request in and says where its client streams it from.
+
+        Args:
+            request: with `resume_from` > 0, or with `avoid_workers`, it is placed again after a break.
+            traceparent: context of the span that the request is placed under; never empty.
+
+        Raises:
+            Unsupported: this mesh has no secret.
+            ResumeRefused: see `check_resumed`; or it broke too often.
+            CallerError, CapacityError: see `admission.check` and `policy.decide`; the request left no trace.
+        """
+        if self._signer is None:
+            raise Unsupported(
+                "this router hands out no placements, since mesh.secret is empty; call Router.Generate, which relays"
+            )
+        if not request.request_id:
+            request.request_id = uuid7(self._clock.unix_ms(), self._rng.getrandbits(74))
+        if not request.slo_class:
+            request.slo_class = self._default_slo_class
+        asked = asked_of(request, tenant)
+        try:
+            before = self._admit(asked, request)
+            ask, decision, record = self._placing.first(
+                asked, traceparent, excluded=request.avoid_workers, made_tokens=request.resume_from
+            )
+        except TokenworksError as error:
+            self._measures.refused(error)
+            raise
+        if before is not None:
+            self._release(before)
+        self._dispatcher.records.add(record)
+        placement = OpenPlacement(
+            asked=asked,
+            placed=self._placing.carried_out(asked, ask, decision),
+            record=record,
+            cached_tokens=decision.picked.cached_tokens,
+            traceparent=traceparent,
+            legs=before.legs + 1 if before else 1,
+            expires_s=self._clock.monotonic_s() + self._settings.placement_ttl_s + LEEWAY_MS / 1000,
+        )
+        self._open.add(placement)
+        return self._signed(self._signer, placement, ask, decision)
+
+    def superseded(self, request_id: str, tenant: str) -> None:
+        """The client goes on with the request by another way than its placement."""
+        before = self._open.of(request_id)
+        if before is not None and before.asked.tenant == tenant:
+            self._release(before)
+
+    async def watch(self) -> None:
+        """Runs until cancelled: takes in what workers tell of this router's placements."""
+        await self._bus.watch([PLACEMENTS], self._fold)
+
+    async def look_after(self) -> None:
+        """Runs until cancelled: closes placements that ended without word."""
+        while True:
+            await asyncio.sleep(_SWEEP_EVERY_S)
+            self.sweep()
+
+    def sweep(self) -> None:
+        """Closes those placements that ended without word."""
+        now_s = self._clock.monotonic_s()
+        over = self._open.sweep(now_s, self._gone, self._idle)
+        for placement in (*over.unclaimed, *over.untold):
+            self._finish(placement, Outcome.CANCELLED)
+        for placement in over.abandoned:
+            self._finish(placement, Outcome.ERROR)
+            self._unsaid.append((self._last_word(placement), placement.traceparent))
+        if over.abandoned:
+            log.warning("%d direct requests were closed: their worker is gone, their client too", len(over.abandoned))
+        self._say()
+
+    def _admit(self, asked: Asked, request: wire.GenerateRequest) -> OpenPlacement | None:
+        """Checks the request; the placement of it that is out, when it is to be placed again."""
+        before = self._open.of(asked.request_id)
+        again = bool(asked.resume_from or request.avoid_workers)
+        if asked.resume_from:
+            check_resumed(
+                asked.resume_from,
+                len(request.resumed_token_ids.ids),
+                request.resumed_text,
+                guided=bool(request.tools_json or request.response_format_json),
+            )
+        if before is not None and again:
+            if before.asked.tenant != asked.tenant:
+                raise DuplicateRequest(f"request {asked.request_id!r} runs already; use another request_id")
+            if before.legs >= _MOST_LEGS:
+                raise ResumeRefused(f"request {asked.request_id!r} was placed {before.legs} times; send it anew")
+        records = self._dispatcher.records
+        situation = Situation(
+            draining=self._dispatcher.draining,
+            models=self._fleet.models,
+            workers=len(self._fleet),
+            slo_classes=self._fleet.promises.classes,
+            in_flight=0,  # direct ones have a bound of their own
+            max_in_flight=1,
+            runs=self._dispatcher.runs(asked.request_id) or (before is not None and not again),
+            answered=not asked.resume_from and records.was_answered(asked.request_id),
+            outbox_slots=float("inf"),  # its worker speaks for it
+            credit=self._dispatcher.credit,
+        )
+        # What there is of it is at the client, which is checked above.
+        check(replace(asked, resume_from=0) if asked.resume_from else asked, situation)
+        if len(self._open) >= self._settings.max_direct:
+            raise QueueFull(
+                f"{len(self._open)} placements of this router are out, its limit (router.max_direct); try again"
+            )
+        return before
+
+    def _signed(
+        self, signer: PlacementSigner, placement: OpenPlacement, ask: Ask, decision: Decision
+    ) -> wire.Placement:
+        asked, record, beat = placement.asked, placement.record, decision.worker.beat
+        expires_unix_ms = self._clock.unix_ms() + round(self._settings.placement_ttl_s * 1000)
+        claims = PlacementClaims(
+            id=f"{self._rng.getrandbits(96):024x}",
+            request_id=asked.request_id,
+            router=self._settings.id,
+            worker=beat.worker,
+            epoch=beat.epoch,
+            tenant=asked.tenant,
+            model=asked.model,
+            slo_class=asked.slo_class,
+            workload=asked.workload,
+            plan=record.plan,
+            price_book=self._prices.label,
+            rates=rates_for(self._prices, asked.model, asked.tenant, asked.slo_class),
+            admitted_unix_ms=record.decided_unix_ms,
+            resume_from=asked.resume_from,
+            funded_tokens=min(asked.sampling.max_tokens or beat.context_tokens, beat.context_tokens),
+            prompt_tokens=record.prompt_tokens - asked.resume_from,
+            ttft_promise_s=ask.promise.ttft_s,
+            ttft_promise_s_per_prompt_token=ask.promise.ttft_s_per_prompt_token,
+            tpot_promise_s=ask.promise.tpot_s,
+            priority=ask.promise.priority,
+            expires_unix_ms=expires_unix_ms,
+        )
+        return wire.Placement(
+            request_id=asked.request_id,
+            worker=beat.worker,
+            accelerator=beat.accelerator,
+            address=beat.address,
+            http_url=beat.http_url,
+            token=signer.sign(claims),
+            model=asked.model,
+            plan=record.plan,
+            slo_class=asked.slo_class,
+            tokenizer=beat.tokenizer,
+            trace_id=record.trace_id,
+            expires_unix_ms=expires_unix_ms,
+        )
+
+    async def _fold(self, delivered: Delivered) -> None:
+        event = delivered.event
+        if not isinstance(event, PlacementsUsed) or event.router != self._settings.id:
+            return
+        at = At(event.worker, event.epoch)
+        self._open.took(at, event.taken, self._clock.monotonic_s())
+        for ended in event.ended:
+            if (placement := self._open.ended(at, ended.request_id)) is not None:
+                self._learn(placement, ended)
+                self._finish(placement, ended.outcome, ended.delivered_tokens)
+
+    def _learn(self, placement: OpenPlacement, ended: PlacementEnded) -> None:
+        if ended.outcome in (Outcome.STOP, Outcome.LENGTH) and not placement.asked.resume_from:
+            self._placing.learn(
+                placement.asked,
+                prompt_tokens=ended.prompt_tokens,
+                completion_tokens=ended.delivered_tokens,
+                expected_cached=placement.cached_tokens,
+                cached_tokens=ended.cached_prompt_tokens,
+            )
+
+    def _release(self, placement: OpenPlacement) -> None:
+        self._open.remove(placement)
+        self._fleet.finished(placement.placed, self._clock.monotonic_s())
+
+    def _finish(self, placement: OpenPlacement, outcome: str, delivered_tokens: int = 0) -> None:
+        """For a placement that is no longer among the open ones."""
+        self._fleet.finished(placement.placed, self._clock.monotonic_s())
+        if placement.record.outcome == RUNNING:
+            placement.record.outcome, placement.record.delivered = outcome, delivered_tokens
+
+    def _gone(self, at: At) -> bool:
+        worker = self._fleet.worker(at.worker)
+        if worker is None or worker.beat.epoch != at.epoch:
+            return True
+        return self._fleet.lost(worker, self._clock.monotonic_s())
+
+    def _idle(self, at: At) -> bool:
+        worker = self._fleet.worker(at.worker)
+        return worker is not None and worker.beat.running == worker.beat.waiting == 0
+
+    def _last_word(self, placement: OpenPlacement) -> RequestFinished:
+        """Of a request whose worker is gone: known to be delivered is what its client said to have when it resumed."""
+        asked, record, beat = placement.asked, placement.record, placement.placed.worker.beat
+        now_unix_ms = self._clock.unix_ms()
+        return RequestFinished(
+            request_id=asked.request_id,
+            router=self._settings.id,
+            tenant=asked.tenant,
+            workload=asked.workload,
+            model=asked.model,
+            slo_class=asked.slo_class,
+            worker=beat.worker,
+            pool=beat.pool,
+            accelerator=beat.accelerator,
+            delivered_from=0,
+            delivered_count=asked.resume_from,
+            prompt_tokens=0,
+            cached_prompt_tokens=0,
+            outcome=Outcome.ERROR,
+            ttft_s=0.0,
+            tpot_s=0.0,
+            e2e_s=max(0, now_unix_ms - record.decided_unix_ms) / 1000,
+            slo_met=False,
+            trace_id=record.trace_id or trace_id_of(placement.traceparent),
+            at_unix_ms=now_unix_ms,
+            admitted_unix_ms=record.decided_unix_ms,
+            price_book=self._prices.label,
+            plan=record.plan,
+        )
+
+    def _say(self) -> None:
+        """Publishes what waits to be, as far as the bus takes it."""
+        while self._unsaid:
+            event, traceparent = self._unsaid[0]
+            try:
+                self._bus.publish(event, traceparent=traceparent)
+            except OutboxFull:
+                return
+            self._unsaid.popleft()
