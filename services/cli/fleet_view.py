@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 
 from services.cli.report_view import accelerator_name, table
-from services.mesh.events import RoutingPlan, WorkerHeartbeat
+from services.mesh.events import MODELLED, RoutingPlan, WorkerHeartbeat
 from services.mesh.money import format_usd
 
 LOST_AFTER_S: Final = 2.0
@@ -84,6 +84,8 @@ class FleetView:
                     "kv_cache_usage": last.kv_cache_usage,
                     "tokens_per_s": 0.0 if lost else worker.tokens_per_s(),
                     "power_w": last.power_w,
+                    "power_source": last.power_source,
+                    "utilisation": last.utilisation,
                     "slowdown": last.slowdown,
                     "generated_tokens": last.generated_tokens,
                     "rate_usd_per_hour": last.rate_nusd_per_hour / 1e9,
@@ -133,7 +135,9 @@ def _workers(document: dict[str, Any]) -> RenderableType:
         ">waiting",
         ">KV",
         ">tokens/s",
+        ">busy",
         ">W",
+        "told by",
         ">slowdown",
         ">$/h",
     )
@@ -147,13 +151,15 @@ def _workers(document: dict[str, Any]) -> RenderableType:
             f"{row['waiting']:,}",
             f"{row['kv_cache_usage']:.0%}",
             f"{row['tokens_per_s']:,.0f}",
+            f"{row['utilisation']:.0%}",
             f"{row['power_w']:,.0f}",
+            "catalogue" if row["power_source"] == MODELLED else f"measured {escape(row['power_source'])}",
             f"{row['slowdown']:.2f}",
             f"{row['rate_usd_per_hour']:,.2f}",
         )
     rate = sum(row["tokens_per_s"] for row in document["workers"])
     power = sum(row["power_w"] for row in document["workers"])
-    made.add_row("all", "", "", "", "", "", f"{rate:,.0f}", f"{power:,.0f}", "", "", style="bold")
+    made.add_row("all", "", "", "", "", "", f"{rate:,.0f}", "", f"{power:,.0f}", "", "", "", style="bold")
     return made
 
 

@@ -91,6 +91,7 @@ class Booked:
     energy_cost_nusd: int = 0
     device_ns: int = 0
     energy_uj: int = 0
+    measured_energy_uj: int = 0
     finished_requests: int = 0
     slo_met_requests: int = 0
 
@@ -292,6 +293,7 @@ def _money(booked: Booked) -> Document:
         "cost_usd_per_mtok": usd_per_mtok(cost_nusd, booked.delivered_tokens),
         "price_usd_per_mtok": usd_per_mtok(booked.price_nusd, booked.delivered_tokens),
         "energy_j": booked.energy_uj / 1e6,
+        "measured_energy_j": booked.measured_energy_uj / 1e6,
         "device_s": booked.device_ns / 1e9,
     }
 

@@ -36,6 +36,15 @@ def dollars_per_mtok(value: float | None) -> str:
     return "-" if value is None else f"${value:,.4f}"
 
 
+def joules(energy_j: float, measured_j: float) -> str:
+    """Energy, and what it rests on: a meter, the catalogue's model, or how much of it on a meter."""
+    if not energy_j or not measured_j:
+        return f"{energy_j:,.0f} J" + (" catalogue" if energy_j else "")
+    if measured_j >= energy_j:
+        return f"{energy_j:,.0f} J measured"
+    return f"{energy_j:,.0f} J, {measured_j / energy_j:.0%} measured"
+
+
 def pictures(document: Document) -> Iterator[RenderableType]:
     """The report, part by part."""
     yield _headline(document)
@@ -79,7 +88,7 @@ def _accelerators(document: Document) -> Table:
             f"{row['requests']:,}",
             f"{row['completion_tokens']:,}",
             seconds(row["device_s"]),
-            f"{row['energy_j']:,.0f} J",
+            joules(row["energy_j"], row["measured_energy_j"]),
             format_usd(row["use_cost_nusd"] + row["energy_cost_nusd"]),
             dollars_per_mtok(row["cost_usd_per_mtok"]),
             dollars_per_mtok(row["price_usd_per_mtok"]),

@@ -123,7 +123,7 @@ def _table(group_by: list[str], answer: "metering.GetUsageResponse") -> "Table":
 
 def _cells(row: "metering.UsageRow") -> list[str]:
     from services.cli.report import usd_per_mtok
-    from services.cli.report_view import dollars_per_mtok
+    from services.cli.report_view import dollars_per_mtok, joules
     from services.mesh.money import format_usd
 
     cost_nusd = row.use_cost_nusd + row.energy_cost_nusd
@@ -134,7 +134,7 @@ def _cells(row: "metering.UsageRow") -> list[str]:
         f"{row.delivered_tokens:,}",
         format_usd(row.price_nusd),
         format_usd(cost_nusd),
-        f"{row.energy_uj / 1e6:,.0f} J",
+        joules(row.energy_uj / 1e6, row.measured_energy_uj / 1e6),
         dollars_per_mtok(usd_per_mtok(cost_nusd, row.delivered_tokens)),
         f"{row.slo_met_requests / row.finished_requests:.1%}" if row.finished_requests else "-",
     ]

@@ -93,3 +93,20 @@ def test_frame_shows_workers_tenants_and_plans():
     text = shown.file.getvalue()
     for expected in ("out of [memory]", "(real)", "acme", "$0.004000", "m:7", "1.5000"):
         assert expected in text
+
+
+def test_watts_say_who_told_them():
+    view = FleetView()
+    view.heartbeat(heartbeat(), 10.0)
+    view.heartbeat(heartbeat("h100-1", power_w=612.4, power_source="nvml", utilisation=0.93, simulated=False), 10.0)
+    document = view.document(10.0)
+    assert [(row["power_source"], row["utilisation"]) for row in document["workers"]] == [
+        ("catalogue", 0.0),
+        ("nvml", 0.93),
+    ]
+    out = io.StringIO()
+    Console(file=out, width=200).print(picture(document))
+    (modelled, measured) = (line for line in out.getvalue().splitlines() if line.startswith("h100-"))
+    assert "catalogue" in modelled
+    assert "measured nvml" in measured
+    assert "93%" in measured

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.cli.report import Booked, Books, Outcome, Promise, Run, quantile, quantiles, usd_per_mtok
+from services.cli.report_view import joules
 
 PROMISE = Promise(ttft_s=0.5, ttft_s_per_prompt_token=0.001, tpot_s=0.03)
 
@@ -158,3 +159,16 @@ def test_money_is_per_million_delivered_tokens():
 def test_books_subtract_and_add_field_by_field(more, less):
     one, other = Booked(requests=more, price_nusd=less), Booked(requests=less, energy_uj=more)
     assert (one + other) - other == one
+
+
+@pytest.mark.parametrize(
+    ("energy_j", "measured_j", "shown"),
+    [
+        (0.0, 0.0, "0 J"),
+        (1234.0, 0.0, "1,234 J catalogue"),
+        (10.0, 10.0, "10 J measured"),
+        (10.0, 4.0, "10 J, 40% measured"),
+    ],
+)
+def test_energy_says_what_it_rests_on(energy_j: float, measured_j: float, shown: str) -> None:
+    assert joules(energy_j, measured_j) == shown
