@@ -51,6 +51,7 @@ def relayed(opened: pb.OpenStream, sequence: int, context_tokens: int) -> Order:
             priority=opened.priority,
             resumed_token_ids=tuple(opened.resumed_token_ids.ids),
             resumed_text=opened.resumed_text,
+            resumed_tokenizer=opened.resumed_tokenizer,
         ),
     )
 
@@ -67,6 +68,8 @@ def direct(
         raise InvalidRequest(f"request_id {request.request_id!r} was not placed; send {claims.request_id!r} or none")
     if request.model not in {"", claims.model}:
         raise InvalidRequest(f"model {request.model!r} was not placed; send {claims.model!r} or none")
+    if request.resume_from != claims.resume_from:
+        raise InvalidRequest(f"resume_from {request.resume_from} was not placed; send {claims.resume_from}")
     placed = pb.GenerateRequest()
     placed.CopyFrom(request)
     placed.request_id, placed.model = claims.request_id, claims.model
@@ -77,7 +80,13 @@ def direct(
         traceparent=traceparent,
         plan=claims.plan,
         engine=_engine_request(
-            placed, sequence, min(context_tokens, max(1, claims.funded_tokens)), tenant=claims.tenant
+            placed,
+            sequence,
+            min(context_tokens, max(1, claims.funded_tokens)),
+            tenant=claims.tenant,
+            priority=claims.priority,
+            resumed_token_ids=tuple(request.resumed_token_ids.ids),
+            resumed_text=request.resumed_text,
         ),
     )
 
@@ -91,6 +100,7 @@ def _engine_request(
     priority: int = 0,
     resumed_token_ids: tuple[int, ...] = (),
     resumed_text: str = "",
+    resumed_tokenizer: str = "",
 ) -> EngineRequest:
     """Raises InvalidRequest, InvalidSampling, Unsupported: what the request says cannot be done by any engine."""
     if not request.request_id:
@@ -106,6 +116,7 @@ def _engine_request(
         resume_from=request.resume_from,
         resumed_token_ids=resumed_token_ids,
         resumed_text=resumed_text,
+        resumed_tokenizer=resumed_tokenizer,
         response_format_json=request.response_format_json,
         tools_json=request.tools_json,
         tool_choice_json=request.tool_choice_json,

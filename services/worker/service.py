@@ -5,20 +5,17 @@ In: calls. Out: tokens. What a call may do is decided here; the requests themsel
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import grpc
 
-from services.mesh.clock import Clock
-from services.mesh.errors import PlacementRefused
-from services.mesh.placement import METADATA_KEY, PlacementClaims
+from services.mesh.placement import METADATA_KEY
 from services.mesh.rpc import metadata_value, require_mesh_secret
-from services.mesh.telemetry import current_traceparent
+from services.mesh.telemetry import current_traceparent, fresh_traceparent
+from services.worker.deliveries import Deliveries
 from services.worker.engine import EngineInfo
 from services.worker.engine_life import EngineLife
 from services.worker.identity import Identity
-from services.worker.outgoing import Outgoing
-from services.worker.requests import direct
 from services.worker.session import RouterSession
 from services.worker.streams import Streams
 from tokenworks.v1 import inference_pb2 as pb
@@ -26,15 +23,6 @@ from tokenworks.v1 import inference_pb2_grpc as pb_grpc
 
 ROUTER_METADATA: Final = "x-tokenworks-router"
 SESSION_METHOD: Final = "/tokenworks.v1.Worker/Session"
-_DIRECT: Final = 1  # number of the one stream of a direct call
-
-
-class Verifier(Protocol):
-    """Checks placements; `services.mesh.placement.PlacementVerifier` is one."""
-
-    def verify(self, token: str, now_unix_ms: int) -> PlacementClaims:
-        """Raises PlacementRefused: the token is not genuine, not ours, expired or used."""
-        ...
 
 
 class WorkerService(pb_grpc.WorkerServicer):
@@ -45,18 +33,16 @@ class WorkerService(pb_grpc.WorkerServicer):
         identity: Identity,
         engine: EngineLife,
         streams: Streams,
-        clock: Clock,
+        deliveries: Deliveries,
         *,
         secret: str,
-        verifier: Verifier | None,
     ) -> None:
-        """`verifier`: None refuses every placement. `secret`: of the mesh; empty lets everyone open sessions."""
+        """`secret`: of the mesh; empty lets everyone open sessions."""
         self._identity = identity
         self._engine = engine
         self._streams = streams
-        self._clock = clock
+        self._deliveries = deliveries
         self._secret = secret
-        self._verifier = verifier
         self._sessions: set[RouterSession] = set()
         self._no_session = asyncio.Event()
         self._no_session.set()
@@ -85,25 +71,16 @@ class WorkerService(pb_grpc.WorkerServicer):
 
         Raises:
             PlacementRefused: the call has no placement that this worker accepts.
-            TokenworksError: see `requests.direct` and `Streams.open`; or what ended the stream.
+            TokenworksError: see `Deliveries.open` and `Delivery.take`.
         """
-        claims = self._verify(metadata_value(context, METADATA_KEY))
-        outgoing = Outgoing()
-        order = direct(
-            request, claims, current_traceparent(), self._streams.new_sequence(), self._streams.context_tokens
-        )
-        stream = await self._streams.open(order, outgoing, _DIRECT)
+        traceparent = current_traceparent() or fresh_traceparent()
+        delivery = await self._deliveries.open(metadata_value(context, METADATA_KEY), request, traceparent)
         try:
-            while await outgoing.wait():
-                for _, chunk in outgoing.take():
-                    if chunk.token_count or chunk.finish is not None:
-                        await context.write(outgoing.response(chunk))
-                    if chunk.error is not None:
-                        raise chunk.error
-                    if chunk.last:
-                        return
+            while (message := await delivery.take()) is not None:
+                await context.write(message)
+                self._deliveries.delivered(delivery, message)
         finally:
-            self._streams.abandon(stream)
+            self._deliveries.close(delivery)
 
     async def Describe(
         self, request: pb.DescribeRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -129,15 +106,6 @@ class WorkerService(pb_grpc.WorkerServicer):
         for session in self._sessions:
             session.close()
         await self._no_session.wait()
-
-    def _verify(self, token: str) -> PlacementClaims:
-        if not token:
-            raise PlacementRefused(
-                f"the call has no {METADATA_KEY}; ask the router to place the request, or to relay it"
-            )
-        if self._verifier is None:
-            raise PlacementRefused(f"worker {self._identity.worker!r} takes no placements; ask the router to relay")
-        return self._verifier.verify(token, self._clock.unix_ms())
 
 
 def _of_engine(info: EngineInfo) -> dict[str, Any]:

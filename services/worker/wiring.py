@@ -23,6 +23,7 @@ from services.mesh.placement import PlacementVerifier
 from services.mesh.rpc import GrpcServer
 from services.mesh.settings import Settings
 from services.mesh.telemetry import Telemetry
+from services.worker.deliveries import Deliveries
 from services.worker.engine import Engine
 from services.worker.engine_life import EngineLife
 from services.worker.engines import choose_engine
@@ -81,7 +82,9 @@ async def wire(
     reporter = Reporter(identity, bus, clock, telemetry)
     instruments = Instruments(identity, telemetry)
     streams = Streams(identity, engine, clock=clock, reporter=reporter, instruments=instruments, bus=bus)
-    life.on_stop("last events", partial(_flush, reporter, bus), _FLUSH_S + _STEP_S)
+    verifier = PlacementVerifier(worker.id, identity.epoch, settings.secrets)
+    deliveries = Deliveries(identity, streams, verifier, bus, clock)
+    life.on_stop("last events", partial(_flush, reporter, deliveries, bus), _FLUSH_S + _STEP_S)
     talking: list[asyncio.Task[None]] = []
     life.on_stop("background", partial(cancel_all, talking), _STEP_S)
 
@@ -89,8 +92,7 @@ async def wire(
     http_port = await http.start(settings.mesh.host, worker.http_port)
     life.on_stop("http", http.stop, _STEP_S)
 
-    verifier = PlacementVerifier(worker.id, identity.epoch, settings.secrets)
-    service = WorkerService(identity, engine, streams, clock, secret=settings.mesh.secret, verifier=verifier)
+    service = WorkerService(identity, engine, streams, deliveries, secret=settings.mesh.secret)
     grpc = GrpcServer(
         telemetry, life, max_message_bytes=settings.mesh.max_message_bytes, untraced_methods=(SESSION_METHOD,)
     )
@@ -113,6 +115,7 @@ async def wire(
     )
     talking.append(life.spawn(heartbeat.run(), "heartbeats"))
     talking.append(life.spawn(reporter.run(), "reports"))
+    talking.append(life.spawn(deliveries.run(), "placements used"))
 
     async def engine_changed(state: WorkerState) -> None:
         heartbeat.changed()
@@ -156,13 +159,18 @@ async def wire(
     return RunningWorker(grpc_port, http_port, engine, streams, heartbeat)
 
 
-async def _flush(reporter: Reporter, bus: Bus) -> None:
+async def _flush(reporter: Reporter, deliveries: Deliveries, bus: Bus) -> None:
     """Everything that was made is reported and acknowledged, or the log says how much is not."""
     deadline_s = asyncio.get_running_loop().time() + _FLUSH_S
-    left = reporter.flush()
-    while left and (remaining_s := deadline_s - asyncio.get_running_loop().time()) > 0:
+    left, untold = reporter.flush(), deliveries.flush()
+    while (left or untold) and (remaining_s := deadline_s - asyncio.get_running_loop().time()) > 0:
         await bus.flush(remaining_s)
-        left = reporter.flush()
+        left, untold = reporter.flush(), deliveries.flush()
     unacknowledged = await bus.flush(max(0.1, deadline_s - asyncio.get_running_loop().time()))
-    if left or unacknowledged:
-        log.error("the work of %d requests was not reported, %d events were not acknowledged", left, unacknowledged)
+    if left or untold or unacknowledged:
+        log.error(
+            "the work of %d requests was not reported, %d events were not sent, %d were not acknowledged",
+            left,
+            untold,
+            unacknowledged,
+        )
