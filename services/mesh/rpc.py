@@ -92,13 +92,25 @@ def require_mesh_secret(context: grpc.aio.ServicerContext[Any, Any], secret: str
         raise Unauthenticated(f"send this mesh's secret as {MESH_SECRET}; it is mesh.secret in its settings")
 
 
+def too_large(size_bytes: int, limit_bytes: int) -> MessageTooLarge:
+    """The error of a request over the limit."""
+    return MessageTooLarge(
+        f"the request has {size_bytes} bytes, the limit is {limit_bytes}; send less, or raise mesh.max_message_bytes"
+    )
+
+
+def health_of(ready: bool) -> "health_pb2.HealthCheckResponse.ServingStatus":
+    """Readiness as the health service says it."""
+    return health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
+
+
 if TYPE_CHECKING:
     _Interceptor = grpc.aio.ServerInterceptor[Any, Any]
 else:  # generic in its stubs only
     _Interceptor = grpc.aio.ServerInterceptor
 
 
-class _Guard(_Interceptor):
+class Guard(_Interceptor):
     """Errors to statuses, sizes, spans and durations, around every method."""
 
     def __init__(self, telemetry: Telemetry, max_message_bytes: int, quiet: frozenset[str]) -> None:
@@ -118,8 +130,11 @@ class _Guard(_Interceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> "grpc.RpcMethodHandler[Any, Any]":
         handler = await continuation(handler_call_details)
-        method = handler_call_details.method
-        if handler is None or method.startswith("/grpc."):
+        return handler if handler is None else self.around(handler_call_details.method, handler)
+
+    def around(self, method: str, handler: "grpc.RpcMethodHandler[Any, Any]") -> "grpc.RpcMethodHandler[Any, Any]":
+        """The handler of `method` (like `/tokenworks.v1.Router/Place`) with all that around it."""
+        if method.startswith("/grpc."):
             return handler
         traced = method not in self._quiet
         if handler.unary_unary:
@@ -177,10 +192,7 @@ class _Guard(_Interceptor):
 
     def _check_size(self, request: Any) -> None:
         if isinstance(request, Message) and (size := request.ByteSize()) > self._max_message_bytes:
-            raise MessageTooLarge(
-                f"the request has {size} bytes, the limit is {self._max_message_bytes}; send less, or raise"
-                " mesh.max_message_bytes"
-            )
+            raise too_large(size, self._max_message_bytes)
 
     async def _abort(self, error: Exception, context: grpc.aio.ServicerContext[Any, Any], call: "_Call") -> None:
         if isinstance(error, grpc.aio.AbortError):
@@ -197,7 +209,7 @@ class _Guard(_Interceptor):
 class _Call:
     """The span and the duration of one call."""
 
-    def __init__(self, guard: _Guard, method: str, context: grpc.aio.ServicerContext[Any, Any], traced: bool) -> None:
+    def __init__(self, guard: Guard, method: str, context: grpc.aio.ServicerContext[Any, Any], traced: bool) -> None:
         self.method = method.lstrip("/")
         self._guard = guard
         self._code = "OK"
@@ -256,7 +268,7 @@ class GrpcServer:
             ("grpc.so_reuseport", 0),
             *_KEEPALIVE,
         ]
-        guard = _Guard(telemetry, max_message_bytes, frozenset(untraced_methods))
+        guard = Guard(telemetry, max_message_bytes, frozenset(untraced_methods))
         self._server = grpc.aio.server(options=options, interceptors=[guard])
         self._health = HealthServicer()
         self._names: list[str] = []
@@ -294,9 +306,8 @@ class GrpcServer:
         await self._server.stop(grace_s)
 
     async def _set_health(self, ready: bool) -> None:
-        status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
         for name in ("", *self._names):
-            await self._health.set(name, status)
+            await self._health.set(name, health_of(ready))
 
 
 def open_channel(address: str, *, max_message_bytes: int = 64 << 20) -> grpc.aio.Channel:

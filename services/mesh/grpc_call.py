@@ -1,0 +1,299 @@
+"""One call on a fast gRPC server, from its headers to its status. It is the context that its method's handler gets.
+
+In: a request's bytes. Out: headers, messages and a status on one stream of a connection. A handler ends by returning,
+by `abort`, by its caller's leaving or its deadline (both cancel it), or by a defect, which is logged.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import aclosing, suppress
+from inspect import isawaitable
+from typing import Any, Final, NoReturn
+
+import grpc
+import ngh2
+
+from services.mesh.grpc_wire import (
+    CONTENT_TYPE,
+    ENCODINGS,
+    MalformedMessage,
+    Messages,
+    Metadata,
+    framed,
+    headers_of,
+    message_header,
+    metadata_of,
+    timeout_s,
+)
+from services.mesh.http2 import Headers, Http2Connection
+
+log = logging.getLogger(__name__)
+
+_MOST_REQUESTS: Final = 1024  # of a streaming call that its handler has not taken yet
+_OPENING: Final = [
+    (b":status", b"200"),
+    (b"content-type", CONTENT_TYPE),
+    (b"grpc-accept-encoding", b",".join(ENCODINGS)),
+]
+
+
+class Method:
+    """A method's handler, unpacked once. Its behaviour is a coroutine function or an async generator function."""
+
+    def __init__(self, path: str, handler: "grpc.RpcMethodHandler[Any, Any]") -> None:
+        self.path = path
+        self.streams_in = bool(handler.request_streaming)
+        self.streams_out = bool(handler.response_streaming)
+        behaviours = (handler.unary_unary, handler.unary_stream, handler.stream_unary, handler.stream_stream)
+        self.behaviour: Any = behaviours[2 * self.streams_in + self.streams_out]
+        self.parse: Callable[[bytes], Any] = handler.request_deserializer or _as_it_is
+        self.serialise: Callable[[Any], bytes] = handler.response_serializer or _as_it_is
+
+
+class ServerCall:
+    """What this mesh's methods use of `grpc.aio.ServicerContext`, and `push`.
+
+    Attributes:
+        task: runs the handler; None until there is a request.
+    """
+
+    def __init__(
+        self,
+        connection: Http2Connection,
+        stream: int,
+        headers: Headers,
+        *,
+        limit_bytes: int,
+        peer: str,
+    ) -> None:
+        fields = dict(headers)
+        self.task: asyncio.Task[None] | None = None
+        self._connection = connection
+        self._stream = stream
+        self._headers = headers
+        self._peer = peer
+        self._timeout = fields.get(b"grpc-timeout", b"")
+        self._messages = Messages(limit_bytes, fields.get(b"grpc-encoding", b""))
+        self._metadata: Metadata | None = None
+        self._method: Method | None = None
+        self._requests: deque[bytes] = deque()
+        self._request_came: asyncio.Event | None = None  # only where requests are a stream
+        self._asked_all = False
+        self._opened = False
+        self._over = False
+        self._trailing: Metadata = ()
+        self._status = (grpc.StatusCode.OK, "")
+        self._deadline: asyncio.TimerHandle | None = None
+
+    # What a handler uses.
+
+    def invocation_metadata(self) -> Metadata:
+        if self._metadata is None:
+            self._metadata = metadata_of(self._headers)
+        return self._metadata
+
+    def peer(self) -> str:
+        return self._peer
+
+    def set_trailing_metadata(self, metadata: Iterable[tuple[str, str | bytes]]) -> None:
+        self._trailing = tuple(metadata)
+
+    def open(self, metadata: Iterable[tuple[str, str | bytes]] = ()) -> None:
+        """Sends the response's headers; without effect when they are sent."""
+        if self._opened or self._over:
+            return
+        self._opened = True
+        with suppress(ngh2.StreamProtocolError):  # its closing is among the events to come
+            self._connection.h2.send_response(self._stream, _OPENING + headers_of(metadata))
+            self._connection.flush_soon()
+
+    async def send_initial_metadata(self, metadata: Iterable[tuple[str, str | bytes]] = ()) -> None:
+        self.open(metadata)
+
+    def push(self, message: bytes) -> bool:
+        """Sends a serialised message at once; False, with nothing sent, when the client's side is full or gone."""
+        if self._over or not self._connection.has_room(self._stream):
+            return False
+        if not self._opened:
+            self.open()
+        try:
+            self._connection.h2.send_data(self._stream, framed(message))
+        except ngh2.StreamProtocolError:
+            return False
+        self._connection.flush_soon()
+        return True
+
+    def tell_of_room(self, on_room: Callable[[], None]) -> None:
+        """Calls `on_room` once when `push` may succeed again; never when the call ends first."""
+        if not self._over:
+            self._connection.tell_of_room(self._stream, on_room)
+
+    async def write(self, message: Any) -> None:
+        """Sends a message, once there is room for it."""
+        assert self._method is not None, "a handler runs only with its method"
+        data = self._method.serialise(message)
+        while not self.push(data):
+            room = asyncio.Event()
+            self.tell_of_room(room.set)
+            await room.wait()
+
+    async def abort(
+        self, code: grpc.StatusCode, details: str = "", trailing_metadata: Iterable[tuple[str, str | bytes]] = ()
+    ) -> NoReturn:
+        """Ends the call with a status; raises `grpc.aio.AbortError`, which the handler lets through."""
+        self._status = (code, details)
+        self._trailing = tuple(trailing_metadata) or self._trailing
+        raise grpc.aio.AbortError
+
+    # What the connection tells.
+
+    @property
+    def held_bytes(self) -> int:
+        """Of a request that is not complete."""
+        return self._messages.held_bytes
+
+    def begin(self, method: Method) -> None:
+        """Its method is known.
+
+        Raises:
+            MalformedMessage: the deadline is none.
+        """
+        self._method = method
+        seconds = timeout_s(self._timeout)
+        if seconds is not None:
+            self._deadline = asyncio.get_running_loop().call_later(
+                seconds, self.cut, grpc.StatusCode.DEADLINE_EXCEEDED, "the call's deadline has passed"
+            )
+        if method.streams_in:
+            self._request_came = asyncio.Event()
+            self._start(self._each_request(method, self._request_came))
+
+    def request_data(self, data: bytes) -> None:
+        """A part of the requests. Raises what `Messages.feed` raises."""
+        if self._over or self._method is None:
+            return
+        self._requests.extend(self._messages.feed(data))
+        if self._request_came is not None:
+            self._request_came.set()
+            if len(self._requests) > _MOST_REQUESTS:
+                self.refuse(grpc.StatusCode.RESOURCE_EXHAUSTED, "requests come faster than they are served")
+
+    def request_ended(self) -> None:
+        """The client has said all."""
+        self._asked_all = True
+        method = self._method
+        if self._over or method is None:
+            return
+        if self._request_came is not None:
+            self._request_came.set()
+        elif self.held_bytes or len(self._requests) != 1:
+            incomplete = " and an incomplete one" if self.held_bytes else ""
+            self.refuse(
+                grpc.StatusCode.UNIMPLEMENTED,
+                f"{method.path} takes one request, {len(self._requests)}{incomplete} came",
+            )
+        else:
+            try:
+                request = method.parse(self._requests.popleft())
+            except Exception as error:  # a parser's own kinds
+                self.refuse(grpc.StatusCode.INTERNAL, f"the request can't be parsed: {error}")
+            else:
+                self._start(request)
+
+    def refuse(
+        self, code: grpc.StatusCode, details: str, trailing_metadata: Iterable[tuple[str, str | bytes]] = ()
+    ) -> None:
+        """Ends the call for what came over the wire; a handler that runs is cancelled."""
+        self._trailing = tuple(trailing_metadata)
+        self._finish(code, details)
+        if self.task is not None:
+            self.task.cancel()
+
+    def cut(self, code: grpc.StatusCode, details: str) -> None:
+        """Cancels the handler; the call ends with this status."""
+        if self.task is None:
+            self.refuse(code, details)
+        elif not self._over:
+            self._status = (code, details)
+            self.task.cancel()
+
+    def peer_left(self) -> None:
+        """The stream is over. A handler that still runs is cancelled."""
+        if not self._over:
+            self._end()
+            if self.task is not None:
+                self.task.cancel()
+
+    def _start(self, request: Any) -> None:
+        self.task = asyncio.get_running_loop().create_task(self._run(request))
+
+    async def _run(self, request: Any) -> None:
+        method = self._method
+        assert method is not None, "started by `begin` or after it"
+        try:
+            result = method.behaviour(request, self)
+            if not isawaitable(result):
+                async with aclosing(result) as responses:
+                    async for response in responses:
+                        await self.write(response)
+            elif method.streams_out:
+                await result
+            else:
+                await self.write(await result)
+        except grpc.aio.AbortError:
+            self._finish(*self._status)
+        except asyncio.CancelledError:
+            cut = self._status[0] is not grpc.StatusCode.OK
+            self._finish(*(self._status if cut else (grpc.StatusCode.CANCELLED, "the call was cancelled")))
+            raise
+        except MalformedMessage as error:
+            self._finish(grpc.StatusCode.INTERNAL, str(error))
+        except Exception:
+            log.exception("a defect in %s", method.path)
+            self._finish(grpc.StatusCode.UNKNOWN, "an internal error; the service's log has the details")
+        else:
+            self._finish(grpc.StatusCode.OK, "")
+
+    async def _each_request(self, method: Method, came: asyncio.Event) -> AsyncIterator[Any]:
+        while True:
+            while self._requests:
+                try:
+                    yield method.parse(self._requests.popleft())
+                except Exception as error:
+                    raise MalformedMessage(f"a request can't be parsed: {error}") from error
+            if self._asked_all:
+                return
+            came.clear()
+            await came.wait()
+
+    def _finish(self, code: grpc.StatusCode, details: str) -> None:
+        if self._over:
+            return
+        number: int = code.value[0]
+        trailers = [(b"grpc-status", b"%d" % number)]
+        if details:
+            trailers.append((b"grpc-message", message_header(details)))
+        trailers += headers_of(self._trailing)
+        connection = self._connection
+        with suppress(ngh2.NGH2Error):  # the stream or the connection is over; events tell of it
+            if self._opened:
+                connection.h2.send_trailers(self._stream, trailers)
+            else:
+                connection.h2.send_response(self._stream, [*_OPENING, *trailers], end_stream=True)
+            if not self._asked_all:
+                connection.reset_when_sent(self._stream)
+            connection.flush_soon()
+        self._end()
+
+    def _end(self) -> None:
+        self._over = True
+        self._requests.clear()
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+
+def _as_it_is(message: Any) -> Any:
+    return message
