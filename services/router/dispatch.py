@@ -17,7 +17,15 @@ from random import Random
 from typing import Final
 
 from services.mesh.clock import Clock
-from services.mesh.errors import CallerError, CapacityError, InvariantBroken, PromptTooLong, TokenworksError, WorkerLost
+from services.mesh.errors import (
+    CallerError,
+    CapacityError,
+    InvariantBroken,
+    PromptTooLong,
+    ResumeRefused,
+    TokenworksError,
+    WorkerLost,
+)
 from services.mesh.events import CreditChanged
 from services.mesh.pricing import rates_for
 from services.mesh.settings import PriceBook, RouterSettings
@@ -220,6 +228,9 @@ class Dispatcher:
         if isinstance(error, PromptTooLong):  # it may fit where the context is longer
             short = failing.beat.context_tokens
             relay.excluded.update(each.name for each in self._fleet.workers() if each.beat.context_tokens <= short)
+        elif isinstance(error, ResumeRefused):  # one whose tokenizer made what was delivered may take it
+            like = failing.beat.tokenizer
+            relay.excluded.update(each.name for each in self._fleet.workers() if each.beat.tokenizer == like)
         elif isinstance(error, CallerError | InvariantBroken):
             _give_up(relay, error)
             return
@@ -239,7 +250,7 @@ class Dispatcher:
             decision = self._placing.decide(relay.asked, ask)
         except TokenworksError:
             late = relay.retry_until_s is None or self._clock.monotonic_s() >= relay.retry_until_s
-            if late or _refused(relay, error):
+            if late or _refused(relay, error) or isinstance(error, ResumeRefused):
                 _give_up(relay, error)
                 return
             relay.excluded.clear()  # those that failed may be back

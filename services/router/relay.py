@@ -147,8 +147,11 @@ class Relay:
         )
         if self.journal.next_index:
             ids, text = self.journal.resumed()
+            # Ids mean nothing to another tokenizer; those of several tokenizers, nothing to any.
+            tokenizers = sorted({each.worker.beat.tokenizer for each in self.segments if each.count})
             stream.request.resume_from = self.journal.next_index
-            stream.resumed_token_ids.ids.extend(ids)
+            stream.resumed_token_ids.ids.extend(ids if len(tokenizers) == 1 else ())
+            stream.resumed_tokenizer = ",".join(tokenizers)
             stream.resumed_text = text
         return stream
 

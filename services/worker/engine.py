@@ -206,7 +206,7 @@ class EngineInfo:
         features: which of LOGPROBS, RESPONSE_FORMAT and TOOLS it does; a request for another is refused.
         platform: what the engine says it runs on, as "kind: name", e.g. "cuda: NVIDIA H100 80GB HBM3"; empty where it
             does not say.
-        tokenizer: what its token ids are of, see `engines/tokenizer_print.py`; empty: it reports none, or cannot tell.
+        tokenizer: what its token ids are of, see `core/tokenizer_print.py`; empty: it reports none, or cannot tell.
         lacks: what the contract (services/worker/contract) asks for and this engine cannot do: (capability, why).
     """
 

@@ -6,6 +6,7 @@ attribution (who caused how much). Its caller decides how long a step takes, and
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from services.mesh.errors import DuplicateRequest, PromptTooLong, QueueFull
 from services.mesh.timing import StepLoad, Timing
@@ -15,8 +16,11 @@ from services.worker.core.kv_cache import BLOCK_TOKENS, chain_hashes
 from services.worker.core.sequences import BatchedSequence
 from services.worker.core.stop_strings import StopMatcher
 from services.worker.core.synthesis import Answer, answer_key, natural_tokens
-from services.worker.core.tokenizer import decode, encode_chat, encode_prompt
+from services.worker.core.tokenizer import decode, encode, encode_chat, encode_prompt
+from services.worker.core.tokenizer_print import PROBE, fingerprint
 from services.worker.engine import EngineRequest, FinishReason, Prompt, SequenceOutput
+
+TOKENIZER: Final = fingerprint(encode(PROBE))
 
 
 def prompt_ids(prompt: Prompt) -> list[int]:
@@ -88,8 +92,7 @@ class SimulatedModel:
             raise DuplicateRequest(f"sequence {request.sequence} runs already")
         ids = prompt_ids(request.prompt)
         prompt_tokens = len(ids)
-        room = self.context_tokens - prompt_tokens
-        if room < 1:
+        if prompt_tokens >= self.context_tokens:
             raise PromptTooLong(
                 f"the prompt has {prompt_tokens} tokens and {self.model} takes {self.context_tokens} on this worker,"
                 " answer included; send less"
@@ -97,25 +100,26 @@ class SimulatedModel:
         if self.scheduler.is_full:
             raise QueueFull(f"{self.scheduler.waiting} requests wait for {self.model} already, which is the most")
         key = answer_key(self.model, ids, request.sampling.seed)
-        most = min(request.sampling.max_tokens, room)
+        resumed, made = _resumed_ids(request, key), request.resume_from
+        # Tokens, counted as their index goes: another tokenizer may have made more or fewer of the same text.
+        most = min(request.sampling.max_tokens, self.context_tokens - prompt_tokens - len(resumed) + made)
         natural = most + 1 if request.sampling.ignore_eos else natural_tokens(key)
-        resumed = _resumed_ids(request, key)
         generation = _Generation(
             sequence=BatchedSequence(
                 id=request.sequence,
                 prompt_tokens=prompt_tokens + len(resumed),
-                new_tokens=max(1, min(most, natural) - len(resumed)),
+                new_tokens=max(1, min(most, natural) - made),
                 priority=request.priority,
                 block_hashes=chain_hashes(ids + resumed),
             ),
-            answer=Answer(key, len(resumed)),
+            answer=Answer(key, made),
             known_ids=ids + resumed,
             prompt_tokens=prompt_tokens,
             ends_with=FinishReason.STOP if natural <= most else FinishReason.LENGTH,
             submitted_s=now_s,
             stop=_stop_matcher(request.sampling.stop, resumed),
         )
-        if len(resumed) >= min(most, natural):
+        if made >= min(most, natural):
             self._ended.append(generation.output(finish=generation.ends_with))
             return
         self._generations[request.sequence] = generation
@@ -213,7 +217,11 @@ class SimulatedModel:
 
 
 def _resumed_ids(request: EngineRequest, key: bytes) -> list[int]:
-    """Ids of the tokens delivered already: as they were told, else as this model makes them."""
+    """Ids of the tokens delivered already: of their text where another tokenizer made them, else as they were told,
+    else as this model makes them.
+    """
+    if request.resume_from and request.resumed_tokenizer not in ("", TOKENIZER):
+        return encode(request.resumed_text)
     if len(request.resumed_token_ids) == request.resume_from:
         return list(request.resumed_token_ids)
     answer = Answer(key)

@@ -113,6 +113,7 @@ class LlamaCppEngine:
             max_waiting=settings.max_waiting,
             kv_capacity_tokens=self._context_tokens * slots,
             prefill_chunk_tokens=_PREFILL_CHUNK_TOKENS,
+            tokenizer=await encoder.find_fingerprint(),
             lacks=(("process", "llama.cpp runs in the worker's process, and takes it along"),),
         )
 

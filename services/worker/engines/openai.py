@@ -84,6 +84,7 @@ class OpenAiEngine:
             kv_capacity_tokens=self._kv_capacity_tokens,
             prefill_chunk_tokens=settings.prefill_chunk_tokens,
             note=f"served by {server.url}, spoken to as {dialect.name}",
+            tokenizer=dialect.fingerprint,
             lacks=dialect.lacks,
         )
 

@@ -40,7 +40,7 @@ class Dialect:
 
     Attributes:
         context_tokens: of one request; 0 where the server does not tell.
-        tokenizer: None where there is none.
+        tokenizer: None where there is none; `fingerprint` is its, empty where its ids are not known.
         call: path and body for a job.
         close: what is to be closed beside the server's client.
         lacks: see `EngineInfo.lacks`.
@@ -52,6 +52,7 @@ class Dialect:
     call: Callable[[Job], tuple[str, dict[str, Any]]]
     reader: Callable[[Job], StreamReader]
     tokenizer: Tokenizer | None = None
+    fingerprint: str = ""
     close: Callable[[], Awaitable[None]] | None = None
     lacks: tuple[tuple[str, str], ...] = ()
 
@@ -73,7 +74,13 @@ async def find_dialect(server: OpenAiServer, settings: WorkerSettings) -> Dialec
         if await _tokenizes(tokenizer) and context_tokens:
             encoder = PromptEncoder(tokenizer, name, LoadedModel(0, context_tokens))
             return Dialect(
-                "vllm", context_tokens, encoder.encode, lambda job: _ids_call(served, job), CompletionReader, tokenizer
+                "vllm",
+                context_tokens,
+                encoder.encode,
+                lambda job: _ids_call(served, job),
+                CompletionReader,
+                tokenizer,
+                await encoder.find_fingerprint(),
             )
         if wanted == "vllm":
             raise EngineFailed(f"{server.url} has no /tokenize: use worker.openai_dialect = 'plain'")
@@ -105,7 +112,9 @@ async def _llamacpp(server: OpenAiServer, settings: WorkerSettings, name: str) -
     def reader(job: Job) -> StreamReader:
         return ChunkReader(job.request.sequence, job.request.sampling.stop, job.encoded.held_text)
 
-    return Dialect("llamacpp", context_tokens, encoder.encode, call, reader, api, api.close)
+    return Dialect(
+        "llamacpp", context_tokens, encoder.encode, call, reader, api, await encoder.find_fingerprint(), api.close
+    )
 
 
 async def _tokenizes(tokenizer: Tokenizer) -> bool:

@@ -48,7 +48,8 @@ class CompletionReader:
         self._stop = StopMatcher(job.request.sampling.stop)
         self._shown = self._stop.feed(job.encoded.held_text)
         self._prefill = max(len(job.encoded.token_ids), job.encoded.prompt_tokens)  # not yet told
-        self._resumed = job.request.resume_from
+        ids = len(job.encoded.token_ids)
+        self._resumed = ids - job.encoded.prompt_tokens if ids else job.request.resume_from
         self._max_tokens = job.encoded.max_tokens
         self._counted = 0
         self._text_bytes = 0

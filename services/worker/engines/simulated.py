@@ -26,7 +26,7 @@ from services.worker.core import tokenizer
 from services.worker.core.batching import BatchLimits
 from services.worker.core.kv_cache import BLOCK_TOKENS
 from services.worker.core.power import utilisation
-from services.worker.core.simulation import SimulatedModel
+from services.worker.core.simulation import TOKENIZER, SimulatedModel
 from services.worker.engine import ChatMessage, EngineInfo, EngineRequest, EngineStats, OnFailure, OnStep, StepOutput
 from services.worker.faults import CRASH_STATUS, Fault, FaultKind
 
@@ -116,6 +116,7 @@ class SimulatedEngine:
             kv_capacity_tokens=sum(model.scheduler.limits.kv_blocks for model in self._turns) * BLOCK_TOKENS,
             prefill_chunk_tokens=self._settings.prefill_chunk_tokens,
             note=self._note,
+            tokenizer=TOKENIZER,
             lacks=(
                 ("process", "it runs in the worker's process"),
                 ("chat_text", "the control tokens of its chat form have no spelling"),
