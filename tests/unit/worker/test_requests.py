@@ -52,8 +52,10 @@ def test_a_resumed_request_carries_what_was_delivered() -> None:
     stream = opened(resume_from=2)
     stream.resumed_token_ids.ids.extend([7, 8])
     stream.resumed_text = "a b"
+    stream.resumed_tokenizer = "t"
     engine = relayed(stream, 5, 8192).engine
     assert (engine.sequence, engine.resume_from, engine.resumed_token_ids, engine.resumed_text) == (5, 2, (7, 8), "a b")
+    assert engine.resumed_tokenizer == "t"
 
 
 @pytest.mark.parametrize(

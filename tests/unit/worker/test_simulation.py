@@ -31,6 +31,8 @@ def request(
     ignore_eos: bool = False,
     resume_from: int = 0,
     resumed_token_ids: tuple[int, ...] = (),
+    resumed_text: str = "",
+    resumed_tokenizer: str = "",
 ) -> EngineRequest:
     return EngineRequest(
         sequence=sequence,
@@ -40,6 +42,8 @@ def request(
         sampling=Sampling(max_tokens=max_tokens, seed=seed, stop=stop, ignore_eos=ignore_eos),
         resume_from=resume_from,
         resumed_token_ids=resumed_token_ids,
+        resumed_text=resumed_text,
+        resumed_tokenizer=resumed_tokenizer,
     )
 
 
@@ -94,6 +98,31 @@ def test_a_stop_string_across_the_seam_of_a_resumed_stream_still_stops_it(cut: i
     assert text_of(before) + text_of(rest) == text_of(stopped)
     assert text_of(whole).startswith(text_of(stopped))
     assert stop[0] not in text_of(stopped)
+
+
+@pytest.mark.parametrize("text", ["A word or two.", "x" * 400])
+def test_what_another_tokenizer_made_is_replayed_as_text_and_keeps_its_index(text: str) -> None:
+    whole = answer(request(seed=3, max_tokens=300, ignore_eos=True))
+    rest = answer(
+        request(
+            seed=3,
+            max_tokens=300,
+            ignore_eos=True,
+            resume_from=20,
+            resumed_token_ids=tuple(range(20)),
+            resumed_text=text,
+            resumed_tokenizer="another",
+        )
+    )
+    assert ids_of(rest) == ids_of(whole)[20:]
+    assert (rest[-1].finish, rest[-1].prompt_tokens) == (FinishReason.LENGTH, whole[-1].prompt_tokens)
+
+
+def test_an_answer_whose_foreign_text_fills_the_context_ends() -> None:
+    simulated = model(context_tokens=64)
+    simulated.submit(request(ignore_eos=True, resume_from=2, resumed_text="é" * 100, resumed_tokenizer="another"), 0.0)
+    (last,) = run(simulated)
+    assert (last.token_count, last.finish) == (0, FinishReason.LENGTH)
 
 
 def test_answers_end_by_themselves_at_the_same_token_wherever_they_are_resumed() -> None:
