@@ -34,6 +34,7 @@ from services.worker.engine_life import EngineLife
 from services.worker.identity import Identity
 from services.worker.instruments import Ended, Instruments
 from services.worker.outgoing import Outgoing
+from services.worker.prefixes import Prefixes
 from services.worker.reporter import Reporter
 from services.worker.requests import Order
 from services.worker.stream import Stream
@@ -62,6 +63,7 @@ class Streams:
         reporter: Reporter,
         instruments: Instruments,
         bus: Bus,
+        prefixes: Prefixes,
     ) -> None:
         """`bus`: where the reporter's events go; while it takes no more, no request is taken."""
         self.refusal: TokenworksError | None = NoWorker(f"worker {identity.worker!r} is starting")
@@ -74,6 +76,7 @@ class Streams:
         self._reporter = reporter
         self._instruments = instruments
         self._bus = bus
+        self._prefixes = prefixes
         self._sequences = count(1)
         self._streams: dict[int, Stream] = {}
         self._by_request: dict[str, Stream] = {}  # those that nobody has cancelled
@@ -209,6 +212,8 @@ class Streams:
                     account.prompt_tokens = output.prompt_tokens
                     account.cached_prompt_tokens = output.cached_prompt_tokens
                     self._reporter.note(account)
+                    if output.prompt_token_ids:
+                        self._prefixes.prompted(stream.order, output.prompt_token_ids)
                 outgoing = stream.outgoing
                 if outgoing is not None and (made or output.text):
                     chunk = outgoing.chunk(stream.number, account.request_id, stream.next_index)

@@ -31,6 +31,7 @@ from services.worker.fault_control import FaultControl
 from services.worker.heartbeat import Heartbeat
 from services.worker.identity import identity_of
 from services.worker.instruments import Instruments
+from services.worker.prefixes import Prefixes
 from services.worker.reporter import Reporter
 from services.worker.service import SESSION_METHOD, WorkerService
 from services.worker.streams import Streams
@@ -76,12 +77,16 @@ async def wire(
     worker = settings.worker
     identity = identity_of(worker, secrets.token_hex(8))
     clock = clock or SystemClock()
-    engine = EngineLife(make_engine or partial(choose_engine, worker, clock), worker, clock)
+    prefixes = Prefixes(identity, clock)
+    make_engine = make_engine or partial(choose_engine, worker, clock)
+    engine = EngineLife(partial(_watched, prefixes, make_engine), worker, clock)
     footing = await find_footing(life, settings, "worker", worker.id, bus=bus, telemetry=telemetry, clock=clock)
     bus, telemetry = footing.bus, footing.telemetry
     reporter = Reporter(identity, bus, clock, telemetry)
     instruments = Instruments(identity, telemetry)
-    streams = Streams(identity, engine, clock=clock, reporter=reporter, instruments=instruments, bus=bus)
+    streams = Streams(
+        identity, engine, clock=clock, reporter=reporter, instruments=instruments, bus=bus, prefixes=prefixes
+    )
     verifier = PlacementVerifier(worker.id, identity.epoch, settings.secrets)
     deliveries = Deliveries(identity, streams, verifier, bus, clock)
     life.on_stop("last events", partial(_flush, reporter, deliveries, bus), _FLUSH_S + _STEP_S)
@@ -115,6 +120,7 @@ async def wire(
     )
     talking.append(life.spawn(heartbeat.run(), "heartbeats"))
     talking.append(life.spawn(reporter.run(), "reports"))
+    talking.append(life.spawn(prefixes.run(bus), "prefixes"))
     talking.append(life.spawn(deliveries.run(), "placements used"))
 
     async def engine_changed(state: WorkerState) -> None:
@@ -157,6 +163,10 @@ async def wire(
     talking.append(life.spawn(bus.serve_control(worker.id, controlled), "control"))
     life.on_stop("streams", partial(drain, settings.mesh.drain_grace_s), settings.mesh.drain_grace_s + _STEP_S)
     return RunningWorker(grpc_port, http_port, engine, streams, heartbeat)
+
+
+def _watched(prefixes: Prefixes, make_engine: Callable[[], Engine]) -> Engine:
+    return prefixes.watch(make_engine())
 
 
 async def _flush(reporter: Reporter, deliveries: Deliveries, bus: Bus) -> None:

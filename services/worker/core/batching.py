@@ -61,9 +61,10 @@ class StepPlan:
 class Scheduler:
     """Plans steps one at a time: `plan_step`, then `complete_step`."""
 
-    def __init__(self, limits: BatchLimits) -> None:
+    def __init__(self, limits: BatchLimits, blocks_told_as: str | None = None) -> None:
+        """`blocks_told_as`: see `KvCache`."""
         self.limits = limits
-        self.kv = KvCache(limits.kv_blocks)
+        self.kv = KvCache(limits.kv_blocks, blocks_told_as)
         self._arrivals = 0
         self._step = 0
         self._in_flight: StepPlan | None = None
@@ -173,7 +174,7 @@ class Scheduler:
     def _advance_prefill(self, sequence: BatchedSequence, tokens: int, ended: list[BatchedSequence]) -> None:
         sequence.computed_tokens += tokens
         self._uncomputed_tokens -= tokens
-        self.kv.know(sequence.holding, sequence.block_hashes, sequence.computed_tokens)
+        self._know(sequence)
         if sequence.computed_tokens < sequence.prefill_goal:
             return
         self._prefilling.remove(sequence)
@@ -279,8 +280,11 @@ class Scheduler:
         else:
             (self._waiting if sequence.phase is Phase.WAITING else self._prefilling).remove(sequence)
             self._uncomputed_tokens -= sequence.prefill_goal - sequence.computed_tokens
-        self.kv.know(sequence.holding, sequence.block_hashes, sequence.computed_tokens)
+        self._know(sequence)
         self.kv.release(sequence.holding)
+
+    def _know(self, sequence: BatchedSequence) -> None:
+        self.kv.know(sequence.holding, sequence.block_hashes, sequence.computed_tokens, sequence.token_ids)
 
     def _end(self, sequence: BatchedSequence) -> None:
         self._leave(sequence)

@@ -1,7 +1,7 @@
 """A finite KV cache in blocks, with prefix reuse: counts what is held, by whom, and what may be thrown away.
 
 In: how many blocks a sequence wants, the hashes of what it has computed. Out: whether it gets them, and which of its
-prompt is here already. Pure.
+prompt is here already; and, where it is asked for, which known blocks came and went. Pure.
 
 A block holds `BLOCK_TOKENS` tokens. A block whose content is known (all its tokens were computed) is called by its
 chain hash, which stands for its tokens and everything before them; it is shared by all sequences that start the same
@@ -16,6 +16,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
+
+from services.worker.engine import BlockChange, BlockKind
 
 BLOCK_TOKENS: Final = 16
 
@@ -53,10 +55,16 @@ class Holding:
 class KvCache:
     """The blocks of one model on one accelerator."""
 
-    def __init__(self, capacity_blocks: int) -> None:
-        """`capacity_blocks` >= 1."""
+    def __init__(self, capacity_blocks: int, told_as: str | None = None) -> None:
+        """
+        Args:
+            capacity_blocks: >= 1.
+            told_as: the model that changes of known blocks are told with; None: nobody wants to know.
+        """
         assert capacity_blocks >= 1, capacity_blocks
         self.capacity_blocks = capacity_blocks
+        self._told_as = told_as
+        self._changes: list[BlockChange] = []
         self._empty = capacity_blocks
         self._users: dict[int, int] = {}  # shared blocks: how many sequences hold each
         self._idle: OrderedDict[int, None] = OrderedDict()  # known blocks that nobody holds, longest unused first
@@ -113,13 +121,21 @@ class KvCache:
         holding.private += 1
         return True
 
-    def know(self, holding: Holding, hashes: Sequence[int], computed_tokens: int) -> None:
+    def know(
+        self, holding: Holding, hashes: Sequence[int], computed_tokens: int, token_ids: Sequence[int] = ()
+    ) -> None:
         """Makes the blocks that are full by now shareable: those within `computed_tokens` that have a hash.
 
         A block that another sequence has computed meanwhile is held once, and the copy is given back.
+
+        Args:
+            token_ids: of the sequence, from its start, for whoever wants to know of blocks.
         """
         full = min(len(hashes), computed_tokens // BLOCK_TOKENS)
-        for each in hashes[len(holding.shared) : full]:
+        before = len(holding.shared)
+        if self._told_as is not None and before < full:
+            self._tell_stored(hashes, before, full, token_ids)
+        for each in hashes[before:full]:
             assert holding.private > 0, "a full block is held"
             holding.private -= 1
             if each in self._users or each in self._idle:
@@ -141,6 +157,24 @@ class KvCache:
                 self._idle[each] = None
         holding.shared, holding.private = [], 0
 
+    def take_changes(self) -> list[BlockChange]:
+        """Which known blocks came and went since the last time, in order; nothing where nobody wants to know."""
+        changes, self._changes = self._changes, []
+        return changes
+
+    def _tell_stored(self, hashes: Sequence[int], start: int, end: int, token_ids: Sequence[int]) -> None:
+        assert self._told_as is not None
+        self._changes.append(
+            BlockChange(
+                kind=BlockKind.STORED,
+                hashes=tuple(hashes[start:end]),
+                parent=hashes[start - 1] if start else None,
+                token_ids=tuple(token_ids[start * BLOCK_TOKENS : end * BLOCK_TOKENS]),
+                block_tokens=BLOCK_TOKENS,
+                model=self._told_as,
+            )
+        )
+
     def _share(self, block: int) -> None:
         if block in self._users:
             self._users[block] += 1
@@ -149,7 +183,7 @@ class KvCache:
             self._users[block] = 1
 
     def _take(self, blocks: int) -> None:
-        for _ in range(blocks - self._empty):
-            self._idle.popitem(last=False)
-            self._empty += 1
-        self._empty -= blocks
+        gone = [self._idle.popitem(last=False)[0] for _ in range(blocks - self._empty)]
+        self._empty += len(gone) - blocks
+        if gone and self._told_as is not None:
+            self._changes.append(BlockChange(kind=BlockKind.REMOVED, hashes=tuple(gone), model=self._told_as))

@@ -24,6 +24,7 @@ class BatchedSequence:
         new_tokens: >= 1; tokens to make at most.
         block_hashes: chain hashes of its full blocks from the start, as far as they are known; whoever makes the
             tokens may append those of new blocks.
+        token_ids: what is in these blocks, for whoever wants to know of blocks; whoever makes the tokens appends them.
         arrival: order of arrival, given by the scheduler.
         computed_tokens: tokens in the KV cache while it waits or is prefilled.
         cached_tokens: of the prompt, found in the cache when it was first taken up.
@@ -36,6 +37,7 @@ class BatchedSequence:
     new_tokens: int
     priority: int = 0
     block_hashes: list[int] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
     arrival: int = 0
     phase: Phase = Phase.WAITING
     computed_tokens: int = 0

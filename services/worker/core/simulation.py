@@ -18,7 +18,7 @@ from services.worker.core.stop_strings import StopMatcher
 from services.worker.core.synthesis import Answer, answer_key, natural_tokens
 from services.worker.core.tokenizer import decode, encode, encode_chat, encode_prompt
 from services.worker.core.tokenizer_print import PROBE, fingerprint
-from services.worker.engine import EngineRequest, FinishReason, Prompt, SequenceOutput
+from services.worker.engine import BlockChange, EngineRequest, FinishReason, Prompt, SequenceOutput
 
 TOKENIZER: Final = fingerprint(encode(PROBE))
 
@@ -38,12 +38,14 @@ class _Generation:
 
     Attributes:
         known_ids: prompt, what was resumed, and what was made, for the hashes of its blocks.
+        untold_ids: of the prompt, until the first output has told them; empty where nobody wants to know of blocks.
         ends_with: why it ends when it has made all of `sequence.new_tokens`.
     """
 
     sequence: BatchedSequence
     answer: Answer
     known_ids: list[int]
+    untold_ids: Sequence[int]
     prompt_tokens: int
     ends_with: FinishReason
     submitted_s: float
@@ -53,7 +55,9 @@ class _Generation:
 
     def output(self, device_ns: int = 0, energy_uj: int = 0, *, finish: FinishReason | None = None) -> SequenceOutput:
         """What is told of the sequence where it got no token."""
+        untold_ids, self.untold_ids = self.untold_ids, ()
         return SequenceOutput(
+            prompt_token_ids=untold_ids,
             sequence=self.sequence.id,
             token_count=0,
             text="",
@@ -69,13 +73,21 @@ class _Generation:
 class SimulatedModel:
     """Plans steps one at a time: `plan_step`, then `complete_step`; `take_ended` has who ended without a step."""
 
-    def __init__(self, model: str, timing: Timing, limits: BatchLimits, context_tokens: int) -> None:
-        """`context_tokens`: prompt and answer together; at most what the KV cache holds."""
+    def __init__(
+        self, model: str, timing: Timing, limits: BatchLimits, context_tokens: int, *, tells_blocks: bool = False
+    ) -> None:
+        """
+        Args:
+            context_tokens: prompt and answer together; at most what the KV cache holds.
+            tells_blocks: `take_blocks` has what happens in the prefix cache, and outputs have the prompts' ids.
+        """
         assert context_tokens <= limits.kv_blocks * BLOCK_TOKENS, (context_tokens, limits)
         self.model = model
         self.timing = timing
         self.context_tokens = context_tokens
-        self.scheduler = Scheduler(limits)
+        self.scheduler = Scheduler(limits, model if tells_blocks else None)
+        self._tells_blocks = tells_blocks
+        self._root = hash(model)  # the same tokens are other blocks in another model's cache
         self._generations: dict[int, _Generation] = {}
         self._plan: StepPlan | None = None
         self._ended: list[SequenceOutput] = []
@@ -104,16 +116,19 @@ class SimulatedModel:
         # Tokens, counted as their index goes: another tokenizer may have made more or fewer of the same text.
         most = min(request.sampling.max_tokens, self.context_tokens - prompt_tokens - len(resumed) + made)
         natural = most + 1 if request.sampling.ignore_eos else natural_tokens(key)
+        known_ids = ids + resumed
         generation = _Generation(
             sequence=BatchedSequence(
                 id=request.sequence,
                 prompt_tokens=prompt_tokens + len(resumed),
                 new_tokens=max(1, min(most, natural) - made),
                 priority=request.priority,
-                block_hashes=chain_hashes(ids + resumed),
+                block_hashes=chain_hashes(known_ids, self._root),
+                token_ids=known_ids,
             ),
             answer=Answer(key, made),
-            known_ids=ids + resumed,
+            known_ids=known_ids,
+            untold_ids=ids if self._tells_blocks else (),
             prompt_tokens=prompt_tokens,
             ends_with=FinishReason.STOP if natural <= most else FinishReason.LENGTH,
             submitted_s=now_s,
@@ -175,6 +190,10 @@ class SimulatedModel:
                 outputs.append(generation.output(finish=FinishReason.CANCELLED))
         return tuple(outputs)
 
+    def take_blocks(self) -> list[BlockChange]:
+        """What has happened in the prefix cache since the last time."""
+        return self.scheduler.kv.take_changes()
+
     def take_ended(self) -> tuple[SequenceOutput, ...]:
         """Last outputs of those that ended without a step: nothing left to make, or cancelled while they waited."""
         ended, self._ended = tuple(self._ended), []
@@ -200,9 +219,11 @@ class SimulatedModel:
                 text += generation.stop.flush()
         if finish is not None:
             hashes = sequence.block_hashes
-            parent = hashes[-1] if hashes else 0
+            parent = hashes[-1] if hashes else self._root
             hashes += chain_hashes(generation.known_ids[len(hashes) * BLOCK_TOKENS :], parent)
+        untold_ids, generation.untold_ids = generation.untold_ids, ()
         return SequenceOutput(
+            prompt_token_ids=untold_ids,
             sequence=sequence.id,
             token_count=1,
             text=text,

@@ -27,7 +27,16 @@ from services.worker.core.batching import BatchLimits
 from services.worker.core.kv_cache import BLOCK_TOKENS
 from services.worker.core.power import utilisation
 from services.worker.core.simulation import TOKENIZER, SimulatedModel
-from services.worker.engine import ChatMessage, EngineInfo, EngineRequest, EngineStats, OnFailure, OnStep, StepOutput
+from services.worker.engine import (
+    ChatMessage,
+    EngineInfo,
+    EngineRequest,
+    EngineStats,
+    OnBlocks,
+    OnFailure,
+    OnStep,
+    StepOutput,
+)
 from services.worker.faults import CRASH_STATUS, Fault, FaultKind
 
 log = logging.getLogger(__name__)
@@ -63,6 +72,7 @@ class SimulatedEngine:
         self._turns: list[SimulatedModel] = []  # the next to step first
         self._on_step: OnStep = _nobody
         self._on_failure: OnFailure = _nobody
+        self._on_blocks: OnBlocks | None = None
         self._loop_task: asyncio.Task[None] | None = None
         self._step: _Step | None = None
         self._reports: list[StepOutput] = []
@@ -100,7 +110,9 @@ class SimulatedEngine:
                 prefill_chunk_tokens=self._settings.prefill_chunk_tokens,
                 kv_blocks=blocks,
             )
-            self._models[shape.key] = SimulatedModel(shape.key, self._timings[shape.key], limits, context_tokens)
+            self._models[shape.key] = SimulatedModel(
+                shape.key, self._timings[shape.key], limits, context_tokens, tells_blocks=self._on_blocks is not None
+            )
         self._turns = list(self._models.values())
         self._on_step, self._on_failure = on_step, on_failure
         self._started_s = self._last_end_s = self._clock.monotonic_s()
@@ -127,6 +139,10 @@ class SimulatedEngine:
     def tokenizer(self) -> "SimulatedTokenizer":
         """What every simulated model spells its tokens with."""
         return SimulatedTokenizer()
+
+    def watch_blocks(self, on_blocks: OnBlocks) -> None:
+        """See `ReportsBlocks`."""
+        self._on_blocks = on_blocks
 
     async def submit(self, request: EngineRequest) -> None:
         if self._loop_task is None or self._loop_task.done():
@@ -267,6 +283,10 @@ class SimulatedEngine:
         if self._reports:
             reports, self._reports = self._reports, []
             self._on_step(reports)
+        if self._on_blocks is not None:
+            for model in self._turns:
+                if changes := model.take_blocks():
+                    self._on_blocks(changes)
 
 
 class SimulatedTokenizer:
