@@ -20,7 +20,7 @@ from pathlib import Path
 
 os.environ.setdefault("VENV", ".venv-engines")
 
-from set_up import PYTHON, RECORD, ROOT, SetUpFailed, make_environment, pip_install, run_quietly, say  # noqa: E402
+from set_up import PYTHON, RECORD, ROOT, SetUpFailed, make_environment, pip_install, run_quietly, say
 
 LOCK = Path(__file__).with_name("engines.lock")
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"  # where the CPU build of torch is, unless pip is told of another

@@ -1,8 +1,10 @@
 """Which engine a worker runs: from `worker.engine`, and from what can run on this machine.
 
-auto        the real model where it can run here, else a simulation that says why it is one
+auto        vLLM where it is installed and worker.vllm_model is set; else the small real model where it can run here;
+            else a simulation that says why it is one
 simulated   a simulated accelerator, whatever the model
 llamacpp    llama.cpp in the process
+vllm        vLLM in the process
 openai      the OpenAI-compatible server at worker.openai_url
 <name>      a plug-in: the entry point of that name in the group `tokenworks.engines`, called with
             (WorkerSettings, Clock), gives an `Engine`
@@ -35,6 +37,10 @@ def choose_engine(settings: WorkerSettings, clock: Clock) -> Engine:
         if why := _llamacpp_unavailable(settings):
             raise SettingInvalid(f"worker.engine = 'llamacpp' cannot run here: {why}; use 'auto' or 'simulated'")
         return _llamacpp(settings, clock)
+    if settings.engine == "vllm":
+        if why := _vllm_unavailable():
+            raise SettingInvalid(f"worker.engine = 'vllm' cannot run here: {why}; or use 'auto' or 'simulated'")
+        return _vllm(settings, clock)
     if settings.engine == "openai":
         from services.worker.engines.openai import OpenAiEngine
 
@@ -43,6 +49,8 @@ def choose_engine(settings: WorkerSettings, clock: Clock) -> Engine:
 
 
 def _automatic(settings: WorkerSettings, clock: Clock) -> Engine:
+    if settings.vllm_model and not _vllm_unavailable():
+        return _vllm(settings, clock)
     if REAL_ON_CPU not in settings.models:
         return SimulatedEngine(settings, clock)
     if settings.models != (REAL_ON_CPU,):
@@ -62,6 +70,18 @@ def _llamacpp(settings: WorkerSettings, clock: Clock) -> Engine:
     from services.worker.engines.llamacpp import LlamaCppEngine
 
     return LlamaCppEngine(settings, clock)
+
+
+def _vllm_unavailable() -> str:
+    from services.worker.engines.vllm import vllm_unavailable
+
+    return vllm_unavailable()
+
+
+def _vllm(settings: WorkerSettings, clock: Clock) -> Engine:
+    from services.worker.engines.vllm import VllmEngine
+
+    return VllmEngine(settings, clock)
 
 
 def _plug_in(settings: WorkerSettings, clock: Clock) -> Engine:

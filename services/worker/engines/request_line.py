@@ -154,6 +154,16 @@ class RequestLine:
             self._woken = True
             self._loop.call_soon_threadsafe(self._gather)
 
+    def report(self, arrivals: Sequence[Arrival]) -> None:
+        """Tells at once what came, on the loop: for an engine that knows its steps, what one of them made."""
+        steps = self._steps.fold(arrivals)
+        for arrival in arrivals:
+            if arrival.finish is not None and self._running.pop(arrival.sequence, None) is not None:
+                self._forget(arrival.sequence)
+        if steps:
+            self._on_step(steps)
+        self._fill_places()
+
     def end_running(self, error: tuple[str, str]) -> None:
         """Ends everything that runs or waits with an error, because the engine is gone."""
         now_s = self._clock.monotonic_s()
@@ -226,14 +236,7 @@ class RequestLine:
 
     def _report(self) -> None:
         self._woken = False  # before taking, so that what comes now wakes the loop again
-        arrivals = [self._arrivals.popleft() for _ in range(len(self._arrivals))]
-        steps = self._steps.fold(arrivals)
-        for arrival in arrivals:
-            if arrival.finish is not None and self._running.pop(arrival.sequence, None) is not None:
-                self._forget(arrival.sequence)
-        if steps:
-            self._on_step(steps)
-        self._fill_places()
+        self.report([self._arrivals.popleft() for _ in range(len(self._arrivals))])
 
     def _end_unstarted(self, job: Job, finish: FinishReason, error: tuple[str, str] | None = None) -> None:
         """Tells the end of a request that never ran; after the caller's turn, as all outputs come."""
