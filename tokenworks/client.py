@@ -6,46 +6,39 @@
                 print(piece.text, end="")
         print(stream.result)
 
-In: a router's address and a tenant's key. Out: `Generation`s. One channel is kept open and warm for all of a client's
-requests, so a request costs no connection. Every request carries a W3C `traceparent` and a request id, which is its
-idempotency key.
+In: a router's address, or several routers', and a tenant's key. Out: `Generation`s. By default the router only says
+which worker a request goes to, and its tokens come straight from there; where workers can't be reached, or the mesh
+hands out no placements, the router relays. Channels are kept open and warm for all of a client's requests, so a request
+costs no connection. Every request carries a W3C `traceparent` and a request id, which is its idempotency key.
 """
 
 import asyncio
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Self
 
 import grpc
 from opentelemetry.trace import Tracer
 
+from tokenworks.channels import addresses_of
 from tokenworks.errors import CallError, error_of
 from tokenworks.identity import new_request_id
+from tokenworks.paths import Paths
 from tokenworks.stream import Generation
-from tokenworks.tracing import TRACEPARENT, RequestTrace, default_tracer
+from tokenworks.tracing import RequestTrace, default_tracer
 from tokenworks.v1 import inference_pb2 as wire
-from tokenworks.v1 import inference_pb2_grpc as rpc
 
 DEFAULT_MODEL: Final = "smollm2-135m-instruct"
-_OPTIONS: Final = (
-    ("grpc.max_receive_message_length", 64 << 20),
-    ("grpc.max_send_message_length", 64 << 20),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
-)
-_Answer = TypeVar("_Answer")
+_ANOTHER_MAY_KNOW: Final = frozenset({"Unreachable", "RequestTimedOut", "UnknownRequest"})
 
 
 class Client:
     """A tenant's view of a mesh. Make it inside the event loop that uses it; close it, or use `async with`.
 
     Args:
-        address: `host:port` of a router's gRPC.
+        address: `host:port` of a router's gRPC, or several: the first that answers is asked.
         key: the tenant's key.
+        direct: stream from the workers where that is possible; else, and where it is not, the router relays.
         deadline_s: > 0; how long a stream, or a question, may take unless its call says otherwise.
         max_attempts: >= 1; calls made for one stream while no token has arrived and waiting can help.
         tracer: makes the CLIENT spans; without it the program's own OpenTelemetry set-up is used, if there is one.
@@ -53,23 +46,26 @@ class Client:
 
     def __init__(
         self,
-        address: str,
+        address: str | Sequence[str],
         key: str,
         *,
+        direct: bool = True,
         deadline_s: float = 600.0,
         max_attempts: int = 4,
         tracer: Tracer | None = None,
     ) -> None:
         if deadline_s <= 0 or max_attempts < 1:
             raise ValueError(f"deadline_s {deadline_s} must be > 0 and max_attempts {max_attempts} >= 1")
-        self.address = address
-        self._authorization = ("authorization", f"Bearer {key}")
+        loop = asyncio.get_running_loop()
+        self._paths = Paths(addresses_of(address), key, direct=direct, now_s=loop.time)
         self._deadline_s = deadline_s
         self._max_attempts = max_attempts
         self._tracer = tracer or default_tracer()
-        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
-        self._router: Any = rpc.RouterStub(self._channel)  # type: ignore[no-untyped-call]  # generated
-        self._channel.get_state(try_to_connect=True)
+
+    @property
+    def address(self) -> str:
+        """Of the router asked at present."""
+        return self._paths.address
 
     def generate(
         self,
@@ -142,7 +138,7 @@ class Client:
             request.chat.messages.extend(wire.ChatMessage(role=turn["role"], content=turn["content"]) for turn in chat)
             request.chat.SetInParent()
         return Generation(
-            self._open,
+            self._paths,
             request,
             RequestTrace(self._tracer, model, request.request_id, max_tokens),
             deadline_s=self._deadline_s if deadline_s is None else deadline_s,
@@ -151,26 +147,23 @@ class Client:
 
     async def models(self, *, deadline_s: float = 10.0) -> Sequence[wire.Model]:
         """What the mesh serves now. Raises CallError."""
-        call = self._router.ListModels(wire.ListModelsRequest(), timeout=deadline_s, metadata=(self._authorization,))
-        answer: wire.ListModelsResponse = await _answer(call)
+        answer: wire.ListModelsResponse = await self._ask("ListModels", wire.ListModelsRequest(), deadline_s)
         return answer.models
 
     async def explain(self, request_id: str, *, deadline_s: float = 10.0) -> wire.Explanation:
         """Why a request of this tenant went where it went: candidates, best first, with their scores in dollars.
 
         Raises:
-            CallError: `reason` "UnknownRequest" when the router no longer remembers it.
+            CallError: `reason` "UnknownRequest" when no router remembers it any longer.
         """
-        call = self._router.Explain(
-            wire.ExplainRequest(request_id=request_id), timeout=deadline_s, metadata=(self._authorization,)
-        )
-        return await _answer(call)
+        found: wire.Explanation = await self._ask("Explain", wire.ExplainRequest(request_id=request_id), deadline_s)
+        return found
 
     async def connected(self, deadline_s: float = 10.0) -> None:
         """Waits until the channel is up. Raises CallError: `reason` "Unreachable"."""
         try:
             async with asyncio.timeout(deadline_s):
-                await self._channel.channel_ready()
+                await self._paths.channel.channel_ready()
         except TimeoutError:
             raise CallError(
                 "Unreachable",
@@ -179,8 +172,8 @@ class Client:
             ) from None
 
     async def close(self) -> None:
-        """Closes the channel; streams that still run are cancelled."""
-        await self._channel.close(None)
+        """Closes the channels; streams that still run are cancelled."""
+        await self._paths.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -190,14 +183,14 @@ class Client:
     ) -> None:
         await self.close()
 
-    def _open(self, request: wire.GenerateRequest, traceparent: str, timeout_s: float) -> Any:
-        return self._router.Generate(
-            request, timeout=timeout_s, metadata=(self._authorization, (TRACEPARENT, traceparent))
-        )
-
-
-async def _answer(call: Awaitable[_Answer]) -> _Answer:
-    try:
-        return await call
-    except grpc.aio.AioRpcError as error:
-        raise error_of(error) from error
+    async def _ask(self, method: str, question: Any, deadline_s: float) -> Any:
+        """The answer of the first router that has one. Raises CallError: what the last of them said."""
+        for router in self._paths.routers:
+            ask = getattr(router, method)
+            try:
+                return await ask(question, timeout=deadline_s, metadata=(self._paths.authorization,))
+            except grpc.aio.AioRpcError as error:
+                failure, cause = error_of(error), error
+                if failure.reason not in _ANOTHER_MAY_KNOW:
+                    break
+        raise failure from cause

@@ -1,27 +1,32 @@
 """One request's stream, as a program reads it: an async iterator of pieces, then the result.
 
-In: a way to open the call. Out: pieces whose token indexes start at 0 and have no gaps, and at the end what was used,
-what it costs and who made it. A failure before the first token that waiting can mend is retried here with the same
-request id; any other ends the iteration with `GenerateError`.
+In: the ways to its tokens. Out: pieces whose token indexes start at 0 and have no gaps, and at the end what was used,
+what it costs and who made it. A stream that breaks is gone on with where it broke, at another worker or through another
+router, a bounded number of times; a failure before the first token that waiting can mend is tried again with the same
+request id. Any other ends the iteration with `GenerateError`.
 """
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
 import grpc
 
-from tokenworks.errors import GenerateError, error_of
+from tokenworks.errors import CallError, GenerateError, error_of
+from tokenworks.mending import Asked, Mend, mend
+from tokenworks.paths import Leg, Paths
 from tokenworks.tracing import RequestTrace
 from tokenworks.v1 import inference_pb2 as wire
 
 _FIRST_DELAY_S: Final = 0.1
 _LONGEST_DELAY_S: Final = 5.0
-
-OpenCall = Callable[[wire.GenerateRequest, str, float], Any]  # request, traceparent, timeout in seconds
+_ANOTHER_ROUTER_MAY: Final = frozenset({"Unreachable", "RequestTimedOut", "NoWorker", "OutboxFull"})
+_MOST_BREAKS: Final = 8
+_MEND_FOR_S: Final = 15.0  # after a break, until the next token
 
 
 class Piece(NamedTuple):
@@ -57,18 +62,46 @@ class Result:
     segments: tuple[Segment, ...]
 
 
+class _Answer:
+    """What has arrived of an answer, in the form that lets another worker go on with it."""
+
+    def __init__(self) -> None:
+        self.next_index = 0
+        self._ids = array("I")
+        self._tokenizer: str | None = None
+        self._same_tokenizer = True
+        self._texts: list[str] = []
+
+    def add(self, message: wire.GenerateResponse, tokenizer: str) -> None:
+        """Takes the message that begins with token `next_index`."""
+        self.next_index += message.token_count
+        self._ids.extend(message.token_ids)
+        self._texts.append(message.text)
+        if self._tokenizer is None:
+            self._tokenizer = tokenizer
+        self._same_tokenizer = self._same_tokenizer and self._tokenizer == tokenizer
+
+    def put_into(self, request: wire.GenerateRequest) -> None:
+        """Asks for what is missing."""
+        request.resume_from = self.next_index
+        request.resumed_text = "".join(self._texts)
+        if len(self._ids) == self.next_index and self._same_tokenizer:
+            request.resumed_token_ids.ids.extend(self._ids)
+            request.resumed_tokenizer = self._tokenizer or ""
+
+
 class Generation:
     """A running request. Iterate it; leaving it early (`aclose`, or the end of `async with`) cancels the request.
 
     Attributes:
         request_id, trace_id: known from the start.
         result: set once the iteration has ended by itself.
-        attempts: calls made so far, 1 when nothing was retried.
+        attempts: calls made so far, 1 when nothing was retried and nothing broke.
     """
 
     def __init__(
         self,
-        open_call: OpenCall,
+        paths: Paths,
         request: wire.GenerateRequest,
         trace: RequestTrace,
         *,
@@ -79,14 +112,23 @@ class Generation:
         self.trace_id = trace.trace_id
         self.result: Result | None = None
         self.attempts = 0
-        self._open_call = open_call
+        self._paths = paths
         self._request = request
         self._trace = trace
         self._max_attempts = max_attempts
         self._loop = asyncio.get_running_loop()
         self._ends_at_s = self._loop.time() + deadline_s
-        self._call: Any = None
-        self._next_index = 0
+        self._call: Any = None  # the one that is waited for
+        self._leg: Leg | None = None
+        self._answer = _Answer()
+        self._segments: list[Segment] = []  # of legs that broke
+        self._relayed = False
+        self._avoided: list[str] = []
+        self._breaks = 0
+        self._broke_at_s: float | None = None  # None while it runs
+        self._waits = 0
+        self._sent_at_s = 0.0
+        self._first_at_s = 0.0
         self._over = False
         self._closed = False
 
@@ -96,12 +138,12 @@ class Generation:
     async def __anext__(self) -> Piece:
         """Raises GenerateError: the stream failed."""
         while not self._over:
-            if self._call is None:
-                self._open()
             try:
-                message = await self._call.read()
+                if self._leg is None:
+                    self._leg = await self._open()
+                message = await self._leg.call.read()
             except grpc.aio.AioRpcError as error:
-                await self._retry_or_raise(error)
+                await self._mend(error)
                 continue
             except asyncio.CancelledError:
                 if self._closed and not _being_cancelled():
@@ -111,10 +153,13 @@ class Generation:
             if not isinstance(message, wire.GenerateResponse):  # grpc.aio.EOF
                 self._check_finished()
                 break
+            if not self._leg.answered:
+                self._paths.answered(self._leg)
             if message.HasField("finish"):
-                self._take(message.finish)
+                self._take(message.finish, self._leg)
             if message.token_count:
                 self._check_contiguous(message)
+                self._note(message, self._leg)
                 return Piece(message.first_index, message.token_count, message.text, message.token_ids)
         raise StopAsyncIteration
 
@@ -136,25 +181,108 @@ class Generation:
     ) -> None:
         await self.aclose()
 
-    def _open(self) -> None:
-        left_s = self._ends_at_s - self._loop.time()
-        if left_s <= 0:
+    async def _open(self) -> Leg:
+        now_s = self._loop.time()
+        if self._ends_at_s <= now_s:
             raise self._failed("RequestTimedOut", "the deadline passed", grpc.StatusCode.DEADLINE_EXCEEDED, None)
+        self._sent_at_s = self._sent_at_s or now_s
         self.attempts += 1
-        self._call = self._open_call(self._request, self._trace.traceparent, left_s)
+        return await self._paths.open(
+            self._what_is_missing(now_s),
+            self._trace.traceparent,
+            self._ends_at_s - now_s,
+            relayed=self._relayed,
+            calling=self._waits_for,
+        )
 
-    async def _retry_or_raise(self, error: grpc.aio.AioRpcError) -> None:
+    def _waits_for(self, call: Any) -> None:
+        self._call = call
+
+    def _what_is_missing(self, now_s: float) -> wire.GenerateRequest:
+        """The request, less what has arrived of its answer."""
+        if not self._answer.next_index and not self._avoided:
+            return self._request
+        request = wire.GenerateRequest()
+        request.CopyFrom(self._request)
+        request.avoid_workers.extend(self._avoided)
+        if self._answer.next_index:
+            self._answer.put_into(request)
+            request.resumed_ttft_s = self._first_at_s - self._sent_at_s
+            request.resumed_s = now_s - self._sent_at_s
+        return request
+
+    async def _mend(self, error: grpc.aio.AioRpcError) -> None:
+        """Makes the next call possible after one failed. Raises GenerateError: nothing can."""
+        leg, self._leg = self._leg, None
         named = error_of(error)
-        backoff_s = min(_LONGEST_DELAY_S, _FIRST_DELAY_S * 2 ** (self.attempts - 1))
-        delay_s = max(backoff_s, named.retry_after_s or 0.0) * random.uniform(1.0, 1.25)
-        in_time = self._loop.time() + delay_s < self._ends_at_s
-        if not named.passing or not in_time or self._next_index or self.attempts >= self._max_attempts:
+        begun = self._answer.next_index > 0
+        asked = leg.asked if leg is not None else Asked.FOR_A_PLACE
+        how = mend(named, asked, begun=begun)
+        if leg is not None:
+            leg.end()
+            await self._keep_segment(leg)
+            if asked is Asked.A_WORKER and how is not Mend.GIVE_UP:
+                how = self._broke(leg, named, how)
+        now_s = self._loop.time()
+        if begun and self._broke_at_s is None:
+            self._broke_at_s = now_s
+        mending = self._broke_at_s is not None
+        tried_enough = (
+            self._breaks > _MOST_BREAKS or now_s > (self._broke_at_s or now_s) + _MEND_FOR_S
+            if mending
+            else how is Mend.WAIT and self.attempts >= self._max_attempts
+        )
+        if how is Mend.GIVE_UP or tried_enough:
             raise self._failed(named.reason, named.message, named.code, named.retry_after_s) from error
-        self._call = None
+        if how is Mend.RELAY:
+            self._relayed = True
+            if leg is None:  # the router hands out no placements: nothing was tried yet
+                self._paths.no_placements()
+                self.attempts -= 1
+        elif how is Mend.WAIT:
+            relay_broke = begun and asked is Asked.A_ROUTER
+            if not (relay_broke or named.reason in _ANOTHER_ROUTER_MAY) or not self._paths.next_router():
+                await self._wait(named, error, mending=mending)
+
+    def _broke(self, leg: Leg, named: CallError, how: Mend) -> Mend:
+        """A worker failed the stream: what that says of it, and of the ways to workers."""
+        self._breaks += 1
+        self._broke_at_s = self._broke_at_s or self._loop.time()
+        if leg.worker not in self._avoided:
+            self._avoided.append(leg.worker)
+        unreachable = named.reason == "Unreachable" and not leg.answered
+        if not self._paths.reaches_workers and (unreachable or how is Mend.RELAY):
+            self._paths.no_placements()
+            return Mend.RELAY
+        return how
+
+    async def _wait(self, named: CallError, error: grpc.aio.AioRpcError, *, mending: bool) -> None:
+        """Waits as long as it makes sense to."""
+        self._avoided.clear()  # those that failed may be back
+        delay_s = min(_LONGEST_DELAY_S, _FIRST_DELAY_S * 2**self._waits)
+        self._waits += 1
+        delay_s = max(delay_s, named.retry_after_s or 0.0) * random.uniform(1.0, 1.25)
+        if mending:
+            delay_s = min(delay_s, 1.0)
+        if self._loop.time() + delay_s >= self._ends_at_s:
+            raise self._failed(named.reason, named.message, named.code, named.retry_after_s) from error
         await asyncio.sleep(delay_s)
 
-    def _take(self, finish: wire.Finish) -> None:
+    async def _keep_segment(self, leg: Leg) -> None:
+        """Notes who made the tokens of a leg that broke."""
+        made = self._answer.next_index - leg.first_index
+        if made > 0:
+            self._segments.append(Segment(await leg.serving(), leg.accelerator, leg.first_index, made))
+
+    def _note(self, message: wire.GenerateResponse, leg: Leg) -> None:
+        self._first_at_s = self._first_at_s or self._loop.time()
+        self._answer.add(message, leg.tokenizer)
+        self._broke_at_s = None
+        self._waits = 0
+
+    def _take(self, finish: wire.Finish, leg: Leg) -> None:
         usage = finish.usage
+        last = [Segment(each.worker, each.accelerator, each.from_index, each.count) for each in finish.segments]
         self.result = Result(
             self.request_id,
             self.trace_id,
@@ -163,24 +291,25 @@ class Generation:
             usage.cached_prompt_tokens,
             usage.completion_tokens,
             finish.price_nusd,
-            tuple(Segment(each.worker, each.accelerator, each.from_index, each.count) for each in finish.segments),
+            (*self._segments, *(each for each in last if each.from_index >= leg.first_index and each.count)),
         )
 
     def _check_contiguous(self, message: wire.GenerateResponse) -> None:
-        if message.first_index != self._next_index:
+        if message.first_index != self._answer.next_index:
             raise self._failed(
                 "StreamBroken",
-                f"token {self._next_index} was due and token {message.first_index} came",
+                f"token {self._answer.next_index} was due and token {message.first_index} came",
                 grpc.StatusCode.DATA_LOSS,
                 None,
             )
-        self._next_index += message.token_count
 
     def _check_finished(self) -> None:
         result = self.result
         if result is None:
             raise self._failed("StreamBroken", "the stream ended without saying why", grpc.StatusCode.DATA_LOSS, None)
         self._over = True
+        if self._leg is not None:
+            self._leg.end()
         self._trace.finished(
             result.reason,
             result.prompt_tokens,
@@ -198,13 +327,15 @@ class Generation:
             retry_after_s=retry_after_s,
             request_id=self.request_id,
             trace_id=self.trace_id,
-            next_index=self._next_index,
+            next_index=self._answer.next_index,
         )
 
     def _end(self, reason: str, message: str) -> None:
         self._over = True
         if self._call is not None:
             self._call.cancel()
+        if self._leg is not None:
+            self._leg.end()
         self._trace.failed(reason, message)
 
 

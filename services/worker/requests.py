@@ -87,6 +87,7 @@ def direct(
             priority=claims.priority,
             resumed_token_ids=tuple(request.resumed_token_ids.ids),
             resumed_text=request.resumed_text,
+            resumed_tokenizer=request.resumed_tokenizer,
         ),
     )
 

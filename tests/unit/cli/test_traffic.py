@@ -2,7 +2,7 @@ import asyncio
 
 from services.cli.casting import Arrival
 from services.cli.traffic import Player
-from services.mesh.errors import QueueFull, WorkerLost
+from services.mesh.errors import EngineFailed, QueueFull
 from services.twin.traces import TraceRequest
 from tests.unit.client.fake_router import KEY, FakeRouter, serving
 from tokenworks import Client
@@ -63,13 +63,13 @@ async def test_arrivals_do_not_wait_for_answers():
 
 
 async def test_refusals_and_breaks_are_outcomes_too():
-    router = FakeRouter(break_at={2: WorkerLost("gone")})
+    router = FakeRouter(break_at={2: EngineFailed("gone")})
     router.refusals.append(QueueFull("full"))
     outcomes, _ = await play(router, [arrival()])
     outcomes += (await play(router, [arrival()]))[0]
     refused, broken = outcomes
     assert (refused.reason, refused.completion_tokens, refused.ttft_s) == ("QueueFull", 0, None)
-    assert (broken.reason, broken.completion_tokens, broken.error) == ("WorkerLost", 2, "gone")
+    assert (broken.reason, broken.completion_tokens, broken.error) == ("EngineFailed", 2, "gone")
 
 
 async def test_stopped_player_sends_nothing_more():

@@ -1,4 +1,5 @@
-"""A router that answers by script over real gRPC, with the mesh's own server, errors and authentication metadata."""
+"""A router that answers by script over real gRPC, with the mesh's own server, errors and authentication metadata; and
+a worker for the placements it hands out."""
 
 import asyncio
 from collections import deque
@@ -7,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from services.mesh.errors import TokenworksError, Unauthenticated, UnknownRequest
+from services.mesh.errors import TokenworksError, Unauthenticated, UnknownRequest, Unsupported
 from services.mesh.lifecycle import Lifecycle
 from services.mesh.rpc import GrpcServer, metadata_value
 from services.mesh.telemetry import TRACEPARENT, start_telemetry
@@ -18,8 +19,8 @@ KEY = "tw-test"
 
 
 @dataclass
-class FakeRouter(rpc.RouterServicer):
-    """Streams `max_tokens` tokens "w0 w1 …" per request; what it saw is kept."""
+class Script:
+    """Streams `max_tokens` tokens "w0 w1 …" per request, from `resume_from` on; what it saw is kept."""
 
     requests: list[wire.GenerateRequest] = field(default_factory=list)
     traceparents: list[str] = field(default_factory=list)
@@ -28,13 +29,13 @@ class FakeRouter(rpc.RouterServicer):
     skip: set[int] = field(default_factory=set)  # token indexes that are left out
     hold_at: int | None = None  # the token before which streams wait for ever
     price_nusd: int = 1234
+    worker: str = "h100-0"
     reached_hold: asyncio.Event = field(default_factory=asyncio.Event)
     arrived: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))  # released by each request
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     on_finish: Callable[[wire.GenerateRequest, wire.Finish], None] = lambda request, finish: None
 
-    async def Generate(self, request: wire.GenerateRequest, context: Any) -> AsyncIterator[wire.GenerateResponse]:
-        self._authenticate(context)
+    async def stream(self, request: wire.GenerateRequest, context: Any) -> AsyncIterator[wire.GenerateResponse]:
         self.requests.append(request)
         self.arrived.release()
         self.traceparents.append(metadata_value(context, TRACEPARENT))
@@ -42,9 +43,9 @@ class FakeRouter(rpc.RouterServicer):
             raise self.refusals.popleft()
         count = request.sampling.max_tokens
         try:
-            for index in range(count):
+            for index in range(request.resume_from, count):
                 if index in self.break_at:
-                    raise self.break_at[index]
+                    raise self.break_at.pop(index)
                 if index == self.hold_at:
                     self.reached_hold.set()
                     await asyncio.Event().wait()
@@ -65,10 +66,42 @@ class FakeRouter(rpc.RouterServicer):
                 prompt_tokens=len(request.token_ids.ids) or 5, cached_prompt_tokens=2, completion_tokens=count
             ),
             price_nusd=self.price_nusd,
-            segments=[wire.Segment(worker="h100-0", accelerator="nvidia-h100-sxm", from_index=0, count=count)],
+            segments=[
+                wire.Segment(
+                    worker=self.worker,
+                    accelerator="nvidia-h100-sxm",
+                    from_index=request.resume_from,
+                    count=count - request.resume_from,
+                )
+            ],
         )
         self.on_finish(request, finish)
         yield wire.GenerateResponse(request_id=request.request_id, first_index=count, finish=finish)
+
+
+@dataclass
+class FakeRouter(Script, rpc.RouterServicer):
+    """Relays by its script; hands out `placements` one after the other, the last one again and again."""
+
+    placements: list[wire.Placement] = field(default_factory=list)  # none: this router hands out no placements
+    no_places: deque[TokenworksError] = field(default_factory=deque)  # one per Place, in order
+    placed: list[wire.GenerateRequest] = field(default_factory=list)
+    on_place: Callable[[], None] = lambda: None
+
+    async def Generate(self, request: wire.GenerateRequest, context: Any) -> AsyncIterator[wire.GenerateResponse]:
+        self._authenticate(context)
+        async for message in self.stream(request, context):
+            yield message
+
+    async def Place(self, request: wire.GenerateRequest, context: Any) -> wire.Placement:
+        self._authenticate(context)
+        if self.no_places:
+            raise self.no_places.popleft()
+        if not self.placements:
+            raise Unsupported("this router hands out no placements")
+        self.placed.append(request)
+        self.on_place()
+        return self.placements.pop(0) if len(self.placements) > 1 else self.placements[0]
 
     async def Explain(self, request: wire.ExplainRequest, context: Any) -> wire.Explanation:
         self._authenticate(context)
@@ -94,16 +127,35 @@ class FakeRouter(rpc.RouterServicer):
             raise Unauthenticated("no such key; make one with `tokenworks keys create`")
 
 
+@dataclass
+class FakeWorker(Script, rpc.WorkerServicer):
+    """Streams by its script to those who show a placement."""
+
+    tokens: list[str] = field(default_factory=list)  # of the placements shown
+
+    async def Generate(self, request: wire.GenerateRequest, context: Any) -> AsyncIterator[wire.GenerateResponse]:
+        self.tokens.append(metadata_value(context, "x-tokenworks-placement"))
+        async for message in self.stream(request, context):
+            yield message
+
+
 @asynccontextmanager
-async def serving(router: FakeRouter) -> AsyncIterator[str]:
+async def serving(servicer: FakeRouter | FakeWorker) -> AsyncIterator[str]:
     """Serves on 127.0.0.1 and gives the address."""
-    life = Lifecycle("router")
-    telemetry = start_telemetry("router", "test")
+    life = Lifecycle("fake")
+    telemetry = start_telemetry("fake", "test")
     server = GrpcServer(telemetry, life, max_message_bytes=4 << 20)
-    server.add(rpc.add_RouterServicer_to_server, router, "tokenworks.v1.Router")
+    if isinstance(servicer, FakeRouter):
+        server.add(rpc.add_RouterServicer_to_server, servicer, "tokenworks.v1.Router")
+    else:
+        server.add(rpc.add_WorkerServicer_to_server, servicer, "tokenworks.v1.Worker")
     port = await server.start("127.0.0.1", 0)
     try:
         yield f"127.0.0.1:{port}"
     finally:
         await server.drain(0)
         telemetry.shutdown()
+
+
+def placement(worker: str, address: str) -> wire.Placement:
+    return wire.Placement(worker=worker, accelerator="nvidia-l4", address=address, token=f"for {worker}")

@@ -9,7 +9,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind
 
 from services.mesh import conventions as names
-from services.mesh.errors import InvalidSampling, NoWorker, QueueFull, UnknownModel, WorkerLost
+from services.mesh.errors import EngineFailed, InvalidSampling, NoWorker, QueueFull, UnknownModel
 from tests.unit.client.fake_router import KEY, FakeRouter, serving
 from tokenworks import CallError, Client, GenerateError
 from tokenworks.identity import new_request_id
@@ -128,12 +128,12 @@ async def test_wrong_requests_are_not_retried():
 
 
 async def test_break_in_mid_stream_names_the_index_reached():
-    router = FakeRouter(break_at={2: WorkerLost("h100-0 is gone")})
+    router = FakeRouter(break_at={2: EngineFailed("after 2 tokens the answer could not be continued")})
     async with serving(router) as address, Client(address, KEY) as client:
         stream = client.generate(text="a", max_tokens=4)
         with pytest.raises(GenerateError) as caught:
             await stream.text()
-    assert (caught.value.reason, caught.value.next_index) == ("WorkerLost", 2)
+    assert (caught.value.reason, caught.value.next_index) == ("EngineFailed", 2)
     assert len(router.requests) == 1
 
 

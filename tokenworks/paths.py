@@ -1,0 +1,173 @@
+"""The ways to the tokens of a request: straight from the worker that a router names, or relayed by the router.
+
+In: a request, and what of the mesh can be reached. Out: `Leg`s, each one call that streams. Where a router hands out no
+placements, or no worker was ever reached from here, requests are relayed for a while before placements are tried again.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import grpc
+
+from tokenworks.channels import Channels, router_channel
+from tokenworks.mending import Asked
+from tokenworks.tracing import TRACEPARENT
+from tokenworks.v1 import inference_pb2 as wire
+from tokenworks.v1 import inference_pb2_grpc as rpc
+
+PLACEMENT: Final = "x-tokenworks-placement"
+_WORKER: Final = "x-tokenworks-worker"
+_GENERATE: Final = "/tokenworks.v1.Worker/Generate"
+_PLACE_WITHIN_S: Final = 10.0
+_RELAY_FOR_S: Final = 30.0
+
+
+@dataclass(slots=True)
+class Leg:
+    """One call that streams tokens of a request.
+
+    Attributes:
+        worker, accelerator, tokenizer: of who serves it, as far as is known.
+        first_index: of its first token.
+        answered: a message came.
+    """
+
+    call: Any
+    asked: Asked
+    first_index: int
+    worker: str = ""
+    accelerator: str = ""
+    tokenizer: str = ""
+    address: str = ""
+    answered: bool = False
+    _release: Callable[[], None] = field(default=lambda: None)
+
+    async def serving(self) -> str:
+        """The worker's name; empty where nobody has said."""
+        if not self.worker and self.answered:
+            said: Any = await self.call.initial_metadata()
+            self.worker = str(dict(said).get(_WORKER, ""))
+        return self.worker
+
+    def end(self) -> None:
+        """The call is over, or is to be."""
+        self.call.cancel()
+        self._release()
+        self._release = lambda: None
+
+
+class Paths:
+    """One client's ways.
+
+    Args:
+        addresses: routers, the preferred one first.
+        direct: whether to ask for placements at all.
+        now_s: a monotonic clock.
+
+    Attributes:
+        authorization: metadata of every call to a router.
+        reaches_workers: a worker has streamed to here.
+    """
+
+    def __init__(self, addresses: Sequence[str], key: str, *, direct: bool, now_s: Callable[[], float]) -> None:
+        self.authorization = ("authorization", f"Bearer {key}")
+        self.reaches_workers = False
+        self._addresses = addresses
+        self._routers = [router_channel(each) for each in addresses]
+        self._stubs: list[Any] = [rpc.RouterStub(each) for each in self._routers]  # type: ignore[no-untyped-call]  # generated
+        self._current = 0
+        self._silent = 0  # routers in a row that could not serve
+        self._direct = direct
+        self._relay_until_s = float("-inf")
+        self._now_s = now_s
+        self._workers = Channels()
+        self._routers[0].get_state(try_to_connect=True)
+
+    @property
+    def address(self) -> str:
+        """Of the router asked at present."""
+        return self._addresses[self._current]
+
+    @property
+    def router(self) -> Any:
+        """Its stub."""
+        return self._stubs[self._current]
+
+    @property
+    def routers(self) -> Sequence[Any]:
+        """All stubs, that of the router asked at present first."""
+        return [*self._stubs[self._current :], *self._stubs[: self._current]]
+
+    @property
+    def channel(self) -> grpc.aio.Channel:
+        return self._routers[self._current]
+
+    async def open(
+        self,
+        request: wire.GenerateRequest,
+        traceparent: str,
+        timeout_s: float,
+        *,
+        relayed: bool,
+        calling: Callable[[Any], None],
+    ) -> Leg:
+        """Begins a leg.
+
+        Args:
+            relayed: through the router, whatever else is possible.
+            calling: gets the call that is waited for, so that it can be cancelled.
+
+        Raises:
+            grpc.aio.AioRpcError: the router placed nothing.
+        """
+        metadata = (self.authorization, (TRACEPARENT, traceparent))
+        if relayed or not self._direct or self._now_s() < self._relay_until_s:
+            call = self.router.Generate(request, timeout=timeout_s, metadata=metadata)
+            calling(call)
+            return Leg(call, Asked.A_ROUTER, request.resume_from)
+        asking = self.router.Place(request, timeout=min(timeout_s, _PLACE_WITHIN_S), metadata=metadata)
+        calling(asking)
+        placement: wire.Placement = await asking
+        self._silent = 0
+        address = placement.address
+        stream = self._workers.take(address).unary_stream(
+            _GENERATE,
+            request_serializer=wire.GenerateRequest.SerializeToString,
+            response_deserializer=wire.GenerateResponse.FromString,
+        )
+        call = stream(request, timeout=timeout_s, metadata=((PLACEMENT, placement.token), (TRACEPARENT, traceparent)))
+        calling(call)
+        return Leg(
+            call,
+            Asked.A_WORKER,
+            request.resume_from,
+            placement.worker,
+            placement.accelerator,
+            placement.tokenizer,
+            address,
+            _release=lambda: self._workers.give_back(address),
+        )
+
+    def answered(self, leg: Leg) -> None:
+        """The first message of a leg came."""
+        leg.answered = True
+        if leg.asked is Asked.A_WORKER:
+            self.reaches_workers = True
+        else:
+            self._silent = 0
+
+    def no_placements(self) -> None:
+        """Placements lead nowhere from here: requests are relayed for a while."""
+        self._relay_until_s = self._now_s() + _RELAY_FOR_S
+
+    def next_router(self) -> bool:
+        """The router could not serve: asks the next from here on; False when all of them were asked lately."""
+        self._current = (self._current + 1) % len(self._addresses)
+        self._silent += 1
+        return self._silent < len(self._addresses)
+
+    async def close(self) -> None:
+        for each in self._routers:
+            await each.close(None)
+        await self._workers.close()
