@@ -6,7 +6,7 @@
     │   ├── UnknownModel          UnknownSloClass   UnknownRequest  UnknownTenant
     │   ├── Unauthenticated       PlacementRefused
     │   ├── CreditExhausted       DuplicateRequest  ResumeRefused
-    │   └── Unsupported
+    │   └── Unsupported           ClientTooSlow
     ├── CapacityError      the mesh is full; `retry_after_s` says when to come back
     │   ├── QueueFull             OutboxFull        NoWorker
     │   └── DeadlineUnreachable
@@ -104,6 +104,10 @@ class Unsupported(CallerError):
     pass
 
 
+class ClientTooSlow(CallerError):
+    pass
+
+
 class CapacityError(TokenworksError):
     retry_after_s = 1.0
 
@@ -184,6 +188,7 @@ FACES: Final[dict[type[TokenworksError], Face]] = {
     DuplicateRequest: Face("ALREADY_EXISTS", 409, "invalid_request_error"),
     ResumeRefused: Face("FAILED_PRECONDITION", 409, "invalid_request_error"),
     Unsupported: Face("UNIMPLEMENTED", 400, "invalid_request_error"),
+    ClientTooSlow: Face("RESOURCE_EXHAUSTED", 408, "invalid_request_error"),
     CapacityError: Face("UNAVAILABLE", 503, "server_error"),
     QueueFull: Face("RESOURCE_EXHAUSTED", 429, "rate_limit_error"),
     DeadlineUnreachable: Face("RESOURCE_EXHAUSTED", 429, "rate_limit_error"),

@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
@@ -74,7 +74,13 @@ def error_of(failure: grpc.RpcError) -> TokenworksError:
     return from_reason(reason or _UNNAMED.get(code, ""), failure.details() or code.name, retry_after_s)
 
 
-def metadata_value(context: grpc.aio.ServicerContext[Any, Any], key: str) -> str:
+class Invoked(Protocol):
+    """A call's context, of either server, as far as metadata goes."""
+
+    def invocation_metadata(self) -> Any: ...
+
+
+def metadata_value(context: Invoked, key: str) -> str:
     """The first value of a metadata key; empty when it was not sent."""
     for name, value in context.invocation_metadata() or ():
         if name == key:
@@ -82,7 +88,7 @@ def metadata_value(context: grpc.aio.ServicerContext[Any, Any], key: str) -> str
     return ""
 
 
-def require_mesh_secret(context: grpc.aio.ServicerContext[Any, Any], secret: str) -> None:
+def require_mesh_secret(context: Invoked, secret: str) -> None:
     """Lets pass who knows `mesh.secret`; everybody when it is empty.
 
     Raises:

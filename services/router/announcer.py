@@ -31,6 +31,8 @@ class Announcer:
         if relay.announced:
             return
         relay.announced = True
+        if relay.resumed_tokens:
+            return  # whoever let it in first has said so
         asked, worker = relay.asked, relay.worker
         self._bus.publish(
             RequestAdmitted(

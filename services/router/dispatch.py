@@ -13,6 +13,7 @@ leaves no trace: RequestAdmitted waits that long.
 import asyncio
 import logging
 from contextlib import suppress
+from dataclasses import replace
 from random import Random
 from typing import Final
 
@@ -20,6 +21,8 @@ from services.mesh.clock import Clock
 from services.mesh.errors import (
     CallerError,
     CapacityError,
+    ClientTooSlow,
+    DuplicateRequest,
     InvariantBroken,
     PromptTooLong,
     ResumeRefused,
@@ -36,9 +39,10 @@ from services.router.core.ids import uuid7
 from services.router.core.policy import Decision
 from services.router.core.records import DecisionRecords
 from services.router.core.request import Asked
+from services.router.core.resumes import check_resumed
 from services.router.core.scores import Ask
 from services.router.measures import Measures
-from services.router.messages import Message
+from services.router.messages import MOST_HELD_BYTES, Message
 from services.router.placing import Placing
 from services.router.relay import Relay, Usage
 from services.router.requests import asked_of
@@ -113,6 +117,7 @@ class Dispatcher:
             traceparent: context of the span that the request is served under; never empty.
 
         Raises:
+            ResumeRefused: see `check_resumed`.
             CallerError, CapacityError: see `admission.check` and `policy.decide`; the request left no trace.
         """
         if not request.request_id:
@@ -121,24 +126,21 @@ class Dispatcher:
             request.slo_class = self._default_slo_class
         asked = asked_of(request, tenant)
         try:
-            check(asked, self._situation(asked))
-            ask, decision, record = self._placing.first(asked, traceparent)
+            self._check(asked, request)
+            ask, decision, record = self._placing.first(
+                asked, traceparent, excluded=request.avoid_workers, made_tokens=asked.resume_from
+            )
         except TokenworksError as error:
             self._measures.refused(error)
             raise
-        relay = Relay(
-            self, asked, request, ask.promise, record, traceparent=traceparent, now_s=self._clock.monotonic_s()
-        )
+        now = self._clock.monotonic_s
+        relay = Relay(self, asked, request, ask.promise, record, traceparent=traceparent, now=now)
         self._relays[asked.request_id] = relay
         self._idle.clear()
         self.records.add(record)
         self._place(relay, ask, decision)
         asyncio.get_running_loop().call_later(_ANNOUNCE_AFTER_S, self._announce, relay)
         return relay
-
-    def delivered(self, relay: Relay, message: Message) -> None:
-        """The client has the message."""
-        relay.delivered(message, self._clock.monotonic_s())
 
     def close(self, relay: Relay) -> None:
         """The client is done with the relay, or gone. Ends what still runs of it; again changes nothing."""
@@ -206,7 +208,7 @@ class Dispatcher:
         relay.usage = Usage(prompt_tokens, cached_tokens, finish.price_nusd)
         del finish.segments[:]
         finish.segments.extend(relay.wire_segments(last.token_count))
-        if finish.reason in ("stop", "length") and relay.placements == 1:
+        if finish.reason in ("stop", "length") and relay.placements == 1 and not relay.resumed_tokens:
             self._placing.learn(
                 asked,
                 prompt_tokens=prompt_tokens,
@@ -237,6 +239,34 @@ class Dispatcher:
         if relay.retry_until_s is None:
             relay.retry_until_s = self._clock.monotonic_s() + _RETRY_FOR_S
         self._place_again(relay, error)
+
+    def overflowed(self, relay: Relay) -> None:
+        self._release(relay, cancel="cancelled")
+        error = ClientTooSlow(
+            f"more than {MOST_HELD_BYTES} bytes of the answer wait for its client, which does not read; ask for"
+            " shorter answers, or go on from the last token received"
+        )
+        relay.end("cancelled", error)
+
+    def _check(self, asked: Asked, request: wire.GenerateRequest) -> None:
+        """Lets the request in, or raises why not."""
+        if not asked.resume_from:
+            check(asked, self._situation(asked))
+            return
+        check_resumed(
+            asked.resume_from,
+            len(request.resumed_token_ids.ids),
+            request.resumed_text,
+            guided=bool(request.tools_json or request.response_format_json),
+        )
+        before = self._relays.get(asked.request_id)
+        if before is not None and before.asked.tenant == asked.tenant:
+            # Its client lost the connection, and is back before that was noticed here.
+            self._release(before, cancel="cancelled")
+            before.end("cancelled", DuplicateRequest(f"request {asked.request_id!r} goes on in another call"))
+            self.close(before)
+        # What there is of it is at the client, which is checked above.
+        check(replace(asked, resume_from=0), replace(self._situation(asked), answered=False))
 
     def _place_again(self, relay: Relay, error: TokenworksError) -> None:
         """Places a request that `error` happened to once more, now or in a while."""
@@ -311,7 +341,7 @@ class Dispatcher:
 
 def _refused(relay: Relay, error: TokenworksError | None) -> bool:
     """Nothing was made of the request, and the error says that nothing will be."""
-    return isinstance(error, CallerError | CapacityError) and not relay.journal.next_index
+    return isinstance(error, CallerError | CapacityError) and relay.journal.next_index == relay.resumed_tokens
 
 
 def _give_up(relay: Relay, error: TokenworksError) -> None:

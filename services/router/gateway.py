@@ -1,23 +1,24 @@
 """OpenAI's API over HTTP: `/v1/chat/completions`, `/v1/completions`, `/v1/models`. The edge beside `service.py`.
 
-A stream is server-sent events, one write per message that a client takes. Its headers wait for the first message, so
-that what a worker refuses still has its own status. A client that disconnects cancels its handler, and with it the
-engine's work.
+A stream is server-sent events, written as a worker's messages come (`http_sinks.py`). Its headers wait for the first
+message, so that what a worker refuses still has its own status. A client that disconnects cancels its handler, and with
+it the engine's work.
 """
 
+import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from opentelemetry.trace import SpanKind, Status, StatusCode, use_span
 
 from services.mesh import conventions as names
 from services.mesh.clock import Clock
 from services.mesh.errors import InvariantBroken, MessageTooLarge, TokenworksError, UnknownModel, face
 from services.mesh.keys import KeyStore
-from services.mesh.openai.answers import Answer, Kind, error_body, error_event, model_body
+from services.mesh.openai.answers import Answer, Kind, error_body, model_body
 from services.mesh.openai.requests import Wanted, parse_chat, parse_completion
 from services.mesh.telemetry import (
     TRACEPARENT,
@@ -30,9 +31,9 @@ from services.mesh.telemetry import (
 from services.router.access import tenant_of
 from services.router.core.fleet import Fleet
 from services.router.dispatch import Dispatcher
+from services.router.http_sinks import EventSink, WholeSink
 from services.router.relay import Relay
 from services.router.service import TRACE_ID, WORKER, describe, served_models
-from tokenworks.v1 import inference_pb2 as wire
 
 log = logging.getLogger(__name__)
 
@@ -91,30 +92,33 @@ class Gateway:
             describe(relay)
 
     async def _stream(self, request: web.Request, relay: Relay, answer: Answer) -> web.StreamResponse:
-        message = await relay.take()
+        sink = EventSink(answer)
+        relay.attach(sink)
+        await sink.begun()
         response = web.StreamResponse(
             headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache", **_told(relay)}
         )
-        await response.prepare(request)
-        try:
-            while message is not None:
-                await response.write(answer.events(wire.GenerateResponse.FromString(message.data)))
-                self._dispatcher.delivered(relay, message)
-                message = await relay.take()
-        except TokenworksError as error:
-            await response.write(error_event(error))
+        chunked = request.version >= HttpVersion11
+        if chunked:
+            response.enable_chunked_encoding()
+        writer = await response.prepare(request)
+        if writer is None or request.transport is None:
+            raise ConnectionResetError("the client left before its answer began")
+        sink.open(request.transport, chunked=chunked)
+        relay.flush()
+        while await sink.held():
+            await writer.drain()
+            await asyncio.sleep(0)  # a turn for the others, should the connection be full again at once
+            relay.flush()
         await response.write_eof()
         return response
 
     async def _whole(self, request: web.Request, relay: Relay, answer: Answer) -> web.StreamResponse:
-        messages, sent = [], False
+        sink, sent = WholeSink(), False
+        relay.attach(sink)
         try:
-            while (message := await relay.take()) is not None:
-                # Its times are those at which the answer grew here; whether it reaches the client shows at the end.
-                self._dispatcher.delivered(relay, message)
-                messages.append(wire.GenerateResponse.FromString(message.data))
-            body = answer.whole(messages)
-            response = web.Response(body=body, content_type="application/json", headers=_told(relay))
+            messages = await sink.all()
+            response = web.Response(body=answer.whole(messages), content_type="application/json", headers=_told(relay))
             await response.prepare(request)
             await response.write_eof()
             sent = True

@@ -1,20 +1,21 @@
 """What a worker made for one stream, on its way to the client: bytes passed on unparsed, merged only where needed.
 
-`Mailbox` holds what the client has yet to take. A client that reads slower than tokens come gets larger messages, never
-a gap: what waits is merged into one, so at most `_MOST_WAITING` messages are held, and no more text than the answer's.
+`Mailbox` passes each message on as it comes, within the call that brought it: nobody is woken for a token. A client
+that reads slower than tokens come gets larger messages, never a gap: what its side does not take yet is merged.
 `Journal` holds the whole answer so far, in the form that lets another worker go on with it.
 """
 
-import asyncio
+import json
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from services.mesh.errors import TokenworksError
 from tokenworks.v1 import inference_pb2 as wire
 
-_MOST_WAITING: Final = 32
+MOST_HELD_BYTES: Final = 256 << 10  # for a client that does not read; about 20,000 tokens
+_MERGE_AT: Final = 32
 _FOLD_AT: Final = 64
 
 
@@ -34,73 +35,98 @@ def merged(messages: Sequence[Message]) -> Message:
     whole = parts[0]
     for part in parts[1:]:
         whole.token_ids.extend(part.token_ids)
+        whole.logprobs.extend(part.logprobs)
         if part.HasField("finish"):
             whole.finish.CopyFrom(part.finish)
     whole.text = "".join(part.text for part in parts)
     whole.token_count = sum(part.token_count for part in parts)
+    calls = [call for part in parts if part.tool_calls_json for call in json.loads(part.tool_calls_json)]
+    if calls:
+        whole.tool_calls_json = json.dumps(calls)
     return Message(whole.SerializeToString(), whole.token_count)
 
 
-class Mailbox:
-    """From the session that fills it to the one client that empties it."""
+class Sink(Protocol):
+    """The client's side of a stream. Neither method awaits or raises."""
 
-    def __init__(self) -> None:
-        self._waiting: list[Message] = []
-        self._taker: asyncio.Future[None] | None = None
-        self._closed = False
+    def message(self, message: Message) -> bool:
+        """Sends it; False, with nothing sent, when its client takes no more now: it is offered again at the next
+        `Mailbox.flush`."""
+
+    def ended(self, error: TokenworksError | None) -> None:
+        """Everything was sent, and nothing follows."""
+
+
+class Mailbox:
+    """From whoever fills it to one sink, which may come later.
+
+    Args:
+        on_sent: called with each message that the sink took.
+    """
+
+    def __init__(self, on_sent: Callable[[Message], None]) -> None:
+        self._on_sent = on_sent
+        self._sink: Sink | None = None
+        self._held: list[Message] = []
+        self._closed = self._told = False
         self._error: TokenworksError | None = None
 
-    def put(self, message: Message) -> None:
-        """Adds a message; ignored once closed."""
+    def attach(self, sink: Sink) -> None:
+        """Gives it what waits, and from now on what comes."""
+        self._sink = sink
+        self.flush()
+
+    def put(self, message: Message) -> bool:
+        """Sends the message, or holds it; ignored once closed. False when more is held than may be: the client does
+        not read."""
         if self._closed:
-            return
-        self._waiting.append(message)
-        if len(self._waiting) >= _MOST_WAITING:
-            self._waiting = [merged(self._waiting)]
-        self._wake()
+            return True
+        if not self._held and self._sink is not None and self._sink.message(message):
+            self._on_sent(message)
+            return True
+        self._held.append(message)
+        if len(self._held) >= _MERGE_AT:
+            self._held = [merged(self._held)]
+        return len(self._held[0].data) <= MOST_HELD_BYTES
 
     def close(self, error: TokenworksError | None = None) -> None:
-        """Nothing more will come; `error` is raised to the client after what waits has been taken."""
+        """Nothing more will come; the sink is told, with `error`, once it has taken what is held."""
         if not self._closed:
             self._closed, self._error = True, error
-            self._wake()
+            self.flush()
 
-    async def take(self) -> Message | None:
-        """All that waits as one message, once something does; None at the end.
-
-        Raises:
-            TokenworksError: the stream ended with this error.
-        """
-        while not self._waiting:
-            if self._closed:
-                if self._error is not None:
-                    raise self._error
-                return None
-            self._taker = asyncio.get_running_loop().create_future()
-            try:
-                await self._taker
-            finally:
-                self._taker = None
-        waiting, self._waiting = self._waiting, []
-        return merged(waiting)
-
-    def _wake(self) -> None:
-        if self._taker is not None and not self._taker.done():
-            self._taker.set_result(None)
+    def flush(self) -> None:
+        """Offers the sink what is held, as one message; to be called when its client takes more."""
+        if self._sink is None:
+            return
+        if self._held:
+            whole = merged(self._held)
+            if not self._sink.message(whole):
+                self._held = [whole]
+                return
+            self._held = []
+            self._on_sent(whole)
+        if self._closed and not self._told:
+            self._told = True
+            self._sink.ended(self._error)
 
 
 class Journal:
-    """Every token received of one answer.
+    """Every token of one answer, those that its client brought along included.
+
+    Args:
+        ids, text: of the tokens that exist already; no ids where they are not known.
+        count: how many those are.
 
     Attributes:
         next_index: of the token expected next.
     """
 
-    def __init__(self) -> None:
-        self.next_index = 0
+    def __init__(self, ids: Sequence[int] = (), text: str = "", count: int = 0) -> None:
+        self.next_index = count
         self._unread: list[bytes] = []
-        self._ids = array("I")
-        self._texts: list[str] = []
+        self._ids = array("I", ids)
+        self._texts: list[str] = [text] if text else []
 
     def add(self, message: Message) -> None:
         """Notes the message that begins with token `next_index`."""

@@ -4,7 +4,7 @@ In: chunks from a session. Out: one contiguous stream of messages for the client
 reported with. What to do when a worker fails it is decided by its `Owner`, the dispatcher.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,7 +12,7 @@ from services.mesh.errors import EngineFailed, TokenworksError, from_reason
 from services.router.core.known_worker import KnownWorker, Placed
 from services.router.core.records import DecisionRecord
 from services.router.core.request import Asked, Promise
-from services.router.messages import Journal, Mailbox, Message
+from services.router.messages import Journal, Mailbox, Message, Sink
 from services.router.session import WorkerSession
 from tokenworks.v1 import inference_pb2 as wire
 
@@ -26,6 +26,9 @@ class Owner(Protocol):
 
     def failed(self, relay: "Relay", error: TokenworksError) -> None:
         """The worker refused the request or broke off."""
+
+    def overflowed(self, relay: "Relay") -> None:
+        """Its client does not read, and more waits for it than may."""
 
 
 @dataclass(slots=True)
@@ -52,14 +55,16 @@ class Relay:
     Attributes:
         prompt_tokens, completion_tokens, cached_tokens: as expected when it was placed.
         traceparent: context of the span it is served under.
-        admitted_s, admitted_unix_ms: when it was let in.
+        admitted_s, admitted_unix_ms: when it was let in; the former is when it was first sent, where its client goes on
+            with it after a break.
+        resumed_tokens: how many tokens its client brought along.
         segments: one per worker that made tokens of it, or is about to.
         excluded: names of workers that failed it lately.
         placements: how many times it was placed.
         retry_until_s: give up looking for another worker then; None while it is served.
         announced: its RequestAdmitted is published.
         outcome: why its stream ended; empty while it runs.
-        delivered_tokens, first_s, last_s: what the client took, and when its first and latest tokens.
+        delivered_tokens, first_s, last_s: what the client has, and when it took its first and latest tokens.
     """
 
     def __init__(
@@ -71,55 +76,58 @@ class Relay:
         record: DecisionRecord,
         *,
         traceparent: str,
-        now_s: float,
+        now: Callable[[], float],
     ) -> None:
         self.asked = asked
         self.request = request
         self.promise = promise
         self.record = record
-        self.prompt_tokens = record.prompt_tokens
+        self.resumed_tokens = asked.resume_from
+        self.prompt_tokens = record.prompt_tokens - self.resumed_tokens
         self.completion_tokens = record.completion_tokens
         self.cached_tokens = 0
         self.traceparent = traceparent
-        self.admitted_s = now_s
+        self.admitted_s = now() - request.resumed_s
         self.admitted_unix_ms = record.decided_unix_ms
         self.segments: list[Segment] = []
         self.placed: Placed | None = None
         self.session: WorkerSession | None = None
         self.number = 0
-        self.excluded: set[str] = set()
+        self.excluded: set[str] = set(request.avoid_workers)
         self.placements = 0
         self.retry_until_s: float | None = None
         self.announced = False
         self.usage = Usage()
         self.outcome = ""
         self.error: TokenworksError | None = None
-        self.delivered_tokens = 0
-        self.first_s = 0.0
+        self.delivered_tokens = self.resumed_tokens
+        self.first_s = self.admitted_s + request.resumed_ttft_s if request.resumed_ttft_s else None
         self.last_s = 0.0
-        self.journal = Journal()
+        self.journal = Journal(request.resumed_token_ids.ids, request.resumed_text, self.resumed_tokens)
+        request.ClearField("resumed_token_ids")
+        request.ClearField("resumed_text")
+        self._now = now
         self._owner = owner
-        self._mailbox = Mailbox()
+        self._mailbox = Mailbox(self._sent)
 
-    async def take(self) -> Message | None:
-        """What has come since the last call, once something has; None after the end.
+    def attach(self, sink: Sink) -> None:
+        """Gives the client what came, and from now on what comes."""
+        self._mailbox.attach(sink)
 
-        Raises:
-            TokenworksError: the stream could not be finished; the message says at which token it broke off.
-        """
-        return await self._mailbox.take()
-
-    def delivered(self, message: Message, now_s: float) -> None:
-        """The client has the message."""
-        if message.tokens:
-            if not self.delivered_tokens:
-                self.first_s = now_s
-            self.last_s = now_s
-            self.delivered_tokens += message.tokens
+    def flush(self) -> None:
+        """The client takes more again."""
+        self._mailbox.flush()
 
     def recall(self) -> None:
         """What was noted as delivered did not reach the client after all."""
-        self.delivered_tokens = 0
+        self.delivered_tokens = self.resumed_tokens
+
+    def _sent(self, message: Message) -> None:
+        if message.tokens:
+            self.last_s = self._now()
+            if self.first_s is None:
+                self.first_s = self.last_s
+            self.delivered_tokens += message.tokens
 
     def served_by(self, worker: KnownWorker, placed: Placed) -> None:
         """From here on another worker makes its tokens."""
@@ -128,11 +136,11 @@ class Relay:
         self.segments.append(Segment(worker, self.journal.next_index))
         self.placed = placed
 
-    def put(self, message: Message) -> None:
-        """Passes tokens on to the client; they begin with the one expected next."""
+    def put(self, message: Message) -> bool:
+        """Passes tokens on to the client; they begin with the one expected next. False when too much waits for it."""
         self.journal.add(message)
         self.segments[-1].count += message.tokens
-        self._mailbox.put(message)
+        return self._mailbox.put(message)
 
     def open_stream(self, plan: str) -> wire.OpenStream:
         """The order to a worker: the request, and the tokens that exist already."""
@@ -148,7 +156,8 @@ class Relay:
         if self.journal.next_index:
             ids, text = self.journal.resumed()
             # Ids mean nothing to another tokenizer; those of several tokenizers, nothing to any.
-            tokenizers = sorted({each.worker.beat.tokenizer for each in self.segments if each.count})
+            brought = {self.request.resumed_tokenizer} if self.resumed_tokens else set()
+            tokenizers = sorted(brought | {each.worker.beat.tokenizer for each in self.segments if each.count})
             stream.request.resume_from = self.journal.next_index
             stream.resumed_token_ids.ids.extend(ids if len(tokenizers) == 1 else ())
             stream.resumed_tokenizer = ",".join(tokenizers)
@@ -194,8 +203,8 @@ class Relay:
             self._owner.failed(self, _error_of(chunk.error))
         elif chunk.last:
             self._owner.completed(self, wire.GenerateResponse.FromString(chunk.response))
-        else:
-            self.put(Message(chunk.response, chunk.token_count))
+        elif not self.put(Message(chunk.response, chunk.token_count)):
+            self._owner.overflowed(self)
 
     def lost(self, error: TokenworksError) -> None:
         self._owner.failed(self, error)
@@ -208,14 +217,14 @@ class Relay:
     @property
     def ttft_s(self) -> float:
         """Seconds from admission to the client's first token; 0 when none came."""
-        return self.first_s - self.admitted_s if self.delivered_tokens else 0.0
+        return 0.0 if self.first_s is None else self.first_s - self.admitted_s
 
     @property
     def tpot_s(self) -> float:
         """Mean seconds per token after the first; 0 when fewer than two came."""
-        if self.delivered_tokens < 2:
+        if self.delivered_tokens < 2 or self.first_s is None:
             return 0.0
-        return (self.last_s - self.first_s) / (self.delivered_tokens - 1)
+        return max(0.0, self.last_s - self.first_s) / (self.delivered_tokens - 1)
 
     @property
     def slo_met(self) -> bool:

@@ -1,8 +1,9 @@
 """`tokenworks.v1.Router` on gRPC: the edge between callers and the dispatcher.
 
-`Generate` passes a worker's bytes on as they come: its serializer is the identity, so no token is parsed again.
+`Generate` passes a worker's bytes on as they come and when they come: no token is parsed again, nobody is woken for it.
 """
 
+import asyncio
 from typing import Any, Final
 
 import grpc
@@ -10,23 +11,24 @@ from opentelemetry.trace import get_current_span
 
 from services.mesh import conventions as names
 from services.mesh.clock import Clock
-from services.mesh.errors import UnknownRequest
+from services.mesh.errors import TokenworksError, UnknownRequest
+from services.mesh.fast_grpc import FastGrpcServer
+from services.mesh.grpc_call import ServerCall
 from services.mesh.keys import KeyStore
-from services.mesh.rpc import GrpcServer, metadata_value
+from services.mesh.rpc import metadata_value
 from services.mesh.telemetry import current_traceparent, fresh_traceparent, trace_id_of
 from services.router.access import tenant_of
 from services.router.core.fleet import Fleet
 from services.router.core.records import DecisionRecord
 from services.router.direct import Direct
 from services.router.dispatch import Dispatcher
+from services.router.messages import Message
 from services.router.relay import Relay
 from tokenworks.v1 import inference_pb2 as wire
 
 SERVICE: Final = "tokenworks.v1.Router"
 TRACE_ID: Final = "x-tokenworks-trace-id"
 WORKER: Final = "x-tokenworks-worker"
-
-Context = grpc.aio.ServicerContext
 
 
 class RouterService:
@@ -39,7 +41,7 @@ class RouterService:
         self._keys = keys
         self._clock = clock
 
-    def register(self, server: GrpcServer) -> None:
+    def register(self, server: FastGrpcServer) -> None:
         server.add_generic(
             SERVICE,
             {
@@ -52,26 +54,26 @@ class RouterService:
             },
         )
 
-    async def generate(self, request: wire.GenerateRequest, context: Context[Any, Any]) -> None:
+    async def generate(self, request: wire.GenerateRequest, context: ServerCall) -> None:
         tenant = self._tenant(context)
         traceparent = current_traceparent() or fresh_traceparent()
         self._direct.superseded(request.request_id, tenant)
         relay = self._dispatcher.admit(request, tenant, traceparent)
         try:
             trace_id = trace_id_of(traceparent)
-            await context.send_initial_metadata(((TRACE_ID, trace_id), (WORKER, relay.worker.name)))
-            while (message := await relay.take()) is not None:
-                await context.write(message.data)
-                self._dispatcher.delivered(relay, message)
+            context.open(((TRACE_ID, trace_id), (WORKER, relay.worker.name)))
+            sink = _CallSink(context, relay)
+            relay.attach(sink)
+            await sink.wait()
             context.set_trailing_metadata(((TRACE_ID, trace_id), (WORKER, relay.worker.name)))
         finally:
             self._dispatcher.close(relay)
             describe(relay)
 
-    async def place(self, request: wire.GenerateRequest, context: Context[Any, Any]) -> wire.Placement:
+    async def place(self, request: wire.GenerateRequest, context: ServerCall) -> wire.Placement:
         return self._direct.place(request, self._tenant(context), current_traceparent() or fresh_traceparent())
 
-    async def explain(self, request: wire.ExplainRequest, context: Context[Any, Any]) -> wire.Explanation:
+    async def explain(self, request: wire.ExplainRequest, context: ServerCall) -> wire.Explanation:
         tenant = self._tenant(context)
         record = self._dispatcher.records.of(request.request_id, tenant)
         if record is None:
@@ -80,12 +82,36 @@ class RouterService:
             )
         return explanation_of(record)
 
-    async def list_models(self, request: wire.ListModelsRequest, context: Context[Any, Any]) -> wire.ListModelsResponse:
+    async def list_models(self, request: wire.ListModelsRequest, context: ServerCall) -> wire.ListModelsResponse:
         self._tenant(context)
         return wire.ListModelsResponse(models=served_models(self._fleet, self._clock.monotonic_s()))
 
-    def _tenant(self, context: Context[Any, Any]) -> str:
+    def _tenant(self, context: ServerCall) -> str:
         return tenant_of(metadata_value(context, "authorization"), self._keys)
+
+
+class _CallSink:
+    """A client's side on gRPC: the worker's bytes, as they are."""
+
+    def __init__(self, call: ServerCall, relay: Relay) -> None:
+        self._call = call
+        self._relay = relay
+        self._end: asyncio.Future[TokenworksError | None] = asyncio.get_running_loop().create_future()
+
+    def message(self, message: Message) -> bool:
+        if self._call.push(message.data):
+            return True
+        self._call.tell_of_room(self._relay.flush)
+        return False
+
+    def ended(self, error: TokenworksError | None) -> None:
+        if not self._end.done():  # else its client is gone
+            self._end.set_result(error)
+
+    async def wait(self) -> None:
+        """Until all was sent. Raises what the stream ended with."""
+        if (error := await self._end) is not None:
+            raise error
 
 
 def _unary(behaviour: Any, request: Any, response: Any) -> Any:

@@ -10,12 +10,12 @@ from typing import Final
 from services.mesh.accelerators import load_catalogue
 from services.mesh.bus import Bus
 from services.mesh.clock import Clock
+from services.mesh.fast_grpc import FastGrpcServer
 from services.mesh.footing import find_footing
 from services.mesh.httpd import HttpServer
 from services.mesh.keys import KeyStore
 from services.mesh.lifecycle import Lifecycle
 from services.mesh.placement import PlacementSigner
-from services.mesh.rpc import GrpcServer
 from services.mesh.settings import Settings, SloSettings
 from services.mesh.telemetry import Telemetry
 from services.router.announcer import Announcer
@@ -137,7 +137,7 @@ async def wire(
     life.spawn(Feed(bus, fleet, sessions, dispatcher, clock).watch(), "feed")
     life.spawn(_look_after(fleet, sessions, dispatcher, clock), "look after workers")
 
-    grpc = GrpcServer(telemetry, life, max_message_bytes=mesh.max_message_bytes)
+    grpc = FastGrpcServer(telemetry, life, max_message_bytes=mesh.max_message_bytes)
     keys = KeyStore(settings.keys_file)
     RouterService(dispatcher, direct, fleet, keys, clock).register(grpc)
     gateway = Gateway(dispatcher, fleet, keys, clock, telemetry)

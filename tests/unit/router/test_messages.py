@@ -1,13 +1,13 @@
 """From worker to client: contiguous, bounded for a slow client, and kept in a form that another worker goes on from."""
 
-import asyncio
+import json
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.mesh.errors import WorkerLost
-from services.router.messages import Journal, Mailbox, Message
+from services.mesh.errors import TokenworksError, WorkerLost
+from services.router.messages import MOST_HELD_BYTES, Journal, Mailbox, Message, merged
 from tokenworks.v1 import inference_pb2 as wire
 
 
@@ -23,63 +23,109 @@ def message(first: int, count: int = 1, *, ids: bool = True, finish: str = "") -
     return Message(response.SerializeToString(), count)
 
 
-async def test_a_message_that_waits_alone_is_passed_on_as_it_is() -> None:
-    mailbox = Mailbox()
-    sent = message(0)
-    mailbox.put(sent)
-    assert await mailbox.take() is sent
+class Client:
+    """A sink that takes what comes while it is `reading`, and checks that nothing is missing."""
+
+    def __init__(self) -> None:
+        self.reading = True
+        self.taken: list[Message] = []
+        self.ends: list[TokenworksError | None] = []
+
+    def message(self, message: Message) -> bool:
+        assert not self.ends
+        if self.reading:
+            self.taken.append(message)
+        return self.reading
+
+    def ended(self, error: TokenworksError | None) -> None:
+        self.ends.append(error)
 
 
-@given(counts=st.lists(st.integers(0, 5), min_size=1, max_size=200), takes=st.lists(st.booleans(), max_size=200))
-def test_a_slow_client_gets_larger_messages_and_never_a_gap(counts: list[int], takes: list[bool]) -> None:
-    async def run() -> None:
-        mailbox, taken, index = Mailbox(), [], 0
-        for place, count in enumerate(counts):
-            mailbox.put(message(index, count))
-            index += count
-            assert len(mailbox._waiting) < 32
-            if place < len(takes) and takes[place]:
-                taken.append(await mailbox.take())
-        mailbox.put(message(index, 0, finish="stop"))
-        mailbox.close()
-        while (last := await mailbox.take()) is not None:
-            taken.append(last)
-        expected, finishes = 0, []
-        for each in taken:
-            assert each is not None
-            response = wire.GenerateResponse.FromString(each.data)
-            assert response.first_index == expected
-            assert list(response.token_ids) == list(range(expected, expected + each.tokens))
-            assert response.text == "".join(f"t{token} " for token in response.token_ids)
-            assert response.token_count == each.tokens
-            expected += each.tokens
-            finishes.append(response.finish.reason)
-        assert expected == index
-        assert finishes == [""] * (len(finishes) - 1) + ["stop"]
-
-    asyncio.run(run())
+@pytest.fixture
+def sent() -> list[Message]:
+    return []
 
 
-async def test_what_waits_is_taken_before_the_error_is_raised() -> None:
-    mailbox = Mailbox()
+def test_a_message_is_passed_on_as_it_is_within_the_call_that_brought_it(sent: list[Message]) -> None:
+    mailbox, client = Mailbox(sent.append), Client()
+    early = message(0)
+    mailbox.put(early)
+    assert not sent
+    mailbox.attach(client)
+    late = message(1)
+    mailbox.put(late)
+    assert client.taken == sent == [early, late]
+    assert client.taken[0] is early
+
+
+@given(counts=st.lists(st.integers(0, 5), min_size=1, max_size=200), reads=st.lists(st.booleans(), max_size=200))
+def test_a_slow_client_gets_larger_messages_and_never_a_gap(counts: list[int], reads: list[bool]) -> None:
+    sent: list[Message] = []
+    mailbox, client, index = Mailbox(sent.append), Client(), 0
+    mailbox.attach(client)
+    for place, count in enumerate(counts):
+        client.reading = place < len(reads) and reads[place]
+        if client.reading:
+            mailbox.flush()
+        mailbox.put(message(index, count))
+        index += count
+        assert len(mailbox._held) < 32
+    mailbox.put(message(index, 0, finish="stop"))
+    mailbox.close()
+    client.reading = True
+    mailbox.flush()
+    assert sent == client.taken
+    assert client.ends == [None]
+    expected, finishes = 0, []
+    for each in client.taken:
+        response = wire.GenerateResponse.FromString(each.data)
+        assert response.first_index == expected
+        assert list(response.token_ids) == list(range(expected, expected + each.tokens))
+        assert response.text == "".join(f"t{token} " for token in response.token_ids)
+        assert response.token_count == each.tokens
+        expected += each.tokens
+        finishes.append(response.finish.reason)
+    assert expected == index
+    assert finishes == [""] * (len(finishes) - 1) + ["stop"]
+
+
+def test_what_is_held_is_taken_before_the_end_is_told(sent: list[Message]) -> None:
+    mailbox, client = Mailbox(sent.append), Client()
+    client.reading = False
+    mailbox.attach(client)
     mailbox.put(message(0))
     mailbox.close(WorkerLost("gone"))
     mailbox.put(message(1))
-    assert (await mailbox.take()) is not None
-    with pytest.raises(WorkerLost):
-        await mailbox.take()
+    mailbox.flush()
+    assert (client.taken, client.ends) == ([], [])
+    client.reading = True
+    mailbox.flush()
+    mailbox.flush()
+    assert [each.tokens for each in client.taken] == [1]
+    (error,) = client.ends
+    assert isinstance(error, WorkerLost)
 
 
-async def test_a_client_that_waits_is_woken_by_a_message_and_by_the_end() -> None:
-    mailbox = Mailbox()
-    waiting = asyncio.create_task(mailbox.take())
-    await asyncio.sleep(0)
-    mailbox.put(message(0))
-    assert (await waiting) is not None
-    waiting = asyncio.create_task(mailbox.take())
-    await asyncio.sleep(0)
-    mailbox.close()
-    assert await waiting is None
+def test_more_than_may_be_held_is_noticed(sent: list[Message]) -> None:
+    mailbox, puts = Mailbox(sent.append), 0
+    while mailbox.put(message(puts * 100, 100)):
+        puts += 1
+    assert MOST_HELD_BYTES / 2 < sum(len(each.data) for each in mailbox._held) < 2 * MOST_HELD_BYTES
+
+
+def test_what_is_merged_keeps_what_the_parts_say() -> None:
+    parts = [
+        wire.GenerateResponse(
+            first_index=index,
+            token_count=1,
+            logprobs=[wire.TokenLogprob(text="t", logprob=-index)],
+            tool_calls_json=f'[{{"index": {index}}}]',
+        )
+        for index in range(2)
+    ]
+    whole = wire.GenerateResponse.FromString(merged([Message(each.SerializeToString(), 1) for each in parts]).data)
+    assert [each.logprob for each in whole.logprobs] == [0, -1]
+    assert json.loads(whole.tool_calls_json) == [{"index": 0}, {"index": 1}]
 
 
 @given(st.lists(st.integers(1, 5), max_size=300))
@@ -91,6 +137,14 @@ def test_a_journal_holds_every_token_whatever_the_messages(counts: list[int]) ->
     assert list(ids) == list(range(sum(counts)))
     assert text == "".join(f"t{token} " for token in ids)
     assert journal.next_index == sum(counts)
+
+
+def test_a_journal_goes_on_from_what_its_client_brought() -> None:
+    journal = Journal([7, 8], "ab", 2)
+    assert journal.next_index == 2
+    journal.add(message(2))
+    ids, text = journal.resumed()
+    assert (list(ids), text, journal.next_index) == ([7, 8, 2], "abt2 ", 3)
 
 
 def test_ids_that_are_not_complete_are_left_out() -> None:
