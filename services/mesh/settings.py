@@ -63,7 +63,10 @@ class RouterSettings(Section):
 class WorkerSettings(Section):
     id: Identifier = "worker-0"
     pool: str = ""  # empty: the accelerator's name
-    accelerator: str = "nvidia-h100-sxm"
+    accelerator: str = "nvidia-h100-sxm"  # or "auto": the one that this machine has
+    devices: Annotated[int, Field(ge=1, le=9999)] = 1  # of it that the engine uses together, where it is detected
+    telemetry: str = "auto"  # what tells watts: auto, catalogue (nothing does), or a source's name
+    telemetry_interval_s: Annotated[float, Field(ge=0.02, le=60)] = 0.2
     engine: str = "auto"
     models: tuple[str, ...] = ("llama-3.1-8b",)
     port: Port = 7610
