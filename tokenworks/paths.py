@@ -71,7 +71,8 @@ class Paths:
     """
 
     def __init__(self, addresses: Sequence[str], key: str, *, direct: bool, now_s: Callable[[], float]) -> None:
-        self.authorization = ("authorization", f"Bearer {key}")
+        # HTTP/2 lets no value end in a blank: without a key it must still be one that is refused as such.
+        self.authorization = ("authorization", f"Bearer {key}".rstrip())
         self.reaches_workers = False
         self._addresses = addresses
         self._routers = [router_channel(each) for each in addresses]
