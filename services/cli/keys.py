@@ -18,6 +18,13 @@ def create(
     keep: Annotated[
         bool, typer.Option("--keep", help="Also keep it in client.toml for this machine's commands.")
     ] = False,
+    direct_http: Annotated[
+        bool,
+        typer.Option(
+            "--direct-http",
+            help="Send this key's HTTP requests on (307) to the worker that makes the tokens; its clients must follow.",
+        ),
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Make a key and print it, this once."""
@@ -31,7 +38,8 @@ def create(
 
         settings = load_settings()
         try:
-            key = KeyStore(settings.keys_file).create(tenant, name, SystemClock().unix_ms())
+            store = KeyStore(settings.keys_file)
+            key = store.create(tenant, name, SystemClock().unix_ms(), direct_http=direct_http)
         except ValueError as error:
             raise CommandFailed(str(error), reason="InvalidRequest") from error
         kept = settings.mesh.data_dir / FILE_NAME
@@ -39,7 +47,14 @@ def create(
             access = read_access(settings)
             write_access(kept, replace(access, keys={**access.keys, tenant: key}))
         output.result(
-            {"tenant": tenant, "name": name, "key": key, "keys_file": str(settings.keys_file), "kept": keep},
+            {
+                "tenant": tenant,
+                "name": name,
+                "key": key,
+                "direct_http": direct_http,
+                "keys_file": str(settings.keys_file),
+                "kept": keep,
+            },
             f"Key of tenant [bold]{tenant}[/]: [bold]{key}[/]",
             f"It is kept in {kept}." if keep else "It is shown this once; only its digest is stored.",
         )
@@ -56,11 +71,18 @@ def list_keys(*, as_json: JsonFlag = False) -> None:
         from services.mesh.settings import load_settings
 
         settings = load_settings()
-        made = table(f"Keys in {settings.keys_file}", "tenant", "name", "created")
+        made = table(f"Keys in {settings.keys_file}", "tenant", "name", "created", "HTTP")
         rows = []
         for record in KeyStore(settings.keys_file).records():
             created = datetime.fromtimestamp(record.created_unix_ms / 1000, UTC).isoformat(timespec="seconds")
-            made.add_row(record.tenant, record.name or "-", created)
-            rows.append({"tenant": record.tenant, "name": record.name, "created": created})
+            made.add_row(record.tenant, record.name or "-", created, "direct" if record.direct_http else "relayed")
+            rows.append(
+                {
+                    "tenant": record.tenant,
+                    "name": record.name,
+                    "created": created,
+                    "direct_http": record.direct_http,
+                }
+            )
         empty = "There are no keys; make one with `tokenworks keys create TENANT`."
         output.result({"keys_file": str(settings.keys_file), "keys": rows}, made if rows else empty)

@@ -9,7 +9,7 @@ import json
 import os
 import secrets
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
@@ -20,9 +20,16 @@ PREFIX: Final = "tw-"
 
 @dataclass(frozen=True, slots=True)
 class KeyRecord:
+    """One key, without the key.
+
+    Attributes:
+        direct_http: its HTTP requests are sent on (307) to the worker that makes the tokens, where that is possible.
+    """
+
     tenant: str
     name: str
     created_unix_ms: int
+    direct_http: bool = False
 
 
 def digest(key: str) -> str:
@@ -39,9 +46,13 @@ class KeyStore:
 
     def tenant_of(self, key: str) -> str | None:
         """The tenant whose key this is, or None."""
-        self._refresh()
-        record = self._records.get(digest(key))
+        record = self.record_of(key)
         return record.tenant if record else None
+
+    def record_of(self, key: str) -> KeyRecord | None:
+        """What is kept of this key, or None."""
+        self._refresh()
+        return self._records.get(digest(key))
 
     def tenants(self) -> set[str]:
         self._refresh()
@@ -52,7 +63,7 @@ class KeyStore:
         self._refresh()
         return sorted(self._records.values(), key=lambda record: record.created_unix_ms)
 
-    def create(self, tenant: str, name: str, unix_ms: int) -> str:
+    def create(self, tenant: str, name: str, unix_ms: int, *, direct_http: bool = False) -> str:
         """A new key for `tenant`, returned in clear this once.
 
         Raises:
@@ -62,7 +73,7 @@ class KeyStore:
             raise ValueError(f"tenant {tenant!r} must have 1 to 128 characters")
         self._refresh()
         key = PREFIX + secrets.token_urlsafe(32)
-        self._records[digest(key)] = KeyRecord(tenant, name, unix_ms)
+        self._records[digest(key)] = KeyRecord(tenant, name, unix_ms, direct_http)
         self._write()
         return key
 
@@ -83,10 +94,7 @@ class KeyStore:
 
     def _write(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        rows = {
-            hashed: {"tenant": each.tenant, "name": each.name, "created_unix_ms": each.created_unix_ms}
-            for hashed, each in self._records.items()
-        }
+        rows = {hashed: asdict(each) for hashed, each in self._records.items()}
         handle, scratch = tempfile.mkstemp(dir=self._path.parent, prefix=".keys-")
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             json.dump(rows, file, indent=1)

@@ -40,3 +40,20 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
 def test_a_tenant_needs_a_name_of_sensible_length(tmp_path: Path, tenant: str) -> None:
     with pytest.raises(ValueError, match="1 to 128"):
         KeyStore(tmp_path / "keys.json").create(tenant, "ci", 1)
+
+
+def test_a_key_is_sent_on_to_workers_only_where_it_was_made_so(tmp_path: Path) -> None:
+    store = KeyStore(tmp_path / "keys.json")
+    relayed, direct = store.create("acme", "app", 1), store.create("acme", "batch", 2, direct_http=True)
+    kept = [KeyStore(tmp_path / "keys.json").record_of(key) for key in (relayed, direct)]
+    assert [record.direct_http for record in kept if record] == [False, True]
+
+
+def test_keys_of_a_file_without_the_choice_are_relayed(tmp_path: Path) -> None:
+    key = KeyStore(tmp_path / "keys.json").create("acme", "app", 1)
+    path = tmp_path / "keys.json"
+    path.write_text(path.read_text(encoding="utf-8").replace(',\n  "direct_http": false', ""), encoding="utf-8")
+    assert "direct_http" not in path.read_text(encoding="utf-8")
+    record = KeyStore(path).record_of(key)
+    assert record is not None
+    assert not record.direct_http
