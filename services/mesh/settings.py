@@ -93,7 +93,11 @@ class WorkerSettings(Section):
     openai_url: str = ""  # of an OpenAI-compatible server, e.g. http://127.0.0.1:8000
     openai_model: str = ""  # what the server calls the model; empty: as worker.models does, or the only one it has
     openai_api_key: str = ""
-    openai_dialect: Literal["auto", "llamacpp", "vllm", "plain"] = "auto"  # plain: what OpenAI's API defines, no more
+    openai_dialect: Literal["auto", "llamacpp", "vllm", "sglang", "nim", "trtllm", "ollama", "tgi", "plain"] = (
+        "auto"  # found out; plain: what OpenAI's API defines, no more
+    )
+    # What the server can do beyond what is known of its kind.
+    openai_features: tuple[Literal["logprobs", "response_format", "tools"], ...] = ()
     openai_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 120.0  # the longest silence of a stream
 
 
@@ -186,6 +190,8 @@ class FleetWorker(Section):
     accelerator: str
     models: tuple[str, ...] = ("llama-3.1-8b",)
     engine: str = "auto"
+    python: str = ""  # interpreter of its process, where its engine has an environment of its own; empty: ours
+    worker: dict[str, Any] = Field(default_factory=dict)  # more settings of [worker], by name
 
 
 class FleetSettings(Section):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
-from services.mesh.errors import Unsupported
+from services.mesh.errors import ResumeRefused, Unsupported
 from services.mesh.timing import StepLoad
 
 # What an engine may do beyond plain generation; `EngineInfo.features` says which of them it does.
@@ -115,7 +115,17 @@ class EngineRequest:
         return tuple(name for name, needed in needs.items() if needed)
 
     def require(self, features: Sequence[str]) -> None:
-        """Raises Unsupported: the request needs what is not among an engine's `features`; names it."""
+        """Checks what the request needs against an engine's `features`.
+
+        Raises:
+            Unsupported: names what is not among them.
+            ResumeRefused: it needs one, and goes on after a break.
+        """
+        if self.resume_from and self.features:
+            raise ResumeRefused(
+                f"request {self.request_id} cannot go on at token {self.resume_from}: what another engine began with "
+                f"{', '.join(self.features)} cannot be gone on with faithfully"
+            )
         missing = [name for name in self.features if name not in features]
         if missing:
             raise Unsupported(f"{', '.join(missing)}: the engine that serves {self.model!r} here does not have it")
@@ -136,6 +146,11 @@ class TokenLogprob(NamedTuple):
     top: tuple[tuple[str, float], ...] = ()
 
 
+def joined_lists(one: str, other: str) -> str:
+    """Two JSON lists as one; "" is an empty one."""
+    return f"{one[:-1]},{other[1:]}" if one and other else one or other
+
+
 @dataclass(slots=True, kw_only=True)  # not frozen: one is made per token, and a frozen one costs three times as much
 class SequenceOutput:
     """What one step made for one sequence; nobody changes it.
@@ -148,7 +163,7 @@ class SequenceOutput:
         finish: set in the sequence's last output.
         error: name of an error in mesh/errors.py and its message, when finish is ERROR.
         device_ns, energy_uj: this sequence's part of the step.
-        logprobs: (token_count,) where they were asked for, else empty.
+        logprobs: one per token where they were asked for, fewer where the engine does not know each; else empty.
         tool_calls_json: OpenAI's `delta.tool_calls`, a JSON list, where the model calls a tool; empty: none.
     """
 
@@ -185,6 +200,16 @@ class StepOutput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
+    """How an engine stands.
+
+    Attributes:
+        running, waiting: sequences; on a server that others use too, theirs included.
+        kv_cache_usage: 0 to 1.
+        slowdown: observed over modelled seconds of a step, recent; 1.0 when nothing ran.
+        busy_ns, energy_uj, steps: totals since the start.
+        complaints: answers about which a server told what cannot be; `complaint` is the latest of them.
+    """
+
     running: int
     waiting: int
     waiting_prefill_tokens: int
@@ -194,6 +219,8 @@ class EngineStats:
     busy_ns: int
     energy_uj: int
     steps: int
+    complaints: int = 0
+    complaint: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

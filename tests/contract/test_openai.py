@@ -1,129 +1,21 @@
 """What the OpenAI engine promises with servers that are busy, lying, broken or gone, and with those that tell ids."""
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import TestServer
 
 from services.mesh.clock import SystemClock
 from services.mesh.errors import EngineFailed, PromptTooLong, ResumeRefused
 from services.mesh.settings import WorkerSettings
-from services.worker.contract.running import Running, refused, started
+from services.worker.contract.running import Running, refused
 from services.worker.engine import ChatMessage, FinishReason, Prompt
 from services.worker.engines.openai import OpenAiEngine
 from tests.contract.engine_subjects import OPENAI_LLAMACPP, llamacpp_process
-
-WORDS = ("one", " two", " three", " four", " five")
-Answer = Callable[["Server", web.Request, dict[str, Any]], Awaitable[web.StreamResponse]]
-
-
-class Server:
-    """An OpenAI-compatible server whose answers the case decides."""
-
-    def __init__(self, answer: Answer, *, tells_ids: bool = False) -> None:
-        self._answer = answer
-        self._tells_ids = tells_ids
-        self.bodies: list[dict[str, Any]] = []
-        self.asked = asyncio.Event()
-        self.left = asyncio.Event()  # a client has gone away while it was answered
-        app = web.Application()
-        app.router.add_get("/v1/models", self._models)
-        app.router.add_get("/health", self._health)
-        app.router.add_get("/metrics", self._metrics)
-        app.router.add_post("/v1/completions", self._completions)
-        app.router.add_post("/v1/chat/completions", self._completions)
-        app.router.add_post("/tokenize", self._tokenize)
-        app.router.add_post("/detokenize", self._detokenize)
-        self.http = TestServer(app)
-
-    async def _models(self, _: web.Request) -> web.Response:
-        entry = {"id": "served-name", "object": "model"}
-        return web.json_response({"data": [entry | ({"max_model_len": 64} if self._tells_ids else {})]})
-
-    async def _health(self, _: web.Request) -> web.Response:
-        return web.Response()
-
-    async def _metrics(self, _: web.Request) -> web.Response:
-        return web.Response(text='# TYPE x gauge\nvllm:kv_cache_usage_perc{engine="0"} 0.25\n')
-
-    async def _tokenize(self, request: web.Request) -> web.Response:
-        if not self._tells_ids:
-            raise web.HTTPNotFound
-        body = await request.json()
-        text = body.get("prompt") or "".join(message["content"] for message in body["messages"])
-        return web.json_response({"tokens": list(text.encode()), "max_model_len": 64})
-
-    async def _detokenize(self, request: web.Request) -> web.Response:
-        return web.json_response({"prompt": bytes((await request.json())["tokens"]).decode()})
-
-    async def _completions(self, request: web.Request) -> web.StreamResponse:
-        body = await request.json()
-        self.bodies.append(body)
-        self.asked.set()
-        try:
-            return await self._answer(self, request, body)
-        except (asyncio.CancelledError, ConnectionResetError):
-            self.left.set()
-            raise
-
-
-async def begin(request: web.Request) -> web.StreamResponse:
-    response = web.StreamResponse(headers={"content-type": "text/event-stream"})
-    await response.prepare(request)
-    return response
-
-
-async def send(response: web.StreamResponse, chunk: dict[str, Any] | str) -> None:
-    data = chunk if isinstance(chunk, str) else json.dumps(chunk)
-    await response.write(f"data: {data}\n\n".encode())
-
-
-def piece(text: str, finish: str | None = None, **more: Any) -> dict[str, Any]:
-    return {"choices": [{"index": 0, "text": text, "finish_reason": finish, **more}]}
-
-
-def usage(completion_tokens: int, prompt_tokens: int = 5) -> dict[str, Any]:
-    return {"choices": [], "usage": {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}}
-
-
-def words(told: int, **more: Any) -> Answer:
-    """Five tokens, one a chunk; the usage tells `told`."""
-
-    async def answer(server: Server, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        response = await begin(request)
-        for number, word in enumerate(WORDS):
-            extra = {"token_ids": [number + 1]} if body.get("return_token_ids") else {}
-            await send(response, piece(word, **extra))
-        await send(response, piece("", "stop", **more))
-        await send(response, usage(told))
-        await send(response, "[DONE]")
-        return response
-
-    return answer
-
-
-@asynccontextmanager
-async def serving(answer: Answer, *, tells_ids: bool = False, **changes: Any) -> AsyncIterator[tuple[Running, Server]]:
-    server = Server(answer, tells_ids=tells_ids)
-    await server.http.start_server()
-    base = {"models": ("ours",), "openai_url": str(server.http.make_url("/v1")), "context_tokens": 64, "max_batch": 4}
-    engine = OpenAiEngine(WorkerSettings(**{**base, **changes}), SystemClock())
-    try:
-        async with started(Running(engine, "ours")) as running:
-            yield running, server
-    finally:
-        await server.http.close()
-
-
-def complaints(running: Running) -> int:
-    assert isinstance(running.engine, OpenAiEngine)
-    return running.engine.complaints
+from tests.contract.openai_fake import WORDS, Server, begin, complaints, piece, send, serving, words
 
 
 async def test_honest_server_is_counted_without_complaint() -> None:
@@ -159,7 +51,8 @@ async def test_ids_outweigh_what_the_usage_says() -> None:
 
 
 async def test_server_with_a_tokenizer_gets_ids_for_every_form_of_prompt() -> None:
-    async with serving(words(5), tells_ids=True) as (engine, server):
+    pages = {"/metrics": '# TYPE x gauge\nvllm:kv_cache_usage_perc{engine="0"} 0.25\n'}
+    async with serving(words(5), tells_ids=True, pages=pages) as (engine, server):
         await engine.generate("go")
         await engine.generate(Prompt(chat=(ChatMessage("user", "go"),)))
         await engine.generate("go", resume_from=2, resumed_token_ids=(111, 110))

@@ -7,7 +7,7 @@ import pytest
 
 from services.mesh.errors import Unsupported
 from services.worker.contract.generation import CHAT, PROMPT, SOME
-from services.worker.contract.running import Running, refused
+from services.worker.contract.running import Capability, Running, refused
 from services.worker.engine import LOGPROBS, RESPONSE_FORMAT, TOOLS, ChatMessage, Prompt
 
 TOOL = {
@@ -67,6 +67,7 @@ class Features:
 
     async def test_tool_that_must_be_called_is_called(self, engine: Running) -> None:
         _claims(engine, TOOLS)
+        engine.need(Capability.FORCED_TOOLS)
         chat = Prompt(chat=(ChatMessage("user", "what is it"),))
         choice = json.dumps({"type": "function", "function": {"name": "look_up"}})
         made = await engine.generate(chat, max_tokens=200, ignore_eos=False, tool_choice_json=choice, **_ASKING[TOOLS])

@@ -41,6 +41,7 @@ class Capability(StrEnum):
     PRIORITY = "priority"  # lower values go first
     LOAD = "load"  # what was in a step is told
     PROCESS = "process"  # of its own, which can be killed
+    FORCED_TOOLS = "forced_tools"  # a tool_choice that names a tool is kept to
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ class Running:
                 made = self._made[output.sequence]
                 assert not made or made[-1].finish is None, f"something came after the last output: {output}"
                 assert len(output.token_ids) in {0, output.token_count}, output
-                assert len(output.logprobs) in {0, output.token_count}, output
+                assert len(output.logprobs) <= output.token_count, output
                 assert (output.error is not None) == (output.finish is FinishReason.ERROR), output
                 made.append(output)
         self._changed.set()

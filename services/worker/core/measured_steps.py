@@ -18,7 +18,7 @@ from services.mesh.accelerators import Accelerator
 from services.mesh.timing import StepLoad, Timing
 from services.worker.core.attribution import decode_work_s, prefill_work_s, share_out, work_units
 from services.worker.core.power import MEMORY_BOUND_UTILISATION, utilisation
-from services.worker.engine import FinishReason, SequenceOutput, StepOutput, TokenLogprob
+from services.worker.engine import FinishReason, SequenceOutput, StepOutput, TokenLogprob, joined_lists
 
 _SLOWDOWN_WEIGHT: Final = 0.1  # of the newest step in the mean
 
@@ -33,7 +33,8 @@ class Arrival:
         cached_tokens: tokens of its prompt that needed no computing, where this arrival tells.
         prompt_tokens: tokens of its prompt, where this arrival knows better than whoever opened the sequence.
         finish: nothing follows; may come with the last token or alone.
-        logprobs: (token_count,) where they were asked for, else empty.
+        logprobs: see `SequenceOutput`.
+        tool_calls_json: see `SequenceOutput`; it goes with a token, or with the end.
     """
 
     sequence: int
@@ -47,6 +48,7 @@ class Arrival:
     finish: FinishReason | None = None
     error: tuple[str, str] | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
+    tool_calls_json: str = ""
 
     @property
     def worked(self) -> bool:
@@ -173,10 +175,12 @@ class MeasuredSteps:
     ) -> SequenceOutput:
         opened = self._open[sequence]
         text = arrival.text if arrival is not None else ""
+        tool_calls_json = arrival.tool_calls_json if arrival is not None else ""
         if ending is not None:
             del self._open[sequence]
             if ending is not arrival:
                 text += ending.text
+                tool_calls_json = joined_lists(tool_calls_json, ending.tool_calls_json)
         return SequenceOutput(
             sequence=sequence,
             token_count=arrival.token_count if arrival is not None else 0,
@@ -190,4 +194,5 @@ class MeasuredSteps:
             energy_uj=energy_uj,
             queue_s=opened.queue_s,
             logprobs=arrival.logprobs if arrival is not None else (),
+            tool_calls_json=tool_calls_json,
         )

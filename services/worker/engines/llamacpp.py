@@ -25,8 +25,8 @@ from services.mesh.clock import Clock
 from services.mesh.errors import EngineFailed, TokenworksError
 from services.mesh.settings import WorkerSettings
 from services.worker.engine import EngineInfo, EngineRequest, EngineStats, OnFailure, OnStep
-from services.worker.engines.llamacpp_server import ChunkReader, LlamaServerApi, completion_body
-from services.worker.engines.prompts import PromptEncoder
+from services.worker.engines.llamacpp_calls import COMPLETIONS, LACKS, LlamaCalls
+from services.worker.engines.llamacpp_server import LlamaServerApi
 from services.worker.engines.request_line import Job, RequestLine
 
 log = logging.getLogger(__name__)
@@ -102,8 +102,10 @@ class LlamaCppEngine:
         loaded = await self._api.model()
         self._context_tokens = loaded.context_tokens
         threads = self._threads = ThreadPoolExecutor(slots, thread_name_prefix="llamacpp-slot")
-        encoder = PromptEncoder(self._api, self._line.model, loaded)
-        self._line.open(on_step, encoder.encode, lambda job: threads.submit(self._occupy_slot, job))
+        calls = await LlamaCalls.of(self._api, self._line.model, loaded)
+        self._line.open(
+            on_step, calls.encode, lambda job: threads.submit(self._occupy_slot, calls, job), calls.features
+        )
         return EngineInfo(
             engine="llamacpp",
             simulated=False,
@@ -113,8 +115,9 @@ class LlamaCppEngine:
             max_waiting=settings.max_waiting,
             kv_capacity_tokens=self._context_tokens * slots,
             prefill_chunk_tokens=_PREFILL_CHUNK_TOKENS,
-            tokenizer=await encoder.find_fingerprint(),
-            lacks=(("process", "llama.cpp runs in the worker's process, and takes it along"),),
+            tokenizer=calls.fingerprint,
+            features=calls.features,
+            lacks=(*LACKS, ("process", "llama.cpp runs in the worker's process, and takes it along")),
         )
 
     def _build_server(self, path: Path, key: str) -> Any:
@@ -171,10 +174,9 @@ class LlamaCppEngine:
             await asyncio.to_thread(self._threads.shutdown)
         self._server = None
 
-    def _occupy_slot(self, job: Job) -> None:
+    def _occupy_slot(self, calls: LlamaCalls, job: Job) -> None:
         """Runs one request to its end, in a slot's thread."""
-        request, encoded = job.request, job.encoded
-        reader = ChunkReader(request.sequence, request.sampling.stop, encoded.held_text)
+        reader = calls.reader(job)
         faults: list[Exception] = []
 
         def on_chunk(chunk: dict[str, Any]) -> bool:
@@ -189,12 +191,15 @@ class LlamaCppEngine:
             return reader.finished or job.cancelled
 
         try:
-            body = completion_body(
-                encoded.token_ids, request.sampling, encoded.max_tokens, self._context_tokens, request.resume_from
-            )
-            self._server.handle_completions(body, on_chunk)
+            path, body = calls.call(job)
+            if path == COMPLETIONS:
+                self._server.handle_completions(body, on_chunk)
+            else:
+                self._server.handle_chat_completions(body, on_chunk)
         except Exception as error:  # whatever C++ throws ends this request only
             faults.append(error)
+        if not reader.finished and not faults and not job.cancelled:
+            self._line.deliver(reader.done(self._clock.monotonic_s()))
         if not reader.finished:
             now_s = self._clock.monotonic_s()
             broken = faults or not job.cancelled

@@ -4,7 +4,9 @@ In: sampling values and token ids, chunks as parsed JSON. Out: request bodies, `
 whether the server runs in this process.
 """
 
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import aiohttp
@@ -12,7 +14,8 @@ import aiohttp
 from services.mesh.errors import EngineFailed, InvalidRequest
 from services.worker.core.measured_steps import Arrival
 from services.worker.core.stop_strings import StopMatcher
-from services.worker.engine import ChatMessage, FinishReason, Sampling
+from services.worker.engine import ChatMessage, FinishReason, Sampling, TokenLogprob
+from services.worker.engines.openai_logprobs import read_logprobs
 from services.worker.engines.prompts import LoadedModel
 
 _RANDOM_SEED: Final = 0xFFFF_FFFF  # llama.cpp draws a seed of its own for this one
@@ -26,7 +29,7 @@ def completion_body(
     Stop strings are left out: the reader of the chunks looks for them, because only it knows what was held back before
     a break.
     """
-    return {
+    body = {
         "prompt": list(token_ids),
         "n_predict": max_tokens,
         "stream": True,
@@ -46,6 +49,9 @@ def completion_body(
         "ignore_eos": sampling.ignore_eos,
         "seed": _RANDOM_SEED if sampling.seed is None else _seed32(sampling.seed, resume_from),
     }
+    if sampling.logprobs is not None:
+        body["n_probs"] = max(1, sampling.logprobs)  # 0 would be none at all
+    return body
 
 
 def _seed32(seed: int, resume_from: int) -> int:
@@ -62,15 +68,17 @@ class ChunkReader:
     where there is one for each token.
     """
 
-    def __init__(self, sequence: int, stop: Sequence[str], held: str = "") -> None:
+    def __init__(self, sequence: int, sampling: Sampling, held: str = "") -> None:
         """`held`: text of the tokens made before a break that was not shown yet."""
         self._sequence = sequence
-        self._stop = StopMatcher(stop)
+        self._logprobs = sampling.logprobs
+        self._stop = StopMatcher(sampling.stop)
         self._text = self._stop.feed(held)  # may be shown, and goes out with the next arrival
         self._computed = 0  # tokens of the prompt
         self._prefill = 0  # of these, done in the step that the next token comes from
         self._cached = 0
         self._made = 0
+        self.begun = False
         self.finished = False
         self.complaint = ""
 
@@ -92,7 +100,11 @@ class ChunkReader:
         elif (reason := chunk["choices"][0]["finish_reason"]) is not None:
             finish = FinishReason.LENGTH if reason == "length" else FinishReason.STOP
             text += self._stop.flush()
+        self.begun = True
         self.finished = finish is not None
+        logprobs: tuple[TokenLogprob, ...] = ()
+        if self._logprobs is not None and count:
+            logprobs = read_logprobs(chunk["choices"][0].get("logprobs"), self._logprobs)[-count:]
         prefill, self._prefill = self._prefill, 0
         return Arrival(
             sequence=self._sequence,
@@ -103,6 +115,7 @@ class ChunkReader:
             prefill_tokens=prefill,
             cached_tokens=self._cached,
             finish=finish,
+            logprobs=logprobs,
         )
 
     def cancelled(self, at_s: float) -> Arrival:
@@ -134,6 +147,19 @@ class ChunkReader:
         return Arrival(sequence=self._sequence, at_s=at_s, text=text, finish=finish, error=error)
 
 
+@dataclass(frozen=True, slots=True)
+class LlamaAbilities:
+    """What one llama.cpp tells of itself.
+
+    Attributes:
+        slots: requests at once; 0 where it does not tell.
+        tools: the model's chat template has a place for tools.
+    """
+
+    slots: int
+    tools: bool
+
+
 class LlamaServerApi:
     """The `Tokenizer` that llama.cpp's server is over HTTP, beside its completions."""
 
@@ -152,6 +178,11 @@ class LlamaServerApi:
         meta = (await self._ask("GET", "/v1/models"))["data"][0]["meta"]
         return LoadedModel(int(meta["n_vocab"]), min(int(meta["n_ctx"]), int(meta["n_ctx_train"])))
 
+    async def abilities(self) -> LlamaAbilities:
+        told = await self._ask("GET", "/props")
+        caps = told.get("chat_template_caps") or {}
+        return LlamaAbilities(int(told.get("total_slots") or 0), bool(caps.get("supports_tools")))
+
     async def tokenize(self, text: str, *, special: bool) -> tuple[int, ...]:
         body = {"content": text, "add_special": special, "parse_special": special}
         return tuple((await self._ask("POST", "/tokenize", body))["tokens"])
@@ -162,10 +193,12 @@ class LlamaServerApi:
     async def encode_chat(self, chat: Sequence[ChatMessage]) -> tuple[int, ...]:
         return await self.tokenize(await self.render(chat), special=True)
 
-    async def render(self, chat: Sequence[ChatMessage]) -> str:
+    async def render(self, chat: Sequence[ChatMessage], tools_json: str = "") -> str:
         """The text of a chat in the model's template; without the first token of a text, which `tokenize` adds."""
-        messages = [message.as_openai() for message in chat]
-        return str((await self._ask("POST", "/apply-template", {"messages": messages}))["prompt"])
+        body: dict[str, Any] = {"messages": [message.as_openai() for message in chat]}
+        if tools_json:
+            body["tools"] = json.loads(tools_json)
+        return str((await self._ask("POST", "/apply-template", body))["prompt"])
 
     async def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         if self._session is None:

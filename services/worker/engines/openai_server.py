@@ -11,20 +11,26 @@ import aiohttp
 
 from services.mesh.errors import EngineFailed, InvalidRequest, PromptTooLong, QueueFull, TokenworksError
 from services.worker.engine import ChatMessage
+from services.worker.engines.openai_metrics import ServerLoad, read_metrics
 
 _CONNECT_S: Final = 5.0
 _ASK_S: Final = 10.0
 _EVENT_BYTES: Final = 8 << 20  # of one event in a stream, at most
-_KV_USAGE: Final = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc", "sglang:token_usage")  # gauges, 0 to 1
+_HEALTH_S: Final = 5.0
 _RETRIABLE: Final = frozenset({429, 502, 503, 504})
 
 
 class ServerBusy(Exception):
-    """Asking again may help; `error` is what to say when it did not."""
+    """Asking again may help; `error` is what to say when it did not.
 
-    def __init__(self, error: TokenworksError) -> None:
+    Attributes:
+        after_s: when to ask again, as the server says; None where it does not.
+    """
+
+    def __init__(self, error: TokenworksError, after_s: float | None = None) -> None:
         super().__init__(str(error))
         self.error = error
+        self.after_s = after_s
 
 
 class OpenAiServer:
@@ -58,27 +64,32 @@ class OpenAiServer:
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise EngineFailed(f"{self.url}{path} does not answer: {error or type(error).__name__}") from error
 
-    async def healthy(self, path: str) -> bool:
+    async def has(self, path: str) -> Any:
+        """What is at `path`, parsed; None where there is nothing, or nothing that is JSON."""
         try:
-            async with self._session.get(self.url + path, timeout=aiohttp.ClientTimeout(total=_ASK_S)) as response:
-                return response.status == 200
-        except (aiohttp.ClientError, TimeoutError):
-            return False
-
-    async def kv_usage(self) -> float | None:
-        """How full the server's KV cache is, 0 to 1, by its metrics; None where it does not tell."""
-        try:
-            async with self._session.get(
-                f"{self.url}/metrics", timeout=aiohttp.ClientTimeout(total=_ASK_S)
-            ) as response:
-                if response.status != 200:
-                    return None
-                for line in (await response.text()).splitlines():
-                    if line.startswith(_KV_USAGE):
-                        return min(1.0, max(0.0, float(line.rsplit(maxsplit=1)[-1])))
-        except (aiohttp.ClientError, TimeoutError, ValueError):
+            return await self.ask("GET", path)
+        except TokenworksError:
             return None
-        return None
+
+    async def unwell(self, path: str) -> str:
+        """Why the server does not seem well, by what it answers at `path`; empty when it is."""
+        try:
+            timeout = aiohttp.ClientTimeout(total=_HEALTH_S, sock_connect=_HEALTH_S)
+            async with self._session.get(self.url + path, timeout=timeout) as response:
+                return "" if response.status == 200 else f"answers {response.status}"
+        except TimeoutError:
+            return f"does not answer within {_HEALTH_S:g} s"
+        except aiohttp.ClientError as error:
+            return f"cannot be reached: {error}"
+
+    async def load(self, path: str) -> ServerLoad:
+        """What the metrics page at `path` says; nothing where it cannot be read."""
+        try:
+            timeout = aiohttp.ClientTimeout(total=_ASK_S, sock_connect=_CONNECT_S)
+            async with self._session.get(self.url + path, timeout=timeout) as response:
+                return read_metrics(await response.text()) if response.status == 200 else ServerLoad()
+        except (aiohttp.ClientError, TimeoutError, ValueError):
+            return ServerLoad()
 
     async def stream(self, path: str, body: dict[str, Any]) -> AsyncGenerator[list[dict[str, Any]], None]:
         """The events of a stream, those together that came together; ends with the server's `[DONE]` or its silence.
@@ -98,7 +109,7 @@ class OpenAiServer:
             if response.status != 200:
                 refusal = await _refusal(response, path)
                 if response.status in _RETRIABLE:
-                    raise ServerBusy(refusal)
+                    raise ServerBusy(refusal, refusal.retry_after_s if "Retry-After" in response.headers else None)
                 raise refusal
             rest = b""
             async for data in response.content.iter_any():
@@ -131,13 +142,22 @@ async def _refusal(response: aiohttp.ClientResponse, path: str) -> TokenworksErr
     except (ValueError, AttributeError):
         message = text[:500]
     told = f"{path} answers {response.status}: {message}"
+    after_s = _retry_after_s(response.headers.get("Retry-After", ""))
     if response.status == 429:
-        return QueueFull(told)
+        return QueueFull(told, retry_after_s=after_s)
     if response.status >= 500 or response.status in {401, 403, 404}:
-        return EngineFailed(told)
+        return EngineFailed(told, retry_after_s=after_s)
     if "context" in message and ("length" in message or "size" in message):
         return PromptTooLong(told)
     return InvalidRequest(told)
+
+
+def _retry_after_s(header: str) -> float | None:
+    """Seconds; a date, which no server of tokens sends, counts as nothing said."""
+    try:
+        return max(0.0, float(header))
+    except ValueError:
+        return None
 
 
 class VllmTokenizer:
