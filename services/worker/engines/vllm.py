@@ -40,6 +40,7 @@ from services.worker.engine import (
     OnFailure,
     OnStep,
 )
+from services.worker.engine_child import WORKER_VARIABLE
 from services.worker.engines.prompts import EncodedRequest, LoadedModel, PromptEncoder
 from services.worker.engines.request_line import Job, RequestLine
 from services.worker.engines.vllm_blocks import TOPIC, BlockReader
@@ -149,6 +150,7 @@ class VllmEngine:
         """Loads the model; in a thread. vLLM's part of the event loop begins with the first request."""
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        os.environ[WORKER_VARIABLE] = str(os.getpid())  # the core inherits it, and ends with this process
         from vllm.config import KVEventsConfig
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
