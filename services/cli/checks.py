@@ -172,7 +172,7 @@ def _ports(settings: Settings) -> Check:
         settings,
         data_dir=settings.mesh.data_dir,
         secret="",
-        fleet=fleet_of(settings, "", ""),
+        fleet=fleet_of(settings),
         free_ports=free_ports(settings.mesh.host, ports_needed(len(settings.fleet.workers))),
         all_free=False,
         extra_environment={},

@@ -9,9 +9,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 from services.cli.access import Access
+from services.cli.real_model import SIMULATING, RealModel
+from services.mesh.accelerators import ModelShape, load_catalogue
 from services.mesh.settings import FleetWorker, Settings
+
+_AS_SET: Final = RealModel()
+_READY_S: Final = 90.0
+_LEAST_CONTEXT: Final = 4096  # tokens that must fit beside the weights where an accelerator serves a model more
+_REAL_ENGINE_S: Final = 900.0  # until a worker is ready that may have weights to load, or to fetch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +31,8 @@ class ServiceSpec:
         module: for `python -m`, with its arguments.
         ready_at: host:port of its HTTP, and `ready_path` what to ask there.
         shown: what the status says of it.
+        python: the interpreter that runs it; empty: this one.
+        ready_within_s: a start that takes longer has failed.
     """
 
     id: str
@@ -32,6 +42,8 @@ class ServiceSpec:
     ready_at: str
     ready_path: str = "/readyz"
     shown: str = ""
+    python: str = ""
+    ready_within_s: float = _READY_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,13 +78,38 @@ class Layout:
         ]
 
 
-def fleet_of(settings: Settings, engine: str, model: str) -> tuple[FleetWorker, ...]:
-    """The settings' workers; `engine` and `model`, where given, are what the CPU workers run instead of theirs."""
-    changed: dict[str, object] = ({"engine": engine} if engine else {}) | ({"models": (model,)} if model else {})
+def fleet_of(settings: Settings, real: RealModel = _AS_SET) -> tuple[FleetWorker, ...]:
+    """The settings' workers; CPU workers run the real model instead of theirs, simulated ones serve its name too."""
+    changed: dict[str, object] = {}
+    if real.engine:
+        changed |= {"engine": real.engine, "worker": dict(real.worker), "python": real.python}
+    if real.model:
+        changed |= {"models": (real.model,)}
     return tuple(
-        worker.model_copy(update=changed) if worker.accelerator.startswith("cpu-") else worker
+        worker.model_copy(update=changed) if is_cpu(worker) else _sharing(worker, real)
         for worker in settings.fleet.workers
     )
+
+
+def is_cpu(worker: FleetWorker) -> bool:
+    """Whether it runs on this machine's own processor."""
+    found = load_catalogue().find(worker.accelerator)
+    return found is not None and found.cpu
+
+
+def _sharing(worker: FleetWorker, real: RealModel) -> FleetWorker:
+    """A simulated worker with the real model's name beside its own, if there is memory for all of them."""
+    catalogue = load_catalogue()
+    accelerator = catalogue.find(worker.accelerator)
+    shape = ModelShape(key=real.model, **real.shape) if real.shape is not None else catalogue.models.get(real.model)
+    if accelerator is None or shape is None or worker.engine not in SIMULATING or real.model in worker.models:
+        return worker
+    wanted = [shape, *(catalogue.models[name] for name in worker.models if name in catalogue.models)]
+    free = accelerator.memory_bytes * catalogue.defaults.memory_utilisation
+    each = (free - sum(shape.weight_bytes for shape in wanted)) / len(wanted)
+    if any(each < shape.kv_bytes_per_token * min(shape.context_tokens, _LEAST_CONTEXT) for shape in wanted):
+        return worker
+    return worker.model_copy(update={"models": (*worker.models, real.model)})
 
 
 def ports_needed(workers: int) -> int:
@@ -145,7 +182,7 @@ def lay_out(
         )
         for index, worker in enumerate(fleet)
     ]
-    on_cpu = [worker.id for worker in fleet if worker.accelerator.startswith("cpu-")]
+    on_cpu = [worker.id for worker in fleet if is_cpu(worker)]
     router, meter, optimizer = services
     ordered = (router, meter, optimizer, *workers)
     return Layout(
@@ -182,11 +219,20 @@ def _worker(worker: FleetWorker, host: str, common: Mapping[str, str], grpc_port
         "TOKENWORKS_WORKER_PORT": str(grpc_port),
         "TOKENWORKS_WORKER_HTTP_PORT": str(http_port),
     }
+    more = {f"TOKENWORKS_WORKER_{name.upper()}": _text(value) for name, value in worker.worker.items()}
+    engine = "" if worker.engine in SIMULATING else f" with {worker.engine}"
     return ServiceSpec(
         id=worker.id,
         kind="worker",
         module=("services.worker",),
-        environment={**common, **environment},
+        environment={**common, **more, **environment},
         ready_at=f"{host}:{http_port}",
-        shown=f"{', '.join(worker.models)} on {worker.accelerator}",
+        shown=f"{', '.join(worker.models)} on {worker.accelerator}{engine}",
+        python=worker.python,
+        ready_within_s=_REAL_ENGINE_S if engine else _READY_S,
     )
+
+
+def _text(value: object) -> str:
+    """A setting as its environment variable says it."""
+    return value if isinstance(value, str) else json.dumps(value)

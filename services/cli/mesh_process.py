@@ -21,7 +21,6 @@ from services.mesh.settings import Settings
 from tokenworks.errors import CallError
 from tokenworks.v1 import metering_pb2 as metering
 
-START_DEADLINE_S: Final = 90.0
 _BOOKING_DEADLINE_S: Final = 15.0
 _STOP_MARGIN_S: Final = 10.0  # beyond the grace in which a service drains by itself
 _POLL_S: Final = 0.1
@@ -93,7 +92,7 @@ class MeshProcess:
 
     async def _start(self, ids: Sequence[str]) -> None:
         await self.supervisor.start(ids)
-        await self.supervisor.until_ready(ids, START_DEADLINE_S)
+        await self.supervisor.until_ready(ids)
 
     async def _keep_bus(self, bus: NatsServer) -> None:
         """Starts the bus again when it ends: it keeps its streams, and every service waits for it."""

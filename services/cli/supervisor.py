@@ -24,6 +24,7 @@ _PROBE_EVERY_S: Final = 0.1
 _FIRST_BACKOFF_S: Final = 0.5
 _LONGEST_BACKOFF_S: Final = 30.0
 _SETTLED_S: Final = 60.0  # a child that ran this long starts again without delay
+_FAILED: Final = "failed: "  # a service that is up and cannot serve says so, and why
 _TAIL_LINES: Final = 15
 _TAIL_BYTES: Final = 16_384
 
@@ -45,6 +46,7 @@ class Child:
     Attributes:
         ready_after_s: from its start until it was ready; None before.
         status: exit status; None while it runs.
+        failed_because: what it says of itself while it tries again by itself; empty else.
     """
 
     spec: ServiceSpec
@@ -55,6 +57,7 @@ class Child:
     ready_after_s: float | None = None
     status: int | None = None
     restarts: int = 0
+    failed_because: str = ""
     exited: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -92,18 +95,14 @@ class Supervisor:
             await self._launch(child)
             self._watchers[each] = asyncio.create_task(self._watch(child), name=f"watch {each}")
 
-    async def until_ready(self, ids: Sequence[str], deadline_s: float) -> None:
-        """Waits until these services are ready.
+    async def until_ready(self, ids: Sequence[str]) -> None:
+        """Waits until these services are ready, each for as long as its spec says.
 
         Raises:
-            CommandFailed: one of them ended, or was not ready in time; the message has its last log lines.
+            CommandFailed: one of them ended, says that it has failed, or was not ready in time; the message has its
+                last log lines.
         """
-        try:
-            async with asyncio.timeout(deadline_s):
-                await asyncio.gather(*(self._until_ready(self.children[each]) for each in ids))
-        except TimeoutError:
-            late = [child for each in ids if (child := self.children[each]).state is not ChildState.READY]
-            raise _not_started(late[0], f"was not ready within {deadline_s:g} s") from None
+        await asyncio.gather(*(self._until_ready(self.children[each]) for each in ids))
 
     def keep_running(self) -> None:
         """From now on a service that ends unexpectedly starts again, with back-off, instead of failing the start."""
@@ -145,7 +144,7 @@ class Supervisor:
         child.exited.clear()
         with child.log_path.open("ab") as log:
             child.process = await asyncio.create_subprocess_exec(
-                *tied("-m", *child.spec.module),
+                *tied("-m", *child.spec.module, python=child.spec.python),
                 env={**os.environ, **child.spec.environment},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
@@ -179,7 +178,9 @@ class Supervisor:
 
     async def _notice_ready(self, child: Child) -> None:
         while True:
-            if await probe(child.spec.ready_at, child.spec.ready_path) == "ready":
+            says = await probe(child.spec.ready_at, child.spec.ready_path)
+            child.failed_because = says.removeprefix(_FAILED) if says.startswith(_FAILED) else ""
+            if says == "ready":
                 child.ready_after_s = time.monotonic() - child.started_s
                 child.state = ChildState.READY
                 if child.restarts:
@@ -188,10 +189,17 @@ class Supervisor:
             await asyncio.sleep(_PROBE_EVERY_S)
 
     async def _until_ready(self, child: Child) -> None:
-        while child.state is not ChildState.READY:
-            if child.state is ChildState.FAILED:
-                raise _not_started(child, f"ended while starting ({_how(child.status)})")
-            await asyncio.sleep(_PROBE_EVERY_S / 2)
+        within_s = child.spec.ready_within_s
+        try:
+            async with asyncio.timeout(within_s):
+                while child.state is not ChildState.READY:
+                    if child.state is ChildState.FAILED:
+                        raise _not_started(child, f"ended while starting ({_how(child.status)})")
+                    if child.failed_because:
+                        raise _not_started(child, f"cannot serve: {child.failed_because}")
+                    await asyncio.sleep(_PROBE_EVERY_S / 2)
+        except TimeoutError:
+            raise _not_started(child, f"was not ready within {within_s:g} s") from None
 
     async def _until_exited(self, child: Child, grace_s: float) -> None:
         try:

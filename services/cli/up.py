@@ -22,7 +22,13 @@ def up(
     limit: Annotated[int, typer.Option(min=0, help="Only so many requests of the bundled traffic; 0: all.")] = 0,
     traces: Annotated[Traces | None, typer.Option(help="Open a trace explorer on the mesh.")] = None,
     engine: Annotated[str, typer.Option(help="What the CPU worker runs its model with.")] = "",
-    model: Annotated[str, typer.Option(help="What the CPU worker serves.")] = "",
+    model: Annotated[
+        str, typer.Option(help="What it serves: a name, a directory, a GGUF file. Simulated pools serve it too.")
+    ] = "",
+    url: Annotated[str, typer.Option(help="Of the server, with --engine openai.")] = "",
+    shape: Annotated[
+        str, typer.Option(help="What simulated pools take the model for: a catalogue name, a directory, a GGUF file.")
+    ] = "",
     free_ports: Annotated[
         bool, typer.Option("--free-ports", help="Take free ports instead of the usual ones.")
     ] = False,
@@ -37,19 +43,22 @@ def up(
     started_s = time.monotonic()
     with command(as_json) as output:
         from services.cli.data_dir import DataDir
+        from services.cli.real_model import real_model
         from services.cli.up_run import UpRun, prepare
         from services.mesh.settings import ENGINES, load_settings
 
         if engine and engine not in ENGINES:
             raise typer.BadParameter(f"{engine!r} is none of {', '.join(ENGINES)}", param_hint="--engine")
         settings = load_settings()
+        real = real_model(engine=engine, model=model, url=url, shape=shape)
+        if real.note:
+            output.say(f"[yellow]{real.note}[/]")
         data_dir = DataDir(settings.mesh.data_dir)
         with data_dir.locked():
             prepared = prepare(
                 settings,
                 data_dir,
-                engine=engine,
-                model=model,
+                real=real,
                 explorer=traces is Traces.PHOENIX,
                 all_free=free_ports,
             )

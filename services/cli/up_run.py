@@ -5,6 +5,7 @@ drained cleanly.
 """
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import Awaitable
@@ -16,11 +17,12 @@ from services.cli.data_dir import DataDir, TenantKeys
 from services.cli.demo import FirstText, first_text, replay_demo, served
 from services.cli.demo_trace import TENANTS
 from services.cli.drive import failed_because
-from services.cli.layout import Layout, ServiceSpec, fleet_of, lay_out, ports_needed, with_keys
+from services.cli.layout import Layout, ServiceSpec, fleet_of, is_cpu, lay_out, ports_needed, with_keys
 from services.cli.mesh_process import MeshProcess
 from services.cli.output import Output
 from services.cli.phoenix import GRPC_PORT, HTTP_PORT, phoenix
 from services.cli.readiness import free_ports
+from services.cli.real_model import RealModel
 from services.cli.report import Document
 from services.cli.report_view import accelerator_name, pictures
 from services.cli.up_view import address_lines, addresses, first_text_lines, showing
@@ -29,6 +31,7 @@ from services.mesh.keys import KeyStore
 from services.mesh.settings import FleetWorker, Settings
 from tokenworks import Client
 
+SHAPES: Final = "TOKENWORKS_CATALOGUE_MODELS"  # by which every service knows a model that no catalogue has
 _FIRST_TEXT_DEADLINE_S: Final = 60.0
 _Result = TypeVar("_Result")
 
@@ -52,28 +55,30 @@ class Prepared:
     @property
     def real_model(self) -> str:
         """The CPU worker's model; the first one where no CPU is in the fleet."""
-        on_cpu = [worker for worker in self.fleet if worker.accelerator.startswith("cpu-")]
+        on_cpu = [worker for worker in self.fleet if is_cpu(worker)]
         return (on_cpu or self.fleet)[0].models[0]
 
 
-def prepare(
-    settings: Settings, data_dir: DataDir, *, engine: str, model: str, explorer: bool, all_free: bool
-) -> Prepared:
+def prepare(settings: Settings, data_dir: DataDir, *, real: RealModel, explorer: bool, all_free: bool) -> Prepared:
     """Makes keys and the mesh's secret where they are missing, and lays the services out.
 
     Args:
-        engine, model: what the CPU worker runs; empty: as the settings say.
+        real: what the CPU worker runs.
         explorer: with a trace explorer.
         all_free: on free ports, whatever the settings say.
 
     Raises:
         CommandFailed: the trace explorer is not installed.
     """
-    fleet = fleet_of(settings, engine, model)
+    fleet = fleet_of(settings, real)
     keys = data_dir.tenant_keys(KeyStore(settings.keys_file), TENANTS, SystemClock())
     host = settings.mesh.host
     spare = free_ports(host, ports_needed(len(fleet)) + 2)
     sending: dict[str, str] = {}
+    shapes: dict[str, str] = {}
+    if real.shape is not None:
+        declared = json.loads(os.environ.get(SHAPES) or "{}") | {real.model: real.shape}
+        shapes = {SHAPES: json.dumps(declared)}
     traces: tuple[ServiceSpec, ...] = ()
     if explorer:
         http_port, grpc_port = spare[-2:] if all_free else (HTTP_PORT, GRPC_PORT)
@@ -87,7 +92,7 @@ def prepare(
         fleet=fleet,
         free_ports=spare,
         all_free=all_free,
-        extra_environment=sending,
+        extra_environment=sending | shapes,
     )
     layout = with_keys(replace(layout, services=(*traces, *layout.services)), keys.keys)
     return Prepared(settings=settings, data_dir=data_dir, fleet=fleet, layout=layout, keys=keys)

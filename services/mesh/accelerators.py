@@ -8,10 +8,11 @@ memory, speed, watts and rate together. That nothing is lost between the devices
 claim: the optimizer's fit tells.
 
 What a site declares in `[catalogue]` of its tokenworks.toml is laid over the rows that ship: its own accelerators and
-models, its own rates.
+models, its own rates; and over that, as JSON, what TOKENWORKS_CATALOGUE_MODELS, …_ACCELERATORS and …_DEFAULTS say.
 """
 
 import functools
+import json
 import os
 import re
 import tomllib
@@ -227,7 +228,7 @@ def read_catalogue(declared: Mapping[str, Any]) -> Catalogue:
 
 @functools.cache
 def load_catalogue() -> Catalogue:
-    """The catalogue of this process, with what its tokenworks.toml declares; read once.
+    """The catalogue of this process, with what its tokenworks.toml and its environment declare; read once.
 
     Raises:
         SettingInvalid: see `read_catalogue`; or the file cannot be read.
@@ -237,6 +238,13 @@ def load_catalogue() -> Catalogue:
         declared = tomllib.loads(path.read_text(encoding="utf-8")).get("catalogue", {}) if path.is_file() else {}
     except (OSError, ValueError) as error:
         raise SettingInvalid(f"{path} could not be read: {error}") from error
+    for section in ("defaults", "accelerators", "models"):
+        variable = f"TOKENWORKS_CATALOGUE_{section.upper()}"
+        if text := os.environ.get(variable):
+            try:
+                declared = {**declared, section: {**declared.get(section, {}), **json.loads(text)}}
+            except (TypeError, ValueError) as error:
+                raise SettingInvalid(f"{variable} is no table in JSON: {error}") from error
     return read_catalogue(declared)
 
 

@@ -15,9 +15,13 @@ from typing import Final
 _PR_SET_PDEATHSIG: Final = 1
 
 
-def tied(*command: str) -> tuple[str, ...]:
-    """The command line that runs `command` (`-m MODULE …`, or a program's path and arguments) tied to this process."""
-    return (sys.executable, "-m", "services.mesh.child", str(os.getpid()), *command)
+def tied(*command: str, python: str = "") -> tuple[str, ...]:
+    """The command line that runs `command` (`-m MODULE …`, or a program's path and arguments) tied to this process.
+
+    Args:
+        python: the interpreter; empty: this one.
+    """
+    return (python or sys.executable, "-m", "services.mesh.child", str(os.getpid()), *command)
 
 
 def die_with(parent_pid: int) -> None:

@@ -8,7 +8,8 @@ import sys
 
 async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     await reader.readline()
-    writer.write(b"HTTP/1.0 200 OK\r\n\r\nready\n")
+    failing = os.environ["BEHAVIOUR"] == "failing"
+    writer.write(b"HTTP/1.0 503 X\r\n\r\nfailed: no such model\n" if failing else b"HTTP/1.0 200 OK\r\n\r\nready\n")
     await writer.drain()
     writer.close()
 

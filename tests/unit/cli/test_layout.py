@@ -1,6 +1,7 @@
 from pathlib import Path
 
 from services.cli.layout import fleet_of, lay_out, ports_needed
+from services.cli.real_model import RealModel
 from services.mesh.settings import FleetSettings, NatsSettings, load_settings
 
 DIRECTORY = Path("/data")
@@ -78,7 +79,7 @@ def test_two_services_on_one_port_are_told():
 
 
 def test_engine_and_model_of_the_command_line_go_to_the_cpu_only():
-    fleet = fleet_of(load_settings(), "simulated", "llama-3.1-8b")
+    fleet = fleet_of(load_settings(), RealModel(engine="simulated", model="llama-3.1-8b"))
     by_id = {worker.id: worker for worker in fleet}
     assert (by_id["cpu-0"].engine, by_id["cpu-0"].models) == ("simulated", ("llama-3.1-8b",))
     assert (by_id["h100-0"].engine, by_id["h100-0"].models) == ("auto", ("llama-3.1-8b",))

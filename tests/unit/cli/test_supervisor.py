@@ -5,6 +5,7 @@ import os
 import select
 import signal
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -44,7 +45,7 @@ async def supervise(tmp_path):
 async def test_services_become_ready_and_stop_when_told(supervise):
     supervisor = supervise(service("a"), service("b"))
     await supervisor.start(["a", "b"])
-    await supervisor.until_ready(["a", "b"], DEADLINE_S)
+    await supervisor.until_ready(["a", "b"])
     child = supervisor.children["a"]
     assert (child.state, child.ready_after_s is not None) == (ChildState.READY, True)
     assert await supervisor.stop(["a", "b"], DEADLINE_S) == []
@@ -56,23 +57,41 @@ async def test_early_death_fails_the_start_with_the_last_log_lines(supervise):
     supervisor = supervise(service("a", "crash"))
     await supervisor.start(["a"])
     with pytest.raises(CommandFailed, match=r"a ended while starting \(status 3\).*\n.*\nwhat went wrong") as caught:
-        await supervisor.until_ready(["a"], DEADLINE_S)
+        await supervisor.until_ready(["a"])
     assert caught.value.reason == "ServiceNotStarted"
     assert any("status 3" in words for words in await supervisor.stop(["a"], DEADLINE_S))
 
 
 async def test_service_that_is_not_ready_in_time_is_named(supervise):
-    supervisor = supervise(service("a", "never ready"))
+    supervisor = supervise(replace(service("a", "never ready"), ready_within_s=0.2))
     await supervisor.start(["a"])
     with pytest.raises(CommandFailed, match=r"a was not ready within 0\.2 s"):
-        await supervisor.until_ready(["a"], 0.2)
+        await supervisor.until_ready(["a"])
+
+
+async def test_service_that_says_it_has_failed_is_not_waited_for(supervise):
+    supervisor = supervise(service("a", "failing"))
+    await supervisor.start(["a"])
+    with pytest.raises(CommandFailed, match="a cannot serve: no such model"):
+        await supervisor.until_ready(["a"])
+    assert await supervisor.stop(["a"], DEADLINE_S) == []
+
+
+async def test_service_runs_with_the_interpreter_that_its_spec_names(supervise, tmp_path):
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho chosen\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    supervisor = supervise(replace(service("a"), python=str(python)))
+    await supervisor.start(["a"])
+    await supervisor.until_ready(["a"])
+    assert "chosen" in supervisor.children["a"].log_tail
 
 
 async def test_service_that_dies_later_is_started_again_and_told(supervise):
     told = asyncio.Queue()
     supervisor = supervise(service("a"), on_event=told.put_nowait)
     await supervisor.start(["a"])
-    await supervisor.until_ready(["a"], DEADLINE_S)
+    await supervisor.until_ready(["a"])
     supervisor.keep_running()
     os.kill(supervisor.children["a"].process.pid, signal.SIGKILL)
     async with asyncio.timeout(DEADLINE_S):
@@ -84,7 +103,7 @@ async def test_service_that_dies_later_is_started_again_and_told(supervise):
 async def test_service_that_ignores_the_signal_is_killed_and_told(supervise):
     supervisor = supervise(service("a", "stubborn"))
     await supervisor.start(["a"])
-    await supervisor.until_ready(["a"], DEADLINE_S)
+    await supervisor.until_ready(["a"])
     (complaint,) = await supervisor.stop(["a"], 0.2)
     assert "a had to be killed" in complaint
 
@@ -93,7 +112,7 @@ async def test_log_of_the_run_before_is_kept_beside(supervise, tmp_path):
     (tmp_path / "a.log").write_text("before")
     supervisor = supervise(service("a"))
     await supervisor.start(["a"])
-    await supervisor.until_ready(["a"], DEADLINE_S)
+    await supervisor.until_ready(["a"])
     assert (tmp_path / "a.log.1").read_text() == "before"
     assert "obedient as" in supervisor.children["a"].log_tail
 
@@ -109,7 +128,7 @@ async def test_children_end_when_the_parent_is_killed(tmp_path):
         f"    spec = {spec!r}\n"
         f"    supervisor = Supervisor([spec], pathlib.Path({str(tmp_path)!r}), print)\n"
         "    await supervisor.start(['a'])\n"
-        f"    await supervisor.until_ready(['a'], {DEADLINE_S})\n"
+        "    await supervisor.until_ready(['a'])\n"
         "    print(supervisor.children['a'].process.pid, flush=True)\n"
         "    await asyncio.Event().wait()\n"
         "asyncio.run(main())\n"
