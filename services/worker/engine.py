@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
 from services.mesh.errors import ResumeRefused, Unsupported
+from services.mesh.events import MODELLED
 from services.mesh.timing import StepLoad
 
 # What an engine may do beyond plain generation; `EngineInfo.features` says which of them it does.
@@ -229,7 +230,9 @@ class EngineInfo:
 
     Attributes:
         note: for a reader, e.g. why a real model is simulated on this platform; empty otherwise.
-        power_source: "catalogue" where watts are modelled, else the library that measures them.
+        power_source: what the engine's own watts and energy come from: "catalogue" where they are modelled; else what
+            measures them there.
+        elsewhere: its tokens are made on another machine, so that what is measured on this one is not theirs.
         features: which of LOGPROBS, RESPONSE_FORMAT and TOOLS it does; a request for another is refused.
         platform: what the engine says it runs on, as "kind: name", e.g. "cuda: NVIDIA H100 80GB HBM3"; empty where it
             does not say.
@@ -246,7 +249,8 @@ class EngineInfo:
     kv_capacity_tokens: int
     prefill_chunk_tokens: int
     note: str = ""
-    power_source: str = "catalogue"
+    power_source: str = MODELLED
+    elsewhere: bool = False
     features: tuple[str, ...] = ()
     platform: str = ""
     tokenizer: str = ""
