@@ -87,6 +87,7 @@ class OpenAiEngine:
             kv_capacity_tokens=self._kv_capacity_tokens,
             prefill_chunk_tokens=settings.prefill_chunk_tokens,
             note=f"served by {server.url}, spoken to as {dialect.name}",
+            elsewhere=not server.on_this_machine,
             tokenizer=dialect.fingerprint,
             features=dialect.features,
             lacks=dialect.lacks,

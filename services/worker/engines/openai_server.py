@@ -6,6 +6,7 @@ In: paths and bodies. Out: parsed JSON, errors of the mesh's tree. Knows HTTP an
 import json
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -18,6 +19,7 @@ _ASK_S: Final = 10.0
 _EVENT_BYTES: Final = 8 << 20  # of one event in a stream, at most
 _HEALTH_S: Final = 5.0
 _RETRIABLE: Final = frozenset({429, 502, 503, 504})
+_LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class ServerBusy(Exception):
@@ -44,6 +46,10 @@ class OpenAiServer:
             connector=aiohttp.TCPConnector(limit=0),  # bounded by the places of the engine
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=silence_s),
         )
+
+    @property
+    def on_this_machine(self) -> bool:
+        return (urlsplit(self.url).hostname or "") in _LOOPBACK
 
     async def close(self) -> None:
         await self._session.close()
