@@ -232,8 +232,8 @@ class Running:
 @asynccontextmanager
 async def started(running: Running) -> AsyncIterator[Running]:
     """The engine, from its start to its end."""
-    await running.start()
     try:
+        await running.start()
         yield running
     finally:
         await running.engine.stop(0.0)
