@@ -153,8 +153,9 @@ class WorkerHeartbeat:
 
     Attributes:
         waiting_prefill_tokens: prompt tokens admitted or queued and not computed yet.
-        power_source: what measured `power_w` and `utilisation`; "catalogue" where they are modelled.
-        utilisation: of the accelerator, recent, 0 to 1.
+        power_source: what measured `power_w` and `energy_uj`; `MODELLED` where nothing did.
+        utilisation: of the accelerator, recent, 0 to 1; `utilisation_source` measured it, and where that is `MODELLED`
+            or empty it is the part of its time that the engine worked.
         http_url: of its OpenAI endpoint for clients with a placement; empty: it serves none.
         features: beyond plain generation: "logprobs", "response_format", "tools".
         restarts: of the engine, since the epoch began.
@@ -191,12 +192,13 @@ class WorkerHeartbeat:
     at_unix_ms: int
     steps: int
     prefill_chunk_tokens: int
-    power_source: str = "catalogue"
+    power_source: str = MODELLED
     utilisation: float = 0.0
     http_url: str = ""
     features: tuple[str, ...] = ()
     restarts: int = 0
     tokenizer: str = ""
+    utilisation_source: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
