@@ -75,6 +75,7 @@ async def drive(output: Output, access: Access, plan: Plan, interrupted: asyncio
         }
         for client in clients.values():
             await client.connected()
+        served = await next(iter(clients.values())).models()
         player = Player(
             clients,
             run.add,
@@ -82,6 +83,7 @@ async def drive(output: Output, access: Access, plan: Plan, interrupted: asyncio
             seed=plan.seed,
             deadline_s=plan.deadline_s,
             max_attempts=plan.max_attempts,
+            in_words={model.name for model in served if not model.simulated},
         )
         started_s, cpu_started_s = time.perf_counter(), _cpu_s()
         with _progress(output) as progress:

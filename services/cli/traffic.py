@@ -5,12 +5,12 @@ In: arrivals, and a client per tenant. Out: one `Outcome` per arrival, as its cl
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Final
 
 from services.cli.casting import Arrival
 from services.cli.report import Outcome
-from services.twin.traces import prompt_ids
+from services.twin.traces import prompt_ids, prompt_text
 from tokenworks import Client, GenerateError
 
 MOST_OPEN: Final = 20_000  # streams at once; more are not sent, and counted as "ClientFull"
@@ -23,6 +23,7 @@ class Player:
         on_outcome: called once per arrival, when its stream has ended.
         speed: > 0; 4 plays the trace four times as fast.
         deadline_s: of one stream.
+        in_words: models that take made-up prompts as text, since token ids would mean something else to each engine.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Player:
         seed: int = 0,
         deadline_s: float = 600.0,
         max_attempts: int = 1,
+        in_words: Container[str] = (),
     ) -> None:
         self._clients = clients
         self._on_outcome = on_outcome
@@ -41,6 +43,7 @@ class Player:
         self._seed = seed
         self._deadline_s = deadline_s
         self._max_attempts = max_attempts
+        self._in_words = in_words
         self._stopping = False
         self.sent = 0
         self.open = 0
@@ -70,9 +73,12 @@ class Player:
     async def _stream(self, arrival: Arrival, late_s: float) -> None:
         request = arrival.request
         words = [{"role": "user", "content": request.prompt}] if request.prompt else None
+        made_up = (request, arrival.index, self._seed)
+        as_text = arrival.model in self._in_words
         stream = self._clients[arrival.tenant].generate(
             chat=words,
-            token_ids=None if words else prompt_ids(request, arrival.index, self._seed),
+            text=prompt_text(*made_up) if as_text and not words else None,
+            token_ids=None if as_text or words else prompt_ids(*made_up),
             model=arrival.model,
             max_tokens=request.completion_tokens,
             ignore_eos=words is None,

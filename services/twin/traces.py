@@ -1,7 +1,7 @@
 """Traces of traffic: public formats in, one stream of arrivals out.
 
 In: the lines of a file. Out: `TraceRequest`s in order of arrival, one at a time, whatever the file's length; and, for a
-request, the token ids of a prompt of its length. Three formats are told apart by their first line:
+request, the token ids or the words of a prompt of its length. Three formats are told apart by their first line:
 
 - Azure LLM inference traces (2023, 2024), CSV: `TIMESTAMP,ContextTokens,GeneratedTokens`.
 - Mooncake traces, JSON lines: `timestamp` (ms), `input_length`, `output_length`, `hash_ids` (one per 512-token block of
@@ -23,6 +23,8 @@ from functools import lru_cache, partial
 from itertools import chain
 from random import Random
 from typing import Any, Final
+
+from services.worker.core.words import WORDS
 
 BLOCK_TOKENS: Final = 512  # of a Mooncake hash id
 _AZURE: Final = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
@@ -109,6 +111,14 @@ def prompt_ids(request: TraceRequest, index: int, seed: int) -> list[int]:
         return ids[: request.prompt_tokens].tolist()
     label = f"{seed}/session/{request.session_id}" if request.session_id else f"{seed}/request/{index}"
     return _tokens(label, request.prompt_tokens).tolist()
+
+
+def prompt_text(request: TraceRequest, index: int, seed: int) -> str:
+    """The prompt of `prompt_ids` in words, one for each id: for models that are not all served by one tokenizer.
+
+    Equal ids give equal words, so what prompts share they share as text; tokens are about as many as words.
+    """
+    return " ".join(WORDS[each % len(WORDS)] for each in prompt_ids(request, index, seed))
 
 
 @lru_cache(maxsize=4096)

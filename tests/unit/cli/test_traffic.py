@@ -42,6 +42,15 @@ async def test_recorded_lengths_are_asked_for_exactly():
     assert all(len(each.token_ids.ids) == 20 for each in router.requests)
 
 
+async def test_prompts_for_models_of_several_tokenizers_are_words_as_many_as_the_trace_says():
+    router = FakeRouter()
+    await play(router, [arrival(), arrival(index=1, session_id="s"), arrival(index=2, session_id="s")], in_words={"m"})
+    texts = [each.text for each in sorted(router.requests, key=lambda each: each.session_id)]
+    assert [len(text.split(" ")) for text in texts] == [20] * 3
+    assert texts[1] == texts[2] != texts[0]
+    assert all(each.sampling.ignore_eos for each in router.requests)
+
+
 async def test_words_of_a_trace_are_sent_as_chat_and_may_end_early():
     router = FakeRouter()
     await play(router, [arrival(prompt="Why?")])
