@@ -3,6 +3,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 SET_UP := @VENV=$(VENV) PYTHON=$(PYTHON) scripts/set_up
 EXTRAS := llamacpp
+HAS_VLLM := $(PY) -c "import importlib.util; raise SystemExit(importlib.util.find_spec('vllm') is None)"
 
 .DEFAULT_GOAL := help
 
@@ -15,9 +16,11 @@ install: ## Fill .venv (every target that needs it does so by itself)
 	$(SET_UP) $(EXTRAS)
 
 .PHONY: run
-run: ## Start the mesh on this machine; ARGS="--once" to stop after the demo, TRACES=phoenix for a trace explorer
+run: ## Start the mesh on this machine; ENGINE=vllm MODEL=<dir or name> for a real model, TRACES=phoenix, ARGS="--once"
 	$(SET_UP) $(EXTRAS) $(if $(filter phoenix,$(TRACES)),phoenix)
-	@exec $(PY) scripts/foreground.py $(VENV)/bin/tokenworks up $(if $(TRACES),--traces $(TRACES)) $(ARGS)
+	$(if $(filter vllm,$(ENGINE)),@$(HAS_VLLM) || $(PY) scripts/set_up_engines.py)
+	@exec $(PY) scripts/foreground.py $(VENV)/bin/tokenworks up $(if $(TRACES),--traces $(TRACES)) \
+	$(if $(ENGINE),--engine "$(ENGINE)") $(if $(MODEL),--model "$(MODEL)") $(if $(URL),--url "$(URL)") $(ARGS)
 
 .PHONY: doctor
 doctor: ## Say what is missing on this machine, and what would do
