@@ -157,7 +157,7 @@ class Http2Connection(asyncio.Protocol):
                 case ngh2.ResponseReceived(stream, headers, ended):
                     self.on_response(stream, headers, ended)
                 case ngh2.ConnectionClosed():
-                    self._end()
+                    self._hang_up()
 
     def _flush(self) -> None:
         self._flush_due = False
@@ -193,7 +193,7 @@ class Http2Connection(asyncio.Protocol):
             if on_room is not None:
                 on_room()
 
-    def _end(self) -> None:
+    def _hang_up(self) -> None:
         """The protocol is over: what it still has to say, and then nothing."""
         with suppress(ngh2.NGH2Error):
             self._transport.write(self.h2.data_to_send())

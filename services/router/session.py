@@ -1,29 +1,29 @@
 """One worker's `Session`: all of this router's requests there share one stream, one frame per engine step.
 
-In: streams to open and to cancel. Out: each stream's chunks to its recipient, in order, and its loss when the session
-breaks. A session is opened when its worker is first heard of and opened again, with growing pauses, whenever it breaks;
-so a request finds it warm. Nothing here knows what a request is.
+In: streams to open and to cancel. Out: each stream's chunks to its recipient, in order and within the turn of the loop
+that they came in, and its loss when the session breaks. A session is opened when its worker is first heard of and
+opened again, with growing pauses, whenever it breaks; so a request finds it warm. Nothing here knows what a request is.
 """
 
 import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
-import grpc
+from google.protobuf.message import DecodeError
 
 from services.mesh.errors import InvariantBroken, TokenworksError, WorkerLost
-from services.mesh.rpc import MESH_SECRET, error_of, open_channel
+from services.mesh.grpc_stream import GrpcStream
+from services.mesh.rpc import MESH_SECRET
 from tokenworks.v1 import inference_pb2 as wire
 
 log = logging.getLogger(__name__)
 
 ROUTER_ID: Final = "x-tokenworks-router"
-_EOF: Final = grpc.aio.EOF  # type: ignore[attr-defined]  # missing in its stubs
 _METHOD: Final = "/tokenworks.v1.Worker/Session"
 _CONNECT_TIMEOUT_S: Final = 2.0
-_WRITE_TIMEOUT_S: Final = 10.0
+_LARGEST_FRAME_BYTES: Final = 64 << 20
 _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 2.0
 
@@ -53,8 +53,8 @@ class WorkerSession:
         self._recipients: dict[int, Recipient] = {}
         self._last_number = 0
         # Bounded by what the router admits: a request is in here at most as one open and one cancel.
-        self._outgoing: deque[wire.SessionRequest] = deque()
-        self._something_to_say = asyncio.Event()
+        self._unsent: deque[wire.SessionRequest] = deque()
+        self._call: GrpcStream | None = None
 
     @property
     def recipients(self) -> list[Recipient]:
@@ -80,72 +80,54 @@ class WorkerSession:
         while True:
             stood = False
             try:
-                channel = open_channel(self.address)
+                async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+                    call = await self._connect()
                 try:
-                    async with asyncio.timeout(_CONNECT_TIMEOUT_S):
-                        call = await self._connect(channel)
                     stood = True
+                    self._call = call
                     self._on_link(True)
-                    await self._converse(call)
-                    error: TokenworksError = WorkerLost(f"worker {self.worker!r} closed its session")
+                    for request in self._unsent:
+                        self._send(request)
+                    self._unsent.clear()
+                    error = await call.ended()
                 finally:
-                    await channel.close(None)
+                    self._call = None
+                    call.close()
+                why = f"broke: {error}" if error else "was closed by it"
+                lost = WorkerLost(f"the session to worker {self.worker!r} at {self.address} {why}")
             except TimeoutError:
-                error = WorkerLost(f"worker {self.worker!r} at {self.address} does not answer")
-            except grpc.RpcError as failure:
-                error = WorkerLost(
-                    f"the session to worker {self.worker!r} at {self.address} broke: {error_of(failure)}"
-                )
-            except asyncio.CancelledError:
-                # Reading a call that `_talk` has given up raises this as well.
-                if (task := asyncio.current_task()) is None or task.cancelling():
-                    raise
-                error = WorkerLost(f"worker {self.worker!r} at {self.address} takes no more of what is sent to it")
-            log.log(logging.INFO if stood else logging.DEBUG, "%s", error)
+                lost = WorkerLost(f"worker {self.worker!r} at {self.address} does not answer")
+            except (OSError, TokenworksError) as failure:
+                lost = WorkerLost(f"there is no session to worker {self.worker!r} at {self.address}: {failure}")
+            log.log(logging.INFO if stood else logging.DEBUG, "%s", lost)
             pause_s = _FIRST_PAUSE_S if stood else min(_LONGEST_PAUSE_S, pause_s * 2)
             self._on_link(False)
-            self.lose_all(error)
+            self.lose_all(lost)
             await asyncio.sleep(pause_s)
 
     def lose_all(self, error: TokenworksError) -> None:
         """Every recipient loses its stream to `error`; only when the session has broken or will not be used again."""
         lost, self._recipients = self._recipients, {}
-        self._outgoing.clear()
+        self._unsent.clear()
         self._last_number = 0
         for recipient in lost.values():
             recipient.lost(error)
 
-    async def _connect(self, channel: grpc.aio.Channel) -> Any:
-        method: Any = channel.stream_stream(
-            _METHOD,
-            request_serializer=wire.SessionRequest.SerializeToString,
-            response_deserializer=wire.StepFrame.FromString,
+    async def _connect(self) -> GrpcStream:
+        return await GrpcStream.connect(
+            self.address, _METHOD, self._metadata, self._frame, limit_bytes=_LARGEST_FRAME_BYTES
         )
-        call = method(metadata=self._metadata)
-        await call.wait_for_connection()
-        return call
 
-    async def _converse(self, call: Any) -> None:
-        talking = asyncio.create_task(self._talk(call))
+    def _frame(self, data: bytes) -> None:
         try:
-            while (frame := await call.read()) is not _EOF:
-                for chunk in frame.chunks:
-                    self._deliver(chunk)
-        finally:
-            talking.cancel()
-            call.cancel()
-            await asyncio.gather(talking, return_exceptions=True)
-
-    async def _talk(self, call: Any) -> None:
-        try:
-            while True:
-                while self._outgoing:
-                    async with asyncio.timeout(_WRITE_TIMEOUT_S):
-                        await call.write(self._outgoing.popleft())
-                self._something_to_say.clear()
-                await self._something_to_say.wait()
-        finally:
-            call.cancel()  # a side that can't be written to is broken for reading too
+            frame = wire.StepFrame.FromString(data)
+        except DecodeError as error:
+            log.error("worker %s sent a frame that can't be parsed: %s", self.worker, error)
+            if self._call is not None:
+                self._call.abort("a frame can't be parsed")
+            return
+        for chunk in frame.chunks:
+            self._deliver(chunk)
 
     def _deliver(self, chunk: wire.StreamChunk) -> None:
         number = chunk.stream
@@ -162,5 +144,11 @@ class WorkerSession:
             recipient.lost(InvariantBroken("an internal error; the router's log has the details"))
 
     def _say(self, request: wire.SessionRequest) -> None:
-        self._outgoing.append(request)
-        self._something_to_say.set()
+        if self._call is not None:
+            self._send(request)
+        else:
+            self._unsent.append(request)
+
+    def _send(self, request: wire.SessionRequest) -> None:
+        assert self._call is not None, "sent only while the session stands"
+        self._call.send(request.SerializeToString())

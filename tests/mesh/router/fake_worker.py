@@ -206,6 +206,7 @@ class FakeWorker:
         self, requests: AsyncIterator[wire.SessionRequest], context: Any
     ) -> AsyncIterator[wire.StepFrame]:
         self.metadata.append(dict(context.invocation_metadata()))
+        await context.send_initial_metadata(())  # at once, as a worker does: the router takes it for the session
         frames: asyncio.Queue[wire.StepFrame | None] = asyncio.Queue()
         self._sessions.append(frames)
         reading = asyncio.create_task(self._read(requests, frames))
