@@ -127,13 +127,23 @@ class Direct:
             asked=asked,
             placed=self._placing.carried_out(asked, ask, decision),
             record=record,
-            cached_tokens=decision.picked.cached_tokens,
+            cached_tokens=decision.cached_tokens,
             traceparent=traceparent,
             legs=before.legs + 1 if before else 1,
             expires_s=self._clock.monotonic_s() + self._settings.placement_ttl_s + LEEWAY_MS / 1000,
         )
         self._open.add(placement)
         return self._signed(self._signer, placement, ask, decision)
+
+    def place_http(self, request: wire.GenerateRequest, tenant: str, traceparent: str) -> wire.Placement | None:
+        """As `place`, for a client that is sent on by HTTP; None where its worker has no endpoint for that."""
+        if not self.possible:
+            return None
+        placement = self.place(request, tenant, traceparent)
+        if placement.http_url:
+            return placement
+        self.superseded(placement.request_id, tenant)
+        return None
 
     def superseded(self, request_id: str, tenant: str) -> None:
         """The client goes on with the request by another way than its placement."""
@@ -259,6 +269,7 @@ class Direct:
         if ended.outcome in (Outcome.STOP, Outcome.LENGTH) and not placement.asked.resume_from:
             self._placing.learn(
                 placement.asked,
+                placement.placed.worker,
                 prompt_tokens=ended.prompt_tokens,
                 completion_tokens=ended.delivered_tokens,
                 expected_cached=placement.cached_tokens,

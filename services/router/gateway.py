@@ -2,52 +2,47 @@
 
 A stream is server-sent events, written as a worker's messages come (`http_sinks.py`). Its headers wait for the first
 message, so that what a worker refuses still has its own status. A client that disconnects cancels its handler, and with
-it the engine's work.
+it the engine's work. Requests of keys made for it are sent on (307) to the worker that makes the tokens.
 """
 
 import asyncio
-import logging
-import math
-from collections.abc import Awaitable, Callable
-from typing import Final
+from collections.abc import Callable
+from urllib.parse import urlencode
 
 from aiohttp import HttpVersion11, web
-from opentelemetry.trace import SpanKind, Status, StatusCode, use_span
 
-from services.mesh import conventions as names
 from services.mesh.clock import Clock
-from services.mesh.errors import InvariantBroken, MessageTooLarge, TokenworksError, UnknownModel, face
+from services.mesh.errors import UnknownModel
 from services.mesh.keys import KeyStore
-from services.mesh.openai.answers import Answer, Kind, error_body, model_body
+from services.mesh.openai.answers import Answer, Kind, model_body
+from services.mesh.openai.edge import PLACEMENT, body_of, guarded, told
 from services.mesh.openai.requests import Wanted, parse_chat, parse_completion
-from services.mesh.telemetry import (
-    TRACEPARENT,
-    Telemetry,
-    context_of,
-    current_traceparent,
-    fresh_traceparent,
-    trace_id_of,
-)
-from services.router.access import tenant_of
+from services.mesh.telemetry import TRACEPARENT, Telemetry, current_traceparent, fresh_traceparent, trace_id_of
+from services.router.access import caller_of, tenant_of
 from services.router.core.fleet import Fleet
+from services.router.direct import Direct
 from services.router.dispatch import Dispatcher
 from services.router.http_sinks import EventSink, WholeSink
 from services.router.relay import Relay
-from services.router.service import TRACE_ID, WORKER, describe, served_models
-
-log = logging.getLogger(__name__)
-
-REQUEST_ID: Final = "x-request-id"
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+from services.router.service import describe, served_models
+from tokenworks.v1 import inference_pb2 as wire
 
 
 class Gateway:
     """The routes; `routes()` goes to the HTTP server."""
 
     def __init__(
-        self, dispatcher: Dispatcher, fleet: Fleet, keys: KeyStore, clock: Clock, telemetry: Telemetry
+        self,
+        dispatcher: Dispatcher,
+        direct: Direct,
+        *,
+        fleet: Fleet,
+        keys: KeyStore,
+        clock: Clock,
+        telemetry: Telemetry,
     ) -> None:
         self._dispatcher = dispatcher
+        self._direct = direct
         self._fleet = fleet
         self._keys = keys
         self._clock = clock
@@ -56,10 +51,10 @@ class Gateway:
 
     def routes(self) -> list[web.RouteDef]:
         return [
-            web.post("/v1/chat/completions", self._guarded(self._chat)),
-            web.post("/v1/completions", self._guarded(self._completion)),
-            web.get("/v1/models", self._guarded(self._models)),
-            web.get("/v1/models/{model:.+}", self._guarded(self._model)),
+            web.post("/v1/chat/completions", guarded(self._chat, self._telemetry)),
+            web.post("/v1/completions", guarded(self._completion, self._telemetry)),
+            web.get("/v1/models", guarded(self._models, self._telemetry)),
+            web.get("/v1/models/{model:.+}", guarded(self._model, self._telemetry)),
         ]
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
@@ -69,14 +64,12 @@ class Gateway:
         return await self._generate(request, "text", parse_completion)
 
     async def _generate(self, request: web.Request, kind: Kind, parse: Callable[[bytes], Wanted]) -> web.StreamResponse:
-        tenant = self._tenant(request)
-        try:
-            wanted = parse(await request.read())
-        except web.HTTPRequestEntityTooLarge as error:
-            limit = f"{error.text}; send less, or raise mesh.max_message_bytes"
-            raise MessageTooLarge(limit) from None
+        caller = caller_of(request.headers.get("Authorization", ""), self._keys)
+        wanted = parse(await body_of(request))
         traceparent = current_traceparent() or fresh_traceparent()
-        relay = self._dispatcher.admit(wanted.request, tenant, traceparent)
+        if caller.direct_http and (there := self._direct.place_http(wanted.request, caller.tenant, traceparent)):
+            return _sent_on(request, there, traceparent)
+        relay = self._dispatcher.admit(wanted.request, caller.tenant, traceparent)
         try:
             answer = Answer(
                 kind,
@@ -143,44 +136,12 @@ class Gateway:
     def _tenant(self, request: web.Request) -> str:
         return tenant_of(request.headers.get("Authorization", ""), self._keys)
 
-    def _guarded(self, handler: Handler) -> Handler:
-        """The handler under a span, its errors as OpenAI's."""
 
-        async def handle(request: web.Request) -> web.StreamResponse:
-            route = request.match_info.route.resource
-            name = f"{request.method} {route.canonical if route else request.path}"
-            span = self._telemetry.tracer.start_span(
-                name, context_of(request.headers.get(TRACEPARENT, "")), SpanKind.SERVER
-            )
-            with use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
-                try:
-                    return await handler(request)
-                except TokenworksError as error:
-                    span.set_attribute(names.ERROR_TYPE, error.reason)
-                    span.set_status(Status(StatusCode.ERROR, str(error)))
-                    return _refusal(error)
-                except (web.HTTPException, OSError):  # aiohttp's own answers, and clients that went away
-                    raise
-                except Exception:
-                    log.exception("a defect in %s", name)
-                    return _refusal(InvariantBroken("an internal error; the router's log has the details"))
-
-        return handle
+def _sent_on(request: web.Request, there: wire.Placement, traceparent: str) -> web.Response:
+    """To the same path of the placement's worker; the client sends its body there again."""
+    query = urlencode({PLACEMENT: there.token, TRACEPARENT: traceparent})
+    return web.Response(status=307, headers={"Location": f"{there.http_url}{request.path}?{query}"})
 
 
 def _told(relay: Relay) -> dict[str, str]:
-    return {
-        REQUEST_ID: relay.asked.request_id,
-        TRACE_ID: trace_id_of(relay.traceparent),
-        WORKER: relay.worker.name,
-    }
-
-
-def _refusal(error: TokenworksError) -> web.Response:
-    headers = {}
-    if error.retry_after_s is not None:
-        headers = {
-            "Retry-After": str(math.ceil(error.retry_after_s)),
-            "Retry-After-Ms": str(round(error.retry_after_s * 1000)),
-        }
-    return web.json_response(error_body(error), status=face(error).http, headers=headers)
+    return told(relay.asked.request_id, trace_id_of(relay.traceparent), relay.worker.name)

@@ -140,7 +140,7 @@ async def wire(
     grpc = FastGrpcServer(telemetry, life, max_message_bytes=mesh.max_message_bytes)
     keys = KeyStore(settings.keys_file)
     RouterService(dispatcher, direct, fleet, keys, clock).register(grpc)
-    gateway = Gateway(dispatcher, fleet, keys, clock, telemetry)
+    gateway = Gateway(dispatcher, direct, fleet=fleet, keys=keys, clock=clock, telemetry=telemetry)
     http = HttpServer(telemetry, life, routes=gateway.routes(), max_body_bytes=mesh.max_message_bytes)
     grpc_port = await grpc.start(mesh.host, router.port)
     http_port = await http.start(mesh.host, router.http_port)

@@ -12,6 +12,7 @@ from services.mesh.clock import Clock
 from services.mesh.events import WorkerHeartbeat, WorkerState
 from services.mesh.settings import WorkerSettings
 from services.worker.engine_life import EngineLife
+from services.worker.hardware.power_meter import PowerMeter
 from services.worker.identity import Identity
 
 INTERVAL_S: Final = 0.25
@@ -28,17 +29,21 @@ class Heartbeat:
         clock: Clock,
         *,
         address: str,
+        http_url: str,
         engine: EngineLife,
+        power: PowerMeter,
         generated_tokens: Callable[[], int],
     ) -> None:
-        """`address`: host:port by which others reach the worker's gRPC."""
+        """`address`: host:port by which others reach its gRPC. `http_url`: of its OpenAI endpoint; empty: none."""
         self._engine = engine
+        self._power = power
         self._draining = False
         self._identity = identity
         self._settings = settings
         self._bus = bus
         self._clock = clock
         self._address = address
+        self._http_url = http_url
         self._generated_tokens = generated_tokens
         self._sequence = 0
         self._changed = asyncio.Event()
@@ -71,7 +76,7 @@ class Heartbeat:
     def beat(self) -> None:
         """Says how it stands."""
         self._sequence += 1
-        who, info, stats = self._identity, self._engine.info, self._engine.stats()
+        who, info, stats, figures = self._identity, self._engine.info, self._engine.stats(), self._power.figures()
         self._bus.publish(
             WorkerHeartbeat(
                 worker=who.worker,
@@ -80,6 +85,7 @@ class Heartbeat:
                 engine=info.engine if info else self._settings.engine,
                 models=info.models if info else self._settings.models,
                 address=self._address,
+                http_url=self._http_url,
                 epoch=who.epoch,
                 sequence=self._sequence,
                 state=self.state,
@@ -93,10 +99,13 @@ class Heartbeat:
                 max_waiting=info.max_waiting if info else 0,
                 prefill_chunk_tokens=info.prefill_chunk_tokens if info else 0,
                 slowdown=stats.slowdown,
-                power_w=stats.power_w,
+                power_w=figures.power_w,
+                power_source=figures.power_source,
+                utilisation=figures.utilisation,
+                utilisation_source=figures.utilisation_source,
                 busy_ns=stats.busy_ns,
                 generated_tokens=self._generated_tokens(),
-                energy_uj=stats.energy_uj,
+                energy_uj=figures.energy_uj,
                 steps=stats.steps,
                 simulated=info.simulated if info else False,
                 rate_nusd_per_hour=who.accelerator.rate_nusd_per_hour,

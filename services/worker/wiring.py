@@ -28,6 +28,9 @@ from services.worker.engine import Engine
 from services.worker.engine_life import EngineLife
 from services.worker.engines import choose_engine
 from services.worker.fault_control import FaultControl
+from services.worker.gateway import Gateway
+from services.worker.hardware.machine import find_machine
+from services.worker.hardware.power_meter import PowerMeter
 from services.worker.heartbeat import Heartbeat
 from services.worker.identity import identity_of
 from services.worker.instruments import Instruments
@@ -70,12 +73,14 @@ async def wire(
         telemetry, clock, make_engine: instead of those that the settings and the environment name.
 
     Raises:
-        SettingInvalid: a setting names what is not there.
+        SettingInvalid: a setting names what is not there, or the accelerator is to be detected and cannot be.
         BusUnavailable, OSError: it cannot start; the message says what would do. An engine that cannot is tried again,
             see `engine_life.py`.
     """
-    worker = settings.worker
-    identity = identity_of(worker, secrets.token_hex(8))
+    machine = await find_machine(settings.worker)
+    life.on_stop("devices", machine.close, _STEP_S)
+    worker = settings.worker.model_copy(update={"accelerator": machine.accelerator.key})
+    identity = identity_of(worker, machine, secrets.token_hex(8))
     clock = clock or SystemClock()
     prefixes = Prefixes(identity, clock)
     make_engine = make_engine or partial(choose_engine, worker, clock)
@@ -92,12 +97,17 @@ async def wire(
     life.on_stop("last events", partial(_flush, reporter, deliveries, bus), _FLUSH_S + _STEP_S)
     talking: list[asyncio.Task[None]] = []
     life.on_stop("background", partial(cancel_all, talking), _STEP_S)
+    power = PowerMeter(machine, engine.stats, clock, reporter.shares)
+    life.on_stop("power meter", power.stop, _STEP_S)
+    reading: list[asyncio.Task[None]] = []
+    life.on_stop("readings", partial(cancel_all, reading), _STEP_S)
 
-    http = HttpServer(telemetry, life)
+    gateway = Gateway(identity, deliveries, telemetry)
+    http = HttpServer(telemetry, life, routes=gateway.routes(), max_body_bytes=settings.mesh.max_message_bytes)
     http_port = await http.start(settings.mesh.host, worker.http_port)
     life.on_stop("http", http.stop, _STEP_S)
 
-    service = WorkerService(identity, engine, streams, deliveries, secret=settings.mesh.secret)
+    service = WorkerService(identity, engine, streams, deliveries, power=power, secret=settings.mesh.secret)
     grpc = GrpcServer(
         telemetry, life, max_message_bytes=settings.mesh.max_message_bytes, untraced_methods=(SESSION_METHOD,)
     )
@@ -115,7 +125,9 @@ async def wire(
         bus,
         clock,
         address=f"{settings.advertise_host}:{grpc_port}",
+        http_url=_http_url(settings, http_port),
         engine=engine,
+        power=power,
         generated_tokens=lambda: streams.generated_tokens,
     )
     talking.append(life.spawn(heartbeat.run(), "heartbeats"))
@@ -134,6 +146,8 @@ async def wire(
                 if info.note:
                     log.warning("%s", info.note)
                 streams.begin(info)
+                if not reading:
+                    reading.append(life.spawn(power.run(info, worker.telemetry_interval_s), "power meter"))
                 await life.release()
             case WorkerState.FAILED:
                 streams.fail(engine.failed_because)
@@ -141,7 +155,7 @@ async def wire(
             case _:
                 await life.hold("starting")
 
-    instruments.watch_hardware(engine)
+    instruments.watch_hardware(power)
     life.on_stop("engine", partial(engine.stop, 0.0), _STEP_S)
     await engine.start(streams.on_step, engine_changed)
     keeping = life.spawn(engine.keep(), "engine")
@@ -167,6 +181,13 @@ async def wire(
 
 def _watched(prefixes: Prefixes, make_engine: Callable[[], Engine]) -> Engine:
     return prefixes.watch(make_engine())
+
+
+def _http_url(settings: Settings, http_port: int) -> str:
+    """Where HTTP clients with a placement are sent; empty where none is taken."""
+    if not settings.secrets:
+        return ""
+    return settings.worker.http_url.rstrip("/") or f"http://{settings.advertise_host}:{http_port}"
 
 
 async def _flush(reporter: Reporter, deliveries: Deliveries, bus: Bus) -> None:

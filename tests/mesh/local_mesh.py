@@ -20,6 +20,7 @@ from opentelemetry.trace import Tracer
 from services.mesh.keys import KeyStore
 from services.mesh.lifecycle import Lifecycle
 from services.mesh.nats_server import NatsServer
+from services.mesh.rpc import MESH_SECRET
 from services.mesh.settings import (
     MeshSettings,
     MeterSettings,
@@ -117,11 +118,16 @@ class LocalMesh:
     async def stop(self) -> None:
         await self._stack.aclose()
 
-    def client(self, tracer: Tracer | None = None, key: str | None = None) -> Client:
-        """A client of the router with the tenant's key; closed with the mesh."""
+    def client(self, tracer: Tracer | None = None, key: str | None = None, *, direct: bool = False) -> Client:
+        """A client of the router with the tenant's key; closed with the mesh.
+
+        Args:
+            direct: stream from the workers; for that the mesh needs a secret.
+        """
         client = Client(
             self.parts["router"].address,
             self.key if key is None else key,
+            direct=direct,
             deadline_s=DEADLINE_S,
             max_attempts=1,
             tracer=tracer,
@@ -152,7 +158,12 @@ class LocalMesh:
 
     async def usage(self, *group_by: str) -> metering_pb2.GetUsageResponse:
         return await metering_pb2_grpc.MeterStub(self.channel("meter")).GetUsage(
-            metering_pb2.GetUsageRequest(group_by=group_by), timeout=DEADLINE_S
+            metering_pb2.GetUsageRequest(group_by=group_by), timeout=DEADLINE_S, metadata=self.operator
+        )
+
+    async def bill(self, request_id: str) -> metering_pb2.RequestBill:
+        return await metering_pb2_grpc.MeterStub(self.channel("meter")).GetRequest(
+            metering_pb2.GetRequestRequest(request_id=request_id), timeout=DEADLINE_S, metadata=self.operator
         )
 
     async def settled(self, finished_requests: int) -> metering_pb2.UsageRow:
@@ -162,7 +173,7 @@ class LocalMesh:
 
         async def booked() -> bool:
             nonlocal total
-            answer = await meter.GetUsage(metering_pb2.GetUsageRequest(), timeout=DEADLINE_S)
+            answer = await meter.GetUsage(metering_pb2.GetUsageRequest(), timeout=DEADLINE_S, metadata=self.operator)
             total = answer.total
             # A worker's report may follow its router's: what was delivered was generated.
             both = total.generated_tokens >= total.delivered_tokens
@@ -174,8 +185,30 @@ class LocalMesh:
     async def inject(self, worker: str, kind: "inference_pb2.InjectFaultRequest.Kind", factor: float = 0.0) -> None:
         """Breaks or mends a worker through its FaultControl."""
         await inference_pb2_grpc.FaultControlStub(self.channel(worker)).InjectFault(
-            inference_pb2.InjectFaultRequest(kind=kind, factor=factor), timeout=DEADLINE_S
+            inference_pb2.InjectFaultRequest(kind=kind, factor=factor), timeout=DEADLINE_S, metadata=self.operator
         )
+
+    def environment(self, worker: WorkerSettings) -> dict[str, str]:
+        """What makes a process of its own a worker of this mesh."""
+        settings = self._settings(worker=worker)
+        return {
+            "TOKENWORKS_CONFIG": str(self._data_dir / "none.toml"),
+            "TOKENWORKS_MESH_DATA_DIR": str(self._data_dir),
+            "TOKENWORKS_MESH_SECRET": settings.mesh.secret,
+            "TOKENWORKS_NATS_URL": settings.nats.url,
+            "TOKENWORKS_WORKER_ID": worker.id,
+            "TOKENWORKS_WORKER_ACCELERATOR": worker.accelerator,
+            "TOKENWORKS_WORKER_ENGINE": worker.engine,
+            "TOKENWORKS_WORKER_SPEED": str(worker.speed),
+            "TOKENWORKS_WORKER_PORT": "0",
+            "TOKENWORKS_WORKER_HTTP_PORT": "0",
+        }
+
+    @property
+    def operator(self) -> tuple[tuple[str, str], ...]:
+        """Metadata that shows the mesh's secret, where it has one."""
+        secret = self._settings().mesh.secret
+        return ((MESH_SECRET, secret),) if secret else ()
 
     def _settings(self, **sections: Section) -> Settings:
         return load_settings(**(self._sections | sections))

@@ -1,0 +1,399 @@
+"""Direct streams through a real mesh: the router places, the worker delivers, the meter's books agree."""
+
+import asyncio
+import signal
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+import pytest
+
+from services.mesh.clock import SystemClock
+from services.mesh.events import Outcome
+from services.mesh.placement import METADATA_KEY, PlacementClaims, PlacementSigner
+from services.mesh.pricing import Rates
+from services.mesh.rpc import error_of
+from services.mesh.settings import MeshSettings
+from services.router.core import open_placements
+from services.router.dispatch import Dispatcher
+from tests.mesh.conftest import StartMesh
+from tests.mesh.local_mesh import DEADLINE_S, MODEL, LocalMesh, eventually, simulated
+from tests.mesh.running_worker import running_worker
+from tests.mesh.worker_process import worker_process
+from tokenworks import Client, GenerateError, Generation
+from tokenworks.v1 import inference_pb2 as wire
+from tokenworks.v1 import inference_pb2_grpc, metering_pb2, metering_pb2_grpc
+
+pytestmark = pytest.mark.mesh
+
+SECRET: Final = "hush"
+SETTINGS: Final = MeshSettings(secret=SECRET, drain_grace_s=5.0)
+
+
+@pytest.fixture
+async def mesh(start_mesh: StartMesh) -> LocalMesh:
+    return await start_mesh(simulated("h100-0"), simulated("h100-1"), mesh=SETTINGS)
+
+
+@pytest.fixture
+def no_relaying(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails a request that the router relays: what still streams costs it nothing per token."""
+
+    def relays(*_: object) -> None:
+        raise AssertionError("the router relays")
+
+    monkeypatch.setattr(Dispatcher, "admit", relays)
+
+
+def asked(client: Client, text: str = "river", max_tokens: int = 16, **changes: Any) -> Generation:
+    return client.generate(text=text, model=MODEL, max_tokens=max_tokens, ignore_eos=True, **changes)
+
+
+async def undisturbed(mesh: LocalMesh, text: str, max_tokens: int) -> str:
+    """What an answer is when nothing happens to it."""
+    return await asked(mesh.client(), text, max_tokens).text()
+
+
+@pytest.mark.usefixtures("no_relaying")
+async def test_direct_streams_take_no_part_of_the_router_and_are_metered_to_the_token(mesh: LocalMesh) -> None:
+    client = mesh.client(direct=True)
+    streams = [asked(client, f"river {each}", 24) for each in range(60)]
+    await asyncio.gather(*[stream.text() for stream in streams])
+    results = [stream.result for stream in streams if stream.result is not None]
+    total = await mesh.settled(60)
+    assert total.delivered_tokens == total.generated_tokens == 60 * 24
+    assert total.prompt_tokens == sum(each.prompt_tokens for each in results)
+    assert total.price_nusd == sum(each.price_nusd for each in results) > 0
+    assert total.requests == total.finished_requests == 60
+    assert {each.segments[0].worker for each in results} == {"h100-0", "h100-1"}
+
+
+async def test_direct_and_relayed_streams_say_and_cost_the_same(mesh: LocalMesh) -> None:
+    streams = [asked(mesh.client(direct=each), "river", 40, slo_class="interactive") for each in (False, True)]
+    relayed, straight = [await stream.text() for stream in streams]
+    assert relayed == straight
+    first, second = [stream.result for stream in streams]
+    assert first is not None
+    assert second is not None
+    assert (first.completion_tokens, first.reason) == (second.completion_tokens, second.reason) == (40, "length")
+    await mesh.settled(2)
+    bills = [await mesh.bill(each.request_id) for each in (first, second)]
+    assert [each.price_nusd for each in bills] == [first.price_nusd, second.price_nusd]
+    for bill, result in zip(bills, (first, second), strict=True):
+        assert (bill.outcome, bill.trace_id, bill.delivered_tokens) == ("length", result.trace_id, 40)
+        assert bill.price_book == "list@1"
+        assert [each.worker for each in bill.segments] == [each.worker for each in result.segments]
+
+
+async def test_direct_request_is_explained_and_its_end_is_told(mesh: LocalMesh) -> None:
+    client = mesh.client(direct=True)
+    stream = asked(client)
+    await stream.text()
+    assert stream.result is not None
+
+    async def ended() -> bool:
+        return (await client.explain(stream.request_id)).outcome == "length"
+
+    await eventually(ended, "the router knows how the stream ended")
+    explained = await client.explain(stream.request_id)
+    assert explained.picked_worker == stream.result.segments[0].worker
+    assert (explained.tenant, explained.trace_id) == ("local", stream.trace_id)
+    assert len(mesh.parts["router"].running.direct) == 0
+
+
+async def test_killed_worker_leaves_no_gap_and_no_token_unbilled(start_mesh: StartMesh) -> None:
+    mesh = await start_mesh(simulated("l4-0", "nvidia-l4"), mesh=SETTINGS)
+    wanted = await undisturbed(mesh, "river", 120)
+    client = mesh.client(direct=True)
+    async with worker_process(mesh, simulated("h100-9")) as process:
+        await mesh.wait_for_workers(2)
+        stream = asked(client, "river", 120)
+        pieces = [await anext(stream) for _ in range(5)]
+        process.send_signal(signal.SIGKILL)
+        pieces += [piece async for piece in stream]
+    assert "".join(piece.text for piece in pieces) == wanted
+    result = stream.result
+    assert result is not None
+    assert [each.worker for each in result.segments] == ["h100-9", "l4-0"]
+    assert sum(each.count for each in result.segments) == result.completion_tokens == 120
+
+    async def billed() -> bool:
+        bill = await mesh.bill(stream.request_id)
+        return (bill.delivered_tokens, bill.outcome, bill.price_nusd) == (120, "length", result.price_nusd)
+
+    await eventually(billed, "each token is billed once")
+    answer = await mesh.usage()
+    assert answer.total.delivered_tokens == 240
+
+
+async def test_drained_worker_hands_its_direct_streams_on(start_mesh: StartMesh) -> None:
+    mesh = await start_mesh(
+        simulated("h100-0"), simulated("h100-1"), mesh=SETTINGS.model_copy(update={"drain_grace_s": 0.1})
+    )
+    wanted = await undisturbed(mesh, "river", 150)
+    stream = asked(mesh.client(direct=True), "river", 150)
+    text = (await anext(stream)).text
+    serving = next(each for each in ("h100-0", "h100-1") if len(mesh.parts[each].running.streams))
+    stopping = asyncio.create_task(mesh.stop_part(serving))
+    text += await stream.text()
+    await stopping
+    assert text == wanted
+    assert stream.result is not None
+    assert stream.result.segments[0].worker == serving
+    assert len(stream.result.segments) == 2
+    total = await mesh.settled(2)
+    assert total.delivered_tokens == 300
+    assert (await mesh.bill(stream.request_id)).price_nusd == stream.result.price_nusd
+
+
+async def test_leaving_early_stops_the_engine_and_bills_what_was_delivered(mesh: LocalMesh) -> None:
+    delivered = 0
+    async with asked(mesh.client(direct=True), max_tokens=100_000) as stream:
+        async for piece in stream:
+            delivered += piece.token_count
+            if delivered >= 5:
+                break
+    total = await mesh.settled(1)
+    assert delivered <= total.delivered_tokens <= total.generated_tokens < 1_000
+    assert (await mesh.bill(stream.request_id)).outcome == "cancelled"
+
+    async def idle() -> bool:
+        return not any(mesh.parts[each].running.engine.stats().running for each in ("h100-0", "h100-1"))
+
+    await eventually(idle, "the engine has dropped the sequence")
+
+
+async def test_router_that_dies_is_not_noticed_by_a_direct_stream(mesh: LocalMesh) -> None:
+    stream = asked(mesh.client(direct=True), max_tokens=60)
+    await anext(stream)
+    await mesh.stop_part("router")
+    await stream.text()
+    assert stream.result is not None
+    assert (stream.result.completion_tokens, stream.attempts) == (60, 1)
+    assert (await mesh.settled(1)).delivered_tokens == 60
+
+
+async def test_what_is_refused_at_the_router_leaves_no_trace(mesh: LocalMesh) -> None:
+    client = mesh.client(direct=True)
+    for changes, reason in (
+        ({"temperature": 3.0}, "InvalidSampling"),
+        ({"slo_class": "never"}, "UnknownSloClass"),
+        ({"stop": [""]}, "InvalidSampling"),
+    ):
+        with pytest.raises(GenerateError) as caught:
+            await asked(client, **changes).text()
+        assert caught.value.reason == reason
+    await asked(client).text()
+    total = await mesh.settled(1)
+    assert (total.requests, total.delivered_tokens) == (1, 16)
+
+
+async def test_tenant_out_of_credit_gets_no_placement(mesh: LocalMesh) -> None:
+    client = mesh.client(direct=True)
+    stream = asked(client)
+    await stream.text()
+    assert stream.result is not None
+    await mesh.settled(1)
+    await metering_pb2_grpc.MeterStub(mesh.channel("meter")).SetBudget(
+        metering_pb2.SetBudgetRequest(tenant="local", limit_nusd=stream.result.price_nusd),
+        timeout=DEADLINE_S,
+        metadata=mesh.operator,
+    )
+
+    async def refused() -> bool:
+        try:
+            await asked(client).text()
+        except GenerateError as error:
+            return error.reason == "CreditExhausted"
+        return False
+
+    await eventually(refused, "an exhausted tenant is refused")
+
+
+class Placer:
+    """The router's Place, called as any gRPC client does."""
+
+    def __init__(self, mesh: LocalMesh) -> None:
+        self._router: Any = inference_pb2_grpc.RouterStub(mesh.channel("router"))  # type: ignore[no-untyped-call]
+        self._metadata = (("authorization", f"Bearer {mesh.key}"),)
+        self._mesh = mesh
+
+    async def place(self, **changes: Any) -> wire.Placement:
+        request = wire.GenerateRequest(
+            **{"model": MODEL, "text": "river", "sampling": wire.Sampling(max_tokens=4, ignore_eos=True), **changes}
+        )
+        placement: wire.Placement = await self._router.Place(request, timeout=DEADLINE_S, metadata=self._metadata)
+        return placement
+
+    async def refusal(self, **changes: Any) -> str:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await self.place(**changes)
+        return error_of(caught.value).reason
+
+    async def stream(self, placement: wire.Placement, worker: str = "", **changes: Any) -> list[wire.GenerateResponse]:
+        """Streams from the placement's worker, or from another."""
+        stub: Any = inference_pb2_grpc.WorkerStub(self._mesh.channel(worker or placement.worker))  # type: ignore[no-untyped-call]
+        request = wire.GenerateRequest(
+            **{"text": "river", "sampling": wire.Sampling(max_tokens=4, ignore_eos=True), **changes}
+        )
+        call = stub.Generate(request, metadata=((METADATA_KEY, placement.token),), timeout=DEADLINE_S)
+        return [message async for message in call]
+
+    async def stream_refusal(self, placement: wire.Placement, worker: str = "", **changes: Any) -> str:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await self.stream(placement, worker, **changes)
+        return error_of(caught.value).reason
+
+
+async def test_placement_is_good_for_its_request_at_its_worker_once(mesh: LocalMesh) -> None:
+    placer = Placer(mesh)
+    placement = await placer.place(request_id="mine", slo_class="batch")
+    assert (placement.request_id, placement.slo_class, placement.model) == ("mine", "batch", MODEL)
+    assert placement.address == mesh.parts[placement.worker].address
+    assert placement.accelerator == "nvidia-h100-sxm"
+    other = next(each for each in ("h100-0", "h100-1") if each != placement.worker)
+    assert await placer.stream_refusal(placement, other) == "PlacementRefused"
+    messages = await placer.stream(placement, request_id="mine")
+    assert sum(each.token_count for each in messages) == 4
+    assert messages[-1].finish.price_nusd > 0
+    assert await placer.stream_refusal(placement) == "PlacementRefused"
+    forged = wire.Placement(worker=placement.worker, token=placement.token[:-4] + "AAAA")
+    assert await placer.stream_refusal(forged) == "PlacementRefused"
+    await mesh.settled(1)
+    assert (await mesh.bill("mine")).slo_class == "batch"
+
+
+async def test_client_cannot_stretch_its_placement(mesh: LocalMesh) -> None:
+    placer = Placer(mesh)
+    messages = await placer.stream(await placer.place(), sampling=wire.Sampling(max_tokens=900, ignore_eos=True))
+    assert sum(each.token_count for each in messages) == 4
+    for changes in ({"request_id": "other"}, {"model": "other"}, {"resume_from": 2}):
+        assert await placer.stream_refusal(await placer.place(), **changes) == "InvalidRequest"
+
+
+async def test_same_request_is_placed_again_only_to_go_on(mesh: LocalMesh) -> None:
+    placer = Placer(mesh)
+    placement = await placer.place(request_id="mine")
+    assert await placer.refusal(request_id="mine") == "DuplicateRequest"
+    elsewhere = await placer.place(request_id="mine", avoid_workers=[placement.worker])
+    assert elsewhere.worker != placement.worker
+    await placer.place(request_id="mine", resume_from=1, resumed_text="w")
+    assert await placer.refusal(request_id="mine", resume_from=2) == "ResumeRefused"
+    wrong = wire.TokenIds(ids=[1])
+    assert await placer.refusal(request_id="mine", resume_from=2, resumed_token_ids=wrong) == "ResumeRefused"
+    guided = {"resume_from": 1, "resumed_text": "w", "response_format_json": '{"type": "json_object"}'}
+    assert await placer.refusal(request_id="mine", **guided) == "ResumeRefused"
+    for _ in range(5):
+        await placer.place(request_id="mine", resume_from=1, resumed_text="w")
+    assert await placer.refusal(request_id="mine", resume_from=1, resumed_text="w") == "ResumeRefused"
+
+
+async def test_unclaimed_placement_is_forgotten_and_counts_for_nothing(
+    mesh: LocalMesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(open_placements, "_TOLD_WITHIN_S", -60.0)  # as if it had expired a minute ago
+    placer = Placer(mesh)
+    await placer.place(request_id="unclaimed")
+    router = mesh.parts["router"].running
+
+    async def forgotten() -> bool:
+        return len(router.direct) == 0
+
+    await eventually(forgotten, "the placement is over")
+    await asked(mesh.client(direct=True)).text()
+    assert (await mesh.settled(1)).requests == 1
+
+
+async def test_request_whose_worker_and_client_are_gone_is_closed_and_what_it_did_not_deliver_is_not_billed(
+    start_mesh: StartMesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(open_placements, "RESUME_WITHIN_S", 0.2)
+    mesh = await start_mesh(simulated("l4-0", "nvidia-l4"), mesh=SETTINGS)
+    async with worker_process(mesh, simulated("h100-9")) as process:
+        await mesh.wait_for_workers(2)
+        stream = asked(mesh.client(direct=True), max_tokens=10_000)
+        await anext(stream)
+
+        async def reported() -> bool:
+            return (await mesh.usage()).total.generated_tokens > 0
+
+        await eventually(reported, "the worker has reported tokens")
+        process.send_signal(signal.SIGKILL)
+        await process.wait()
+        await stream.aclose()
+
+    async def closed() -> bool:
+        bill = await mesh.bill(stream.request_id)
+        return (bill.outcome, bill.delivered_tokens, bill.price_nusd) == (Outcome.ERROR, 0, 0)
+
+    await eventually(closed, "the router has said the last word")
+    assert (await mesh.usage()).total.generated_tokens > 0
+
+
+def claims(epoch: str, **changes: Any) -> PlacementClaims:
+    now_unix_ms = SystemClock().unix_ms()
+    fields: dict[str, Any] = {
+        "id": "p-1",
+        "request_id": "r-1",
+        "router": "router-0",
+        "worker": "h100-0",
+        "epoch": epoch,
+        "tenant": "umbra",
+        "model": MODEL,
+        "slo_class": "standard",
+        "workload": "",
+        "plan": "",
+        "price_book": "list@1",
+        "rates": Rates(50_000_000, 25_000_000, 100_000_000),
+        "admitted_unix_ms": now_unix_ms,
+        "resume_from": 0,
+        "funded_tokens": 4,
+        "prompt_tokens": 3,
+        "ttft_promise_s": 2.0,
+        "ttft_promise_s_per_prompt_token": 0.001,
+        "tpot_promise_s": 0.1,
+        "priority": 1,
+        "expires_unix_ms": now_unix_ms + 10_000,
+    }
+    return PlacementClaims(**{**fields, **changes})
+
+
+async def test_worker_names_what_is_wrong_with_a_placement(tmp_path: Path) -> None:
+    async with running_worker(tmp_path, secret=SECRET) as worker:
+        epoch = worker.beat.epoch
+        long_ago = SystemClock().unix_ms() - 60_000
+        wrong = {
+            "is for worker": PlacementSigner([SECRET]).sign(claims(epoch, worker="l4-7")),
+            "has started anew": PlacementSigner([SECRET]).sign(claims("another")),
+            "expired": PlacementSigner([SECRET]).sign(claims(epoch, expires_unix_ms=long_ago)),
+            "does not know": PlacementSigner(["guess"]).sign(claims(epoch)),
+            "not genuine": "not.a.placement",
+            "has no x-tokenworks-placement": "",
+        }
+        for why, token in wrong.items():
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await worker.stub.Generate(
+                    wire.GenerateRequest(text="river"), metadata=((METADATA_KEY, token),), timeout=DEADLINE_S
+                ).read()
+            assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+            assert error_of(caught.value).reason == "PlacementRefused"
+            assert why in (caught.value.details() or "")
+
+
+async def test_mesh_without_a_secret_relays(start_mesh: StartMesh) -> None:
+    mesh = await start_mesh(simulated("h100-0"))
+    stream = asked(mesh.client(direct=True))
+    await stream.text()
+    assert (await mesh.settled(1)).delivered_tokens == 16
+    assert not mesh.parts["router"].running.direct.possible
+
+
+async def test_router_remembers_no_more_placements_than_it_may(
+    mesh: LocalMesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = mesh.parts["router"].running.direct
+    limited = running._settings.model_copy(update={"max_direct": 1})
+    monkeypatch.setattr(running, "_settings", limited)
+    placer = Placer(mesh)
+    await placer.place(request_id="first")
+    assert await placer.refusal(request_id="second") == "QueueFull"
