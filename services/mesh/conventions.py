@@ -48,6 +48,7 @@ SLO_CLASS: Final = "tokenworks.slo_class"
 WORKER: Final = "tokenworks.worker"
 POOL: Final = "tokenworks.pool"
 ACCELERATOR: Final = "tokenworks.accelerator"
+TOLD_BY: Final = "tokenworks.told_by"  # what measured a figure, or "catalogue"
 PLAN: Final = "tokenworks.plan"
 CANDIDATES: Final = "tokenworks.route.candidates"  # best first: "worker=usd", at most 5
 SCORE_USD: Final = "tokenworks.route.score_usd"
@@ -84,6 +85,7 @@ BUS_DEAD: Final = "tokenworks.bus.dead"  # undecodable, put aside on tw.dead.<du
 # Metrics: hardware
 HW_ENERGY: Final = "hw.energy"
 HW_POWER: Final = "hw.power"
+UTILISATION: Final = "tokenworks.worker.utilisation"
 
 # Metrics: the meter's
 BOOKED_TOKENS: Final = "tokenworks.meter.booked.tokens"  # {token}, by gen_ai.token.type

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from opentelemetry.trace import Span
 
-from services.mesh.events import TokenEntry
+from services.mesh.events import MODELLED, TokenEntry
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -14,7 +14,9 @@ class Account:
     Attributes:
         traceparent: context of the request's span here, or of the router's where nothing is exported.
         from_index, count: consecutive tokens that were made and not reported.
-        device_ns, energy_uj: the request's parts of the steps since the last report.
+        device_ns: the request's part of the steps since the last report.
+        modelled_uj: its part of their energy by the model, until it is settled what its energy is.
+        energy_uj, energy_source: settled and not reported; the source is that of all of it, or of the lesser part.
         last: nothing comes after what is in here.
         noted: the reporter has it in its list.
         span: of the message that the request's entries are, while spans are exported.
@@ -31,10 +33,25 @@ class Account:
     prompt_tokens: int = 0
     cached_prompt_tokens: int = 0
     device_ns: int = 0
+    modelled_uj: int = 0
     energy_uj: int = 0
+    energy_source: str = ""
     last: bool = False
     noted: bool = False
     span: Span | None = None
+
+    @property
+    def complete(self) -> bool:
+        """The next entry is the last one."""
+        return self.last and not self.modelled_uj
+
+    def charge(self, energy_uj: int, source: str) -> None:
+        """Settles what was modelled: this is its energy, by `source`."""
+        if self.energy_uj and self.energy_source != source:
+            source = MODELLED  # not all of it is measured, so none of it is said to be
+        self.energy_uj += energy_uj
+        self.energy_source = source
+        self.modelled_uj = 0
 
     def entry(self, traceparent: str) -> TokenEntry:
         return TokenEntry(
@@ -49,7 +66,7 @@ class Account:
             cached_prompt_tokens=self.cached_prompt_tokens,
             device_ns=self.device_ns,
             energy_uj=self.energy_uj,
-            last=self.last,
+            last=self.complete,
             traceparent=traceparent,
         )
 
@@ -57,4 +74,5 @@ class Account:
         """What is in here was taken over by the bus."""
         self.from_index += self.count
         self.count = self.device_ns = self.energy_uj = 0
+        self.energy_source = ""
         self.noted = False

@@ -15,7 +15,7 @@ from services.mesh import conventions as names
 from services.mesh.errors import TokenworksError
 from services.mesh.events import RequestLatency
 from services.mesh.telemetry import Telemetry, context_of
-from services.worker.engine_life import EngineLife
+from services.worker.hardware.power_meter import PowerMeter
 from services.worker.identity import Identity
 from services.worker.requests import Order
 
@@ -59,17 +59,23 @@ class Instruments:
         )
         self._usage = meter.create_histogram(names.CLIENT_TOKEN_USAGE, "{token}", "Tokens per request, by type")
 
-    def watch_hardware(self, engine: EngineLife) -> None:
-        """Publishes the engine's watts and joules from here on."""
+    def watch_hardware(self, power: PowerMeter) -> None:
+        """Publishes the worker's watts, utilisation and joules from here on."""
         labels = {names.WORKER: self._identity.worker, names.ACCELERATOR: self._identity.accelerator.key}
 
         def watts(_: CallbackOptions) -> Iterable[Observation]:
-            return (Observation(engine.stats().power_w, labels),)
+            figures = power.figures()
+            return (Observation(figures.power_w, {**labels, names.TOLD_BY: figures.power_source}),)
+
+        def busy(_: CallbackOptions) -> Iterable[Observation]:
+            figures = power.figures()
+            return (Observation(figures.utilisation, {**labels, names.TOLD_BY: figures.utilisation_source}),)
 
         def joules(_: CallbackOptions) -> Iterable[Observation]:
-            return (Observation(engine.stats().energy_uj / 1e6, labels),)
+            return (Observation(power.figures().energy_uj / 1e6, labels),)
 
         self._telemetry.meter.create_observable_gauge(names.HW_POWER, [watts], "W", "Power drawn")
+        self._telemetry.meter.create_observable_gauge(names.UTILISATION, [busy], "1", "Utilisation, 0 to 1")
         self._telemetry.meter.create_observable_counter(names.HW_ENERGY, [joules], "J", "Energy drawn, idling included")
 
     def begin(self, order: Order) -> Span | None:

@@ -3,6 +3,8 @@
 In: accounts that have something to report, finished requests' latencies, engine steps. Out: `TokensGenerated` and
 `LatencyObserved` on the bus, every 50 ms or 256 entries, whichever is first; nothing while there is nothing to say.
 
+What energy an entry has is settled by `energy_shares.py`.
+
 What is not taken by the bus, because its outbox is full, stays here and grows together per request: nothing is lost,
 and what waits is bounded by the requests that run (new ones are refused meanwhile, see `streams.py`). Latencies are
 samples, so of those only the newest are kept.
@@ -26,6 +28,7 @@ from services.mesh.subjects import TOKENS
 from services.mesh.telemetry import Telemetry, context_of, traceparent_of
 from services.worker.account import Account
 from services.worker.core.step_sampler import StepSampler
+from services.worker.energy_shares import EnergyShares
 from services.worker.engine import StepOutput
 from services.worker.identity import Identity
 
@@ -47,7 +50,11 @@ class _Observed:
 
 
 class Reporter:
-    """Batches for one worker; `run` in the background, `flush` at the end."""
+    """Batches for one worker; `run` in the background, `flush` at the end.
+
+    Attributes:
+        shares: of energy, among the accounts noted here.
+    """
 
     def __init__(self, identity: Identity, bus: Bus, clock: Clock, telemetry: Telemetry) -> None:
         self._identity = identity
@@ -56,6 +63,7 @@ class Reporter:
         self._telemetry = telemetry
         self._noted: dict[Account, None] = {}  # in the order they were noted
         self._observed: defaultdict[str, _Observed] = defaultdict(_Observed)
+        self.shares = EnergyShares(self.note)
         self._something = asyncio.Event()
         self._plenty = asyncio.Event()
 
@@ -63,6 +71,7 @@ class Reporter:
         """There is something to report of this request; once per report is enough (`account.noted`)."""
         account.noted = True
         self._noted[account] = None
+        self.shares.noted(account)
         self._something.set()
         if len(self._noted) >= _ENTRIES:
             self._plenty.set()
@@ -73,6 +82,7 @@ class Reporter:
 
     def step(self, step: StepOutput, now_s: float) -> None:
         """A step that ended at `now_s`; some are told of."""
+        self.shares.stepped_s = now_s
         if step.load is None or step.step_s <= 0.0:
             return
         observed = self._observed[step.model]
@@ -116,6 +126,14 @@ class Reporter:
         return 0
 
     def _report_tokens(self, accounts: list[Account]) -> None:
+        by_source: defaultdict[str, list[Account]] = defaultdict(list)
+        for account in accounts:
+            self.shares.settle(account)
+            by_source[account.energy_source or self.shares.source].append(account)
+        for source, some in by_source.items():
+            self._publish_tokens(some, source)
+
+    def _publish_tokens(self, accounts: list[Account], energy_source: str) -> None:
         who = self._identity
         self._bus.publish(
             TokensGenerated(
@@ -124,13 +142,14 @@ class Reporter:
                 accelerator=who.accelerator.key,
                 entries=tuple(account.entry(self._message_traceparent(account)) for account in accounts),
                 at_unix_ms=self._clock.unix_ms(),
+                energy_source=energy_source,
             )
         )
         # Taken: only now may it be forgotten here.
         for account in accounts:
             del self._noted[account]
             account.reported()
-            if account.last and account.span is not None:
+            if account.complete and account.span is not None:
                 account.span.end()
 
     def _report_latencies(self, model: str, observed: _Observed) -> None:

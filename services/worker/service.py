@@ -15,6 +15,7 @@ from services.mesh.telemetry import current_traceparent, fresh_traceparent
 from services.worker.deliveries import Deliveries
 from services.worker.engine import EngineInfo
 from services.worker.engine_life import EngineLife
+from services.worker.hardware.power_meter import PowerMeter
 from services.worker.identity import Identity
 from services.worker.session import RouterSession
 from services.worker.streams import Streams
@@ -35,9 +36,11 @@ class WorkerService(pb_grpc.WorkerServicer):
         streams: Streams,
         deliveries: Deliveries,
         *,
+        power: PowerMeter,
         secret: str,
     ) -> None:
         """`secret`: of the mesh; empty lets everyone open sessions."""
+        self._power = power
         self._identity = identity
         self._engine = engine
         self._streams = streams
@@ -94,6 +97,8 @@ class WorkerService(pb_grpc.WorkerServicer):
             accelerator=who.accelerator.key,
             vendor=who.accelerator.vendor,
             rate_nusd_per_hour=who.accelerator.rate_nusd_per_hour,
+            detected_by=who.detected_by,
+            telemetry=self._power.source,
             epoch=who.epoch,
             failed_because=engine.failed_because,
             restarts=engine.restarts,

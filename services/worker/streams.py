@@ -206,7 +206,7 @@ class Streams:
                     continue  # it was closed for good before the engine came to it
                 account, made = stream.account, output.token_count
                 account.device_ns += output.device_ns
-                account.energy_uj += output.energy_uj
+                account.modelled_uj += output.energy_uj
                 account.count += made
                 if not account.noted:
                     account.prompt_tokens = output.prompt_tokens
