@@ -3,7 +3,7 @@
 import pytest
 
 from services.mesh.errors import DuplicateRequest, EngineFailed
-from services.worker.contract.generation import PROMPT, SOME
+from services.worker.contract.generation import PROMPT, SOME, long_prompt
 from services.worker.contract.running import Running, refused
 from services.worker.contract.subject import Fresh
 from services.worker.engine import FinishReason
@@ -34,7 +34,7 @@ class Ending:
         await _all_places_are_free(engine)
 
     async def test_cancelling_during_the_prompt_frees_the_place(self, engine: Running) -> None:
-        sequence = await engine.submit(f"{PROMPT} " * 40, max_tokens=100)
+        sequence = await engine.submit(await long_prompt(engine, 0.7), max_tokens=100)
         engine.engine.cancel(sequence)
         assert (await engine.made(sequence)).finish is FinishReason.CANCELLED
         await _all_places_are_free(engine)

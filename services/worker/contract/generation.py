@@ -84,6 +84,12 @@ class Generation:
         assert two.prompt_tokens > one.prompt_tokens
 
 
+async def long_prompt(engine: Running, share: float) -> str:
+    """A text that fills about this share of the context, whatever the engine takes for a token."""
+    each = (await engine.generate(f"{PROMPT} {PROMPT}", max_tokens=1)).prompt_tokens / 2
+    return f"{PROMPT} " * max(1, int(share * engine.info.context_tokens / each))
+
+
 async def _same(engine: Running, one: Prompt, other: Prompt) -> None:
     first = await engine.generate(one, max_tokens=SOME)
     second = await engine.generate(other, max_tokens=SOME)

@@ -3,7 +3,7 @@
 import asyncio
 
 from services.mesh.errors import PromptTooLong, QueueFull, UnknownModel
-from services.worker.contract.generation import PROMPT, SOME
+from services.worker.contract.generation import PROMPT, SOME, long_prompt
 from services.worker.contract.running import Capability, Running, refused
 from services.worker.contract.subject import Fresh
 from services.worker.engine import FinishReason, Prompt
@@ -52,8 +52,10 @@ class Load:
             assert [output.sequence for output in outputs if output.finish is not None] == [first, soon, late]
 
     async def test_parts_of_a_step_add_up_to_it(self, engine: Running) -> None:
+        prompts = [await long_prompt(engine, share) for share in (0.05, 0.2, 0.5)]
+        await engine.settled()
         before, seen = engine.engine.stats(), len(engine.steps)
-        sequences = [await engine.submit(f"{PROMPT} " * n, max_tokens=SOME) for n in (1, 9, 30)]
+        sequences = [await engine.submit(prompt, max_tokens=SOME) for prompt in prompts]
         for sequence in sequences:
             assert sum(output.device_ns for output in (await engine.made(sequence)).outputs) > 0
         after, steps = engine.engine.stats(), engine.steps[seen:]
@@ -65,13 +67,15 @@ class Load:
         assert 0 < parts_uj <= after.energy_uj - before.energy_uj
         assert after.steps > before.steps
 
-    async def test_load_of_the_steps_tells_every_prompt_token_once(self, fresh: Fresh) -> None:
+    async def test_load_of_the_steps_tells_every_prompt_token_that_was_computed_once(self, fresh: Fresh) -> None:
         async with fresh() as engine:
             engine.need(Capability.LOAD)
             engine.need(Capability.TOKENIZER)  # without one, what the prompt's tokens are shows at the end only
-            made = await engine.generate(f"{PROMPT} " * 20, max_tokens=SOME)
-            loads = [step.load for step in engine.steps if step.load is not None]
-            assert sum(load.prefill_tokens for load in loads) == made.prompt_tokens
+            prompt = await long_prompt(engine, 0.4)
+            seen = len(engine.steps)
+            made = await engine.generate(prompt, max_tokens=SOME)
+            loads = [step.load for step in engine.steps[seen:] if step.load is not None]
+            assert sum(load.prefill_tokens for load in loads) == made.prompt_tokens - made.cached_prompt_tokens
             assert sum(load.decode_sequences for load in loads) == SOME - 1
 
     async def test_statistics_follow_what_runs(self, engine: Running) -> None:

@@ -81,6 +81,10 @@ class Made:
     def prompt_tokens(self) -> int:
         return self.outputs[-1].prompt_tokens
 
+    @property
+    def cached_prompt_tokens(self) -> int:
+        return self.outputs[-1].cached_prompt_tokens
+
     def shown_before(self, at: int) -> str:
         """The text that came with the first `at` tokens; skips the case where outputs cannot be cut there."""
         shown, count = "", 0
