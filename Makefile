@@ -64,6 +64,16 @@ bench: ## Measure; results go to bench/results/
 	$(PY) -m bench.streams
 	$(PY) -m bench.meter_booking --out bench/results/meter_booking.json
 
+.PHONY: bench-datapath
+bench-datapath: ## What relaying and placing costs our router; ARGS="--quick" to try it
+	$(SET_UP) $(EXTRAS) dev
+	$(PY) -m bench.datapath $(ARGS)
+
+.PHONY: bench-peers
+bench-peers: ## The same beside other routers, installed under .bench/; goes on where it was broken off, FRESH=1 begins anew
+	$(SET_UP) $(EXTRAS) dev
+	FRESH=$(FRESH) $(PY) -m bench.peers $(ARGS)
+
 .PHONY: compose-test
 compose-test: ## Build deploy/compose.yaml, start it, use it, restart it, tear it down
 	$(SET_UP) $(EXTRAS) dev

@@ -1,25 +1,27 @@
 """Our router as a subject: its own process (or several), a NATS server, and two workers without engines."""
 
 import asyncio
+import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import grpc
 
 import tokenworks
 from bench.datapath.http_backend import MODEL
 from bench.datapath.processes import Child, answers, free_port
-from bench.datapath.subject import BACKENDS, Running
+from bench.datapath.subject import BACKENDS, Running, Subject
 from services.mesh.keys import KeyStore
 from services.mesh.nats_server import find_binary
 from tokenworks.v1 import inference_pb2 as wire
 from tokenworks.v1 import inference_pb2_grpc
 
-MAX_IN_FLIGHT = 16_384
+_MAX_IN_FLIGHT: Final = 16_384
+_ROOT: Final = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,7 @@ class Ours:
         return f"Tokenworks, relayed {'HTTP' if self.kind == 'http' else 'gRPC'}"
 
     def facts(self) -> Mapping[str, Any]:
-        return {"version": tokenworks.__version__, "policy": "expected dollars"}
+        return {"version": tokenworks.__version__, "policy": "expected dollars", "source": source_of_ours()}
 
     def start(self, folder: Path) -> Running:
         folder.mkdir(parents=True, exist_ok=True)
@@ -50,13 +52,25 @@ class Ours:
                 "TOKENWORKS_NATS_URL": nats_url,
                 "TOKENWORKS_ROUTER_PORT": str(port),
                 "TOKENWORKS_ROUTER_HTTP_PORT": str(http_port),
-                "TOKENWORKS_ROUTER_MAX_IN_FLIGHT": str(MAX_IN_FLIGHT),
+                "TOKENWORKS_ROUTER_MAX_IN_FLIGHT": str(_MAX_IN_FLIGHT),
             },
         )
         router.wait_until(lambda: answers(f"http://127.0.0.1:{http_port}/readyz"), "the router")
         router.wait_until(lambda: _workers(port, key) == BACKENDS, "the router with its workers")
         address = f"127.0.0.1:{http_port if self.kind == 'http' else port}"
         return Running(self.kind, address, [router], backends, key=key, beside={"nats-server": nats})
+
+
+SUBJECTS: Final[Sequence[Subject]] = (Ours("http"), Ours("grpc"))
+
+
+def source_of_ours() -> str:
+    """A digest of what is measured: figures of other source are not kept as if they were of this one."""
+    told = hashlib.sha256()
+    for folder in ("services", "tokenworks"):
+        for path in sorted((_ROOT / folder).rglob("*.py")):
+            told.update(path.read_bytes())
+    return told.hexdigest()[:12]
 
 
 def start_nats(folder: Path) -> tuple[Child, str]:

@@ -8,7 +8,6 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -140,7 +139,7 @@ def cost(bench: Bench, streams: int, step_ms: float, at_rest_us_per_s: float) ->
     }
 
 
-def first_token(bench: Bench, requests: int = 80, rate: float = 20.0) -> dict[str, Any]:
+def first_token(bench: Bench, requests: int, rate: float = 20.0) -> dict[str, Any]:
     """Time to the first token of short answers that come one after the other."""
     outcome = bench.load.carry_out(
         bench.order(tokens=8, step_ms=20.0, rate=rate, requests=requests, limit_s=requests / rate + 10.0)
@@ -158,7 +157,7 @@ def kill_backend(bench: Bench, streams: int = 50, tokens: int = 100) -> dict[str
     return {**asdict(outcome), "lost": outcome.failed + outcome.unfinished}
 
 
-def hold(bench: Bench, streams: int = 2000, tokens: int = 40) -> dict[str, Any]:
+def hold(bench: Bench, streams: int, tokens: int = 40) -> dict[str, Any]:
     """`streams` at once at 5 tokens a second: memory of a stream, failures, gaps."""
     spread_s, step_ms = 4.0, 200.0
     before_bytes, before_s = bench.running.rss_bytes(), bench.running.cpu_s()
@@ -178,9 +177,9 @@ def hold(bench: Bench, streams: int = 2000, tokens: int = 40) -> dict[str, Any]:
     }
 
 
-def slow_reader(bench: Bench, streams: int = 500) -> dict[str, Any]:
+def slow_reader(bench: Bench, streams: int) -> dict[str, Any]:
     """Gaps of `streams` readers with and without one more that takes 1 KB/s of a long answer."""
-    plain = bench.order(tokens=50, step_ms=100.0, streams=streams, requests=streams, spread_s=1.0, limit_s=8.0)
+    plain = bench.order(tokens=50, step_ms=100.0, streams=streams, requests=streams, spread_s=1.0, limit_s=6.5)
     without = bench.load.carry_out(plain)
     bench.settle()
     before_bytes = bench.running.rss_bytes()
@@ -200,13 +199,3 @@ def slow_reader(bench: Bench, streams: int = 500) -> dict[str, Any]:
         "rss_growth_bytes": max(rss) - before_bytes,
         "failed": without.failed + with_slow.failed,
     }
-
-
-def costs(bench: Bench, repetitions: int, at_rest_us_per_s: float) -> Sequence[dict[str, Any]]:
-    """All combinations of streams at once and paces, each `repetitions` times, in rounds."""
-    return [
-        cost(bench, streams, step_ms, at_rest_us_per_s)
-        for _ in range(repetitions)
-        for step_ms in STEPS_MS
-        for streams in STREAMS
-    ]

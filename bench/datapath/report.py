@@ -1,0 +1,104 @@
+"""The figures of several subjects as tables of Markdown: what a request and a token cost, and what a client notices.
+
+A figure is the median of the repetitions; where they lie apart by more than a tenth, least and most stand beside it.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from bench.datapath.fit import Spread, spread
+from bench.datapath.measure import added_ttft, cost_of
+
+Figures = Mapping[str, Any]
+
+_NOTHING: Final = "-"
+_APART: Final = 0.1
+_COSTS: Final = (
+    "router",
+    "version, policy",
+    "per request",
+    "per token, 20 ms apart, at 8 · 64 · 256 streams",
+    "per token, back to back, at 8 · 64 · 256 streams",
+    "request of 256 tokens",
+    "at rest, ms/s",
+)
+_NOTICED: Final = (
+    "router",
+    "added TTFT p50 / p99, ms",
+    "of 50 streams lost when one of two backends is SIGKILLed",
+    "memory per stream, KB",
+    "errors among 2,000 streams",
+    "their added gap p99, ms",
+    "gap p99 of 500 without → with a slow reader, ms",
+)
+
+
+def tables(subjects: Sequence[Figures], plain: Figures, missing: Mapping[str, str]) -> str:
+    """Both tables.
+
+    Args:
+        plain: of the client that talks to a backend.
+        missing: peers that could not be measured, and why.
+    """
+    lines = [
+        "CPU microseconds of the router's processes (per request and request of 256 tokens: 64 streams, 20 ms apart):",
+        "",
+        *_table(_COSTS, [_cost_row(each) for each in subjects]),
+        "",
+        "What a client notices:",
+        "",
+        *_table(_NOTICED, [_noticed_row(each, plain) for each in subjects]),
+    ]
+    if missing:
+        lines += ["", *[f"{name} was not measured: {why}" for name, why in missing.items()]]
+    return "\n".join(lines) + "\n"
+
+
+def _cost_row(each: Figures) -> list[str]:
+    rest = each.get("at_rest")
+    return [
+        each["name"],
+        ", ".join(filter(None, (each.get("version", ""), each.get("policy", "")))),
+        _shown(cost_of(each, 64, 20.0, "us_per_request"), 0),
+        " · ".join(_shown(cost_of(each, streams, 20.0, "us_per_token"), 1) for streams in (8, 64, 256)),
+        " · ".join(_shown(cost_of(each, streams, 0.0, "us_per_token"), 1) for streams in (8, 64, 256)),
+        _shown(cost_of(each, 64, 20.0, "us_per_request_of_256"), 0),
+        f"{rest['us_per_s'] / 1000:.1f}" if rest else _NOTHING,
+    ]
+
+
+def _noticed_row(each: Figures, plain: Figures) -> list[str]:
+    held, slow, kills = each.get("hold"), each.get("slow"), each.get("kill")
+    gap_ms = held["gap_p99_ms"] - plain["hold"]["gap_p99_ms"] if held and plain.get("hold") else None
+    return [
+        each["name"],
+        f"{_shown(added_ttft(each, plain, 50), 2)} / {_shown(added_ttft(each, plain, 99), 1)}",
+        _whole([kill["lost"] for kill in kills]) if kills else _NOTHING,
+        f"{held['rss_bytes_per_stream'] / 1000:.0f}" if held else _NOTHING,
+        f"{held['errors']:,}" if held else _NOTHING,
+        f"{gap_ms:.1f}" if gap_ms is not None and math.isfinite(gap_ms) else _NOTHING,
+        f"{slow['gap_p99_without_ms']:.0f} → {slow['gap_p99_with_ms']:.0f}" if slow else _NOTHING,
+    ]
+
+
+def _shown(figure: Spread | None, digits: int) -> str:
+    if figure is None or not math.isfinite(figure.median):
+        return _NOTHING
+    shown = f"{figure.median:,.{digits}f}"
+    if figure.most - figure.least > _APART * abs(figure.median):
+        least, most = f"{figure.least:,.{digits}f}", f"{figure.most:,.{digits}f}"
+        if least != most:
+            shown += f" ({least} to {most})"
+    return shown
+
+
+def _whole(counts: Sequence[int]) -> str:
+    figure = spread(counts)
+    alike = figure.least == figure.most
+    return f"{figure.median:.0f}" if alike else f"{figure.least:.0f} to {figure.most:.0f}"
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return [f"| {' | '.join(line)} |" for line in lines]

@@ -1,0 +1,73 @@
+"""Ours beside the peers: `python -m bench.peers [--quick] [--fresh] [--peers nginx,smg,…] [--out peers]`.
+
+In: this checkout, and a package index for what is not under `.bench/` yet. Out: `bench/results/<out>.json` and
+`<out>.md`. What was measured within the last hours is kept, unless it has changed or `--fresh` (or `FRESH=1`) is given:
+a run that was broken off goes on where it stopped.
+"""
+
+import argparse
+import os
+from collections.abc import Mapping
+from typing import Any, Final
+
+from bench.datapath.__main__ import PLAIN, say
+from bench.datapath.measure import QUICK, Plan, measured
+from bench.datapath.ours import SUBJECTS
+from bench.datapath.processes import raise_open_files
+from bench.datapath.report import tables
+from bench.datapath.subject import Direct, Subject
+from bench.peers import dynamo, litellm_proxy, nginx, sglang_router, smg, vllm_router
+from bench.peers.peer import NotInstalled
+from bench.record import RESULTS, hardware, write
+
+PEERS: Final[Mapping[str, Subject]] = {
+    "vllm": vllm_router.PEER,
+    "sglang": sglang_router.PEER,
+    "smg": smg.PEER,
+    "dynamo": dynamo.PEER,
+    "litellm": litellm_proxy.PEER,
+    "nginx": nginx.PEER,
+}
+# Their other figures are the same as without it.
+ONLY_KILL: Final[Mapping[str, Subject]] = {"dynamo": dynamo.MIGRATING}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="small loads, once: to see that it works")
+    parser.add_argument("--fresh", action="store_true", default=os.environ.get("FRESH") == "1")
+    parser.add_argument("--peers", default=",".join(PEERS), help="by commas; empty: ours alone")
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--out", default="peers", help="name of the result")
+    options = parser.parse_args()
+    raise_open_files()
+    plan = QUICK if options.quick else Plan(repetitions=options.repetitions)
+    names = [each for each in options.peers.split(",") if each]
+    if unknown := sorted(set(names) - set(PEERS)):
+        parser.error(f"--peers {','.join(unknown)}: known are {','.join(PEERS)}")
+
+    missing: dict[str, str] = {}
+    subjects: list[dict[str, Any]] = []
+    plain = measured(Direct(), plan, say, fresh=options.fresh, only=PLAIN)
+    chosen: list[tuple[Subject, tuple[str, ...]]] = [(each, ()) for each in SUBJECTS]
+    chosen += [(PEERS[name], ()) for name in names]
+    chosen += [(ONLY_KILL[name], ("kill",)) for name in names if name in ONLY_KILL]
+    for subject, only in chosen:
+        try:
+            subjects.append(measured(subject, plan, say, fresh=options.fresh, only=only))
+        except (NotInstalled, RuntimeError) as why:
+            say(f"{subject.name} was not measured: {why}")
+            missing[subject.name] = str(why).splitlines()[0]
+    figures = {"plan": repr(plan), "plain": plain, "subjects": subjects, "missing": missing}
+    path = write(options.out, figures)
+    table = tables(subjects, plain, missing)
+    machine = hardware()
+    told = f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}, Python {machine['python']}"
+    text = f"Measured by `make bench-peers` on {told}.\n\n{table}"
+    (RESULTS / f"{options.out}.md").write_text(text, encoding="utf-8")
+    print(text)
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    main()
