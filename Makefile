@@ -9,7 +9,7 @@ HAS_VLLM := $(PY) -c "import importlib.util; raise SystemExit(importlib.util.fin
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: install
 install: ## Fill .venv (every target that needs it does so by itself)
