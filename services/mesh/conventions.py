@@ -115,7 +115,9 @@ DURATION_BUCKETS_S: Final = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.5
 # Span names
 CLIENT_SPAN: Final = "generate {model}"  # the client's
 ROUTER_SPAN: Final = "tokenworks.v1.Router/Generate"
+PLACE_SPAN: Final = "tokenworks.v1.Router/Place"
 ROUTE_SPAN: Final = "route {model}"
+DELIVERY_SPAN: Final = "tokenworks.v1.Worker/Generate"
 WORKER_SPAN: Final = "chat {model}"  # {gen_ai.operation.name} {gen_ai.request.model}
 SOLVE_SPAN: Final = "solve {model}"
 
@@ -167,6 +169,17 @@ EDGES: Final = (
     Edge(("router", ROUTER_SPAN), ("router", publish_span(_ADMITTED)), Relation.CHILD),
     Edge(("router", ROUTER_SPAN), ("router", publish_span(_FINISHED)), Relation.CHILD),
     Edge(("router", publish_span(_FINISHED)), ("meter", settle_span(_FINISHED)), Relation.CHILD),
+    # Direct: the client asks the router for a place, and the worker for the tokens.
+    Edge(("client", CLIENT_SPAN), ("router", PLACE_SPAN), Relation.CHILD),
+    Edge(("router", PLACE_SPAN), ("router", ROUTE_SPAN), Relation.CHILD),
+    Edge(("client", CLIENT_SPAN), ("worker", DELIVERY_SPAN), Relation.CHILD),
+    Edge(("worker", DELIVERY_SPAN), ("worker", WORKER_SPAN), Relation.CHILD),
+    Edge(("worker", DELIVERY_SPAN), ("worker", publish_span(_ADMITTED)), Relation.CHILD),
+    Edge(("worker", DELIVERY_SPAN), ("worker", publish_span(_FINISHED)), Relation.CHILD),
+    Edge(("worker", publish_span(_FINISHED)), ("meter", settle_span(_FINISHED)), Relation.CHILD),
+    Edge(("worker", publish_span(_FINISHED)), ("meter", process_span(_FINISHED)), Relation.LINK),
+    Edge(("worker", publish_span(_ADMITTED)), ("meter", process_span(_ADMITTED)), Relation.LINK),
+    # Either way.
     Edge(("worker", WORKER_SPAN), ("worker", create_span(_TOKENS)), Relation.CHILD),
     Edge(("worker", create_span(_TOKENS)), ("meter", settle_span(_TOKENS)), Relation.CHILD),
     Edge(("worker", create_span(_TOKENS)), ("worker", publish_span(_TOKENS)), Relation.LINK),

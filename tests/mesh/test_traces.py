@@ -9,6 +9,7 @@ from typing import Final
 import pytest
 
 from services.mesh.conventions import CLIENT_SPAN, EDGES, Edge, Relation, settle_span
+from services.mesh.settings import MeshSettings
 from services.mesh.subjects import FINISHED, TOKENS
 from tests.mesh.conftest import StartMesh
 from tests.mesh.local_mesh import DEADLINE_S, MODEL, LocalMesh, simulated
@@ -57,12 +58,13 @@ def _node(span: ReceivedSpan) -> tuple[str, str]:
 
 
 async def _traced_mesh(start_mesh: StartMesh, receiver: OtlpReceiver) -> LocalMesh:
-    return await start_mesh(simulated("h100-0"), simulated("l4-0", "nvidia-l4"), receiver=receiver)
+    settings = MeshSettings(secret="hush", drain_grace_s=5.0)
+    return await start_mesh(simulated("h100-0"), simulated("l4-0", "nvidia-l4"), receiver=receiver, mesh=settings)
 
 
-async def _generate(mesh: LocalMesh, requests: int) -> list[str]:
+async def _generate(mesh: LocalMesh, requests: int, *, direct: bool) -> list[str]:
     """Streams `requests` answers at once from a traced client; their trace ids."""
-    async with mesh.client(tracer=mesh.telemetry("client").tracer) as client:
+    async with mesh.client(tracer=mesh.telemetry("client").tracer, direct=direct) as client:
 
         async def one(number: int) -> str:
             async with client.generate(text=f"river {number}", model=MODEL, max_tokens=12) as stream:
@@ -81,8 +83,8 @@ async def test_every_edge_of_the_table_is_seen_and_no_other_crosses_services(
         return set(EDGES) - Seen.of(receiver.spans).edges()
 
     # A plan that links to this traffic's latencies shapes a later request, so traffic goes on until it has.
-    for _ in range(20):
-        await _generate(mesh, 4)
+    for turn in range(20):
+        await _generate(mesh, 4, direct=turn % 2 == 0)
         if await receiver.wait_for(lambda spans: not set(EDGES) - Seen.of(spans).edges(), timeout_s=1.5):
             break
     assert not missing()
@@ -91,9 +93,12 @@ async def test_every_edge_of_the_table_is_seen_and_no_other_crosses_services(
     assert not unknown
 
 
-async def test_one_request_is_one_trace_from_client_to_booking(start_mesh: StartMesh, receiver: OtlpReceiver) -> None:
+@pytest.mark.parametrize("direct", [False, True])
+async def test_one_request_is_one_trace_from_client_to_booking(
+    start_mesh: StartMesh, receiver: OtlpReceiver, *, direct: bool
+) -> None:
     mesh = await _traced_mesh(start_mesh, receiver)
-    traces = await _generate(mesh, 3)
+    traces = await _generate(mesh, 3, direct=direct)
     bookings = {("meter", settle_span(TOKENS.template)), ("meter", settle_span(FINISHED.template))}
 
     def nodes(spans: Iterable[ReceivedSpan], trace: str) -> set[tuple[str, str]]:
