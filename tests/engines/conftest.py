@@ -32,6 +32,11 @@ _ENVIRONMENT = {
 }
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # vLLM leaves the one of its client to the garbage collector, which meets it whenever it likes.
+    config.addinivalue_line("filterwarnings", "ignore:Unclosed context:ResourceWarning")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     for item in items:
@@ -72,6 +77,7 @@ def vllm_settings(directory: Path, **changes: Any) -> WorkerSettings:
             "enforce_eager": True,
             "kv_cache_memory_bytes": 64 << 20,
             "distributed_executor_backend": "uni",
+            "block_size": 32,
         },
     }
     return WorkerSettings(**{**base, **changes})

@@ -10,7 +10,7 @@ engine. The parts of its outputs add up to it exactly; a sequence that had a pie
 without a token.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -33,7 +33,7 @@ class Arrival:
         cached_tokens: tokens of its prompt that needed no computing, where this arrival tells.
         prompt_tokens: tokens of its prompt, where this arrival knows better than whoever opened the sequence.
         finish: nothing follows; may come with the last token or alone.
-        logprobs: see `SequenceOutput`.
+        logprobs, prompt_token_ids: see `SequenceOutput`.
         tool_calls_json: see `SequenceOutput`; it goes with a token, or with the end.
     """
 
@@ -49,6 +49,7 @@ class Arrival:
     error: tuple[str, str] | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
     tool_calls_json: str = ""
+    prompt_token_ids: Sequence[int] = ()
 
     @property
     def worked(self) -> bool:
@@ -195,4 +196,5 @@ class MeasuredSteps:
             queue_s=opened.queue_s,
             logprobs=arrival.logprobs if arrival is not None else (),
             tool_calls_json=tool_calls_json,
+            prompt_token_ids=arrival.prompt_token_ids if arrival is not None else (),
         )

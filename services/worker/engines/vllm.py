@@ -24,6 +24,7 @@ import signal
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from multiprocessing import resource_tracker
 from typing import Any, Final
 
 from services.mesh.clock import Clock
@@ -121,8 +122,7 @@ class VllmEngine:
         try:
             self._llm = await asyncio.to_thread(self._build, path)  # seconds to minutes: the loop goes on
         except Exception as error:  # vLLM's start-up raises whatever its parts do
-            if self._block_reader is not None:
-                await self._block_reader.close()
+            await self._close_blocks()
             raise EngineFailed(f"vLLM cannot serve {path}: {error}; its log has more") from error
         self._cores = [each for each in multiprocessing.active_children() if each not in before]
         config = self._llm.vllm_config
@@ -144,12 +144,14 @@ class VllmEngine:
             prefill_chunk_tokens=int(config.scheduler_config.max_num_batched_tokens),
             features=FEATURES,
             platform=_platform(),
+            tokenizer=await encoder.find_fingerprint(),
         )
 
     def _build(self, path: str) -> Any:
         """Loads the model; in a thread. vLLM's part of the event loop begins with the first request."""
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # a fork would take the locks of gRPC's threads with it
         os.environ[WORKER_VARIABLE] = str(os.getpid())  # the core inherits it, and ends with this process
         from vllm.config import KVEventsConfig
         from vllm.engine.arg_utils import AsyncEngineArgs
@@ -185,7 +187,8 @@ class VllmEngine:
                 enable_kv_cache_events=True, publisher="zmq", endpoint=self._block_reader.endpoint, topic=TOPIC
             )
         # Its processes inherit the mask: Ctrl-C in a terminal goes to all of them, and must not end the core while this
-        # process lets its streams end.
+        # process lets its streams end. Starting the resource tracker would lift it, so that is done before.
+        resource_tracker.ensure_running()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments), stat_loggers=[StepListener])
@@ -219,8 +222,7 @@ class VllmEngine:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._block_reader is not None:
-            await self._block_reader.close()
+        await self._close_blocks()
         if self._tokenizer is not None:
             self._tokenizer.close()
         if self._llm is not None:
@@ -228,9 +230,15 @@ class VllmEngine:
                 self._llm.output_handler.cancel()
             await asyncio.to_thread(self._llm.shutdown, _SHUTDOWN_S)
 
+    async def _close_blocks(self) -> None:
+        if self._block_reader is not None:
+            await self._block_reader.close()
+            self._block_reader = None
+
     def _run(self, job: Job) -> None:
+        reader = DeltaReader(job, self.tokenizer.special_ids, tells_prompt=self._block_reader is not None)
         # vLLM has no quarrel with an id that it has already, so it is made to differ by the job's number.
-        running = _Running(job, f"{job.request.request_id}:{job.number}", DeltaReader(job, self.tokenizer.special_ids))
+        running = _Running(job, f"{job.request.request_id}:{job.number}", reader)
         self._running[job.request.sequence] = running
         job.on_cancel = partial(self._abort, running)
         self._spawn(self._begin(running), f"vllm-begin-{running.id}")

@@ -74,8 +74,12 @@ class DeltaReader:
         stopped: a stop string was complete: the answer has ended, though vLLM goes on.
     """
 
-    def __init__(self, job: Job, special_ids: Collection[int] = ()) -> None:
-        """`special_ids`: of tokens that are not shown."""
+    def __init__(self, job: Job, special_ids: Collection[int] = (), *, tells_prompt: bool = False) -> None:
+        """
+        Args:
+            special_ids: of tokens that are not shown.
+            tells_prompt: the first arrival has the ids of the prompt.
+        """
         request, encoded = job.request, job.encoded
         self.sequence: Final = request.sequence
         self.order: Final = (job.priority, job.number)
@@ -86,6 +90,7 @@ class DeltaReader:
         self._shown = self._stop.feed(encoded.held_text)  # may be shown, and goes out with the next arrival
         self._alternatives = request.sampling.logprobs
         self._special_ids = special_ids
+        self._prompt_ids = encoded.token_ids[: encoded.prompt_tokens] if tells_prompt else ()
 
     @property
     def stopped(self) -> bool:
@@ -124,7 +129,30 @@ class DeltaReader:
             finish=finish,
             error=(EngineFailed.__name__, told) if finish is FinishReason.ERROR else None,
             logprobs=() if self._alternatives is None else self._logprobs(delta, self._alternatives),
+            prompt_token_ids=self._prompt_ids_once(),
         )
+
+    def worked_on(self, tokens: int, at_s: float) -> Arrival:
+        """The arrival of a step that computed `tokens` >= 1 of the prompt, and no token yet."""
+        self.computed += tokens
+        return Arrival(
+            sequence=self.sequence,
+            at_s=at_s,
+            prefill_tokens=tokens,
+            prompt_token_ids=self._prompt_ids_once(),
+        )
+
+    def cancelled(self, at_s: float) -> Arrival:
+        """The last arrival of a request that was ended from here; text that was held back is let out."""
+        text = self._shown + self._stop.flush()
+        return Arrival(sequence=self.sequence, at_s=at_s, text=text, finish=FinishReason.CANCELLED)
+
+    def failed(self, at_s: float, error: tuple[str, str]) -> Arrival:
+        return Arrival(sequence=self.sequence, at_s=at_s, finish=FinishReason.ERROR, error=error)
+
+    def _prompt_ids_once(self) -> tuple[int, ...]:
+        told, self._prompt_ids = self._prompt_ids, ()
+        return told
 
     def _logprobs(self, delta: Delta, alternatives: int) -> tuple[TokenLogprob, ...]:
         """One for each token; vLLM gives the chosen one beside the likeliest, where it is none of them."""
@@ -138,19 +166,6 @@ class DeltaReader:
 
     def _text(self, token_id: int, place: Logprob) -> str:
         return "" if token_id in self._special_ids else place.decoded_token or ""
-
-    def worked_on(self, tokens: int, at_s: float) -> Arrival:
-        """The arrival of a step that computed `tokens` >= 1 of the prompt, and no token yet."""
-        self.computed += tokens
-        return Arrival(sequence=self.sequence, at_s=at_s, prefill_tokens=tokens)
-
-    def cancelled(self, at_s: float) -> Arrival:
-        """The last arrival of a request that was ended from here; text that was held back is let out."""
-        text = self._shown + self._stop.flush()
-        return Arrival(sequence=self.sequence, at_s=at_s, text=text, finish=FinishReason.CANCELLED)
-
-    def failed(self, at_s: float, error: tuple[str, str]) -> Arrival:
-        return Arrival(sequence=self.sequence, at_s=at_s, finish=FinishReason.ERROR, error=error)
 
 
 def prompts_worked_on(
