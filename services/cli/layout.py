@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from services.cli.access import Access
-from services.cli.real_model import SIMULATING, RealModel
+from services.cli.real_model import DETECTED, SIMULATING, RealModel
 from services.mesh.accelerators import ModelShape, load_catalogue
 from services.mesh.settings import FleetWorker, Settings
 
@@ -79,22 +79,26 @@ class Layout:
 
 
 def fleet_of(settings: Settings, real: RealModel = _AS_SET) -> tuple[FleetWorker, ...]:
-    """The settings' workers; CPU workers run the real model instead of theirs, simulated ones serve its name too."""
+    """The settings' workers; those on this machine's own hardware run the real model instead of theirs, simulated ones
+    serve its name too.
+    """
     changed: dict[str, object] = {}
     if real.engine:
         changed |= {"engine": real.engine, "worker": dict(real.worker), "python": real.python}
+    if real.accelerator:
+        changed |= {"accelerator": real.accelerator}
     if real.model:
         changed |= {"models": (real.model,)}
     return tuple(
-        worker.model_copy(update=changed) if is_cpu(worker) else _sharing(worker, real)
+        worker.model_copy(update=changed) if is_local(worker) else _sharing(worker, real)
         for worker in settings.fleet.workers
     )
 
 
-def is_cpu(worker: FleetWorker) -> bool:
-    """Whether it runs on this machine's own processor."""
+def is_local(worker: FleetWorker) -> bool:
+    """Whether it runs on this machine's own hardware: its processor, or what it detects."""
     found = load_catalogue().find(worker.accelerator)
-    return found is not None and found.cpu
+    return worker.accelerator == DETECTED or (found is not None and found.cpu)
 
 
 def _sharing(worker: FleetWorker, real: RealModel) -> FleetWorker:
@@ -182,12 +186,12 @@ def lay_out(
         )
         for index, worker in enumerate(fleet)
     ]
-    on_cpu = [worker.id for worker in fleet if is_cpu(worker)]
+    local = [worker.id for worker in fleet if is_local(worker)]
     router, meter, optimizer = services
     ordered = (router, meter, optimizer, *workers)
     return Layout(
         services=ordered,
-        first=(router.id, *(on_cpu or [worker.id for worker in fleet])[:1]),
+        first=(router.id, *(local or [worker.id for worker in fleet])[:1]),
         access=Access(
             router=grpc["router"],
             meter=grpc["meter"],
@@ -198,7 +202,7 @@ def lay_out(
         ),
         claims=tuple(claims),
         nats_port=nats_port,
-        accelerators=frozenset(worker.accelerator for worker in fleet),
+        accelerators=frozenset(worker.accelerator for worker in fleet) - {DETECTED},
     )
 
 

@@ -16,14 +16,26 @@ from services.cli.output import CommandFailed
 from services.mesh.accelerators import load_catalogue
 
 SIMULATING: Final = ("auto", "simulated")
+DETECTED: Final = "auto"  # the accelerator that the worker finds on its machine
+_DEVICES: Final = (
+    "/dev/nvidia0",
+    "/dev/kfd",
+    "/dev/accel/accel0",
+    "/dev/accel0",
+    "/dev/neuron0",
+    "/dev/dri/renderD128",
+)
+# vLLM would take most of the machine's memory for its cache, and minutes to compile; here are other services too.
+_ON_CPU: Final = {"enforce_eager": True, "kv_cache_memory_bytes": 1 << 30}
 _ENVIRONMENT: Final = ".venv-engines"  # which scripts/set_up_engines.py fills
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RealModel:
-    """What the CPU worker runs instead of its own; an empty value leaves what the fleet says.
+    """What the worker on this machine's own hardware runs instead of its own; what is empty stays as the fleet says.
 
     Attributes:
+        accelerator: what it runs on, where that is not the processor.
         model: what the mesh calls it.
         worker: more settings of its worker, by name.
         python: interpreter of its worker's process; empty: this one.
@@ -33,6 +45,7 @@ class RealModel:
 
     engine: str = ""
     model: str = ""
+    accelerator: str = ""
     worker: Mapping[str, Any] = field(default_factory=dict)
     python: str = ""
     shape: Row | None = None
@@ -56,10 +69,14 @@ def real_model(*, engine: str = "", model: str = "", url: str = "", shape: str =
         raise CommandFailed(f"--engine {engine} serves one model: name it with --model", reason="OptionMissing")
     name = model_name(model)
     worker: dict[str, Any] = {}
-    python = ""
+    python = accelerator = ""
     if engine == "vllm":
         worker["vllm_model"] = str(Path(model).absolute()) if Path(model).exists() else model
         python = _python_with_vllm()
+        if any(Path(each).exists() for each in _DEVICES):
+            accelerator = DETECTED
+        else:
+            worker["vllm_arguments"] = _ON_CPU
     elif engine == "llamacpp" and Path(model).is_file():
         worker["llamacpp_model_path"] = str(Path(model).absolute())
     elif engine == "openai":
@@ -67,7 +84,9 @@ def real_model(*, engine: str = "", model: str = "", url: str = "", shape: str =
             raise CommandFailed("--engine openai needs the server's address: --url http://…", reason="OptionMissing")
         worker["openai_url"] = url
     row, note = _shape(name, model, shape)
-    return RealModel(engine=engine, model=name, worker=worker, python=python, shape=row, note=note)
+    return RealModel(
+        engine=engine, model=name, accelerator=accelerator, worker=worker, python=python, shape=row, note=note
+    )
 
 
 def _shape(name: str, model: str, shape: str) -> tuple[Row | None, str]:

@@ -17,7 +17,7 @@ from services.cli.data_dir import DataDir, TenantKeys
 from services.cli.demo import FirstText, first_text, replay_demo, served
 from services.cli.demo_trace import TENANTS
 from services.cli.drive import failed_because
-from services.cli.layout import Layout, ServiceSpec, fleet_of, is_cpu, lay_out, ports_needed, with_keys
+from services.cli.layout import Layout, ServiceSpec, fleet_of, is_local, lay_out, ports_needed, with_keys
 from services.cli.mesh_process import MeshProcess
 from services.cli.output import Output
 from services.cli.phoenix import GRPC_PORT, HTTP_PORT, phoenix
@@ -54,16 +54,16 @@ class Prepared:
 
     @property
     def real_model(self) -> str:
-        """The CPU worker's model; the first one where no CPU is in the fleet."""
-        on_cpu = [worker for worker in self.fleet if is_cpu(worker)]
-        return (on_cpu or self.fleet)[0].models[0]
+        """The model of the worker on this machine's own hardware; the first one where the fleet has none."""
+        local = [worker for worker in self.fleet if is_local(worker)]
+        return (local or self.fleet)[0].models[0]
 
 
 def prepare(settings: Settings, data_dir: DataDir, *, real: RealModel, explorer: bool, all_free: bool) -> Prepared:
     """Makes keys and the mesh's secret where they are missing, and lays the services out.
 
     Args:
-        real: what the CPU worker runs.
+        real: what the worker on this machine's own hardware runs.
         explorer: with a trace explorer.
         all_free: on free ports, whatever the settings say.
 

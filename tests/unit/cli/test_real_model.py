@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from services.cli import real_model as module
-from services.cli.layout import fleet_of, is_cpu, lay_out, ports_needed
+from services.cli.layout import fleet_of, is_local, lay_out, ports_needed
 from services.cli.model_shape import STAND_IN, model_name, row_of
 from services.cli.output import CommandFailed
 from services.cli.real_model import RealModel, real_model
@@ -46,6 +46,7 @@ def gguf(tmp_path):
 def vllm_elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(module, "_DEVICES", ())
     python = tmp_path / ".venv-engines" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.write_text("")
@@ -59,7 +60,7 @@ def test_nothing_said_leaves_the_fleet_as_it_is():
 def test_vllm_gets_its_weights_its_interpreter_and_the_shape_for_the_others(directory, vllm_elsewhere):
     real = real_model(engine="vllm", model=str(directory))
     assert (real.model, real.python, real.note) == ("tiny-chat", str(vllm_elsewhere), "")
-    assert real.worker == {"vllm_model": str(directory)}
+    assert real.worker["vllm_model"] == str(directory)
     assert (real.shape["layers"], real.shape["head_dim"], real.shape["context_tokens"]) == (2, 32, 1024)
     fleet = {worker.id: worker for worker in fleet_of(load_settings(), real)}
     assert (fleet["cpu-0"].engine, fleet["cpu-0"].models, fleet["cpu-0"].python) == (
@@ -67,9 +68,18 @@ def test_vllm_gets_its_weights_its_interpreter_and_the_shape_for_the_others(dire
         ("tiny-chat",),
         real.python,
     )
-    others = [worker for worker in fleet.values() if not is_cpu(worker)]
+    others = [worker for worker in fleet.values() if not is_local(worker)]
     assert {worker.models for worker in others} == {("llama-3.1-8b", "tiny-chat")}
     assert {worker.engine for worker in others} == {"auto"}
+
+
+def test_vllm_on_a_machine_with_an_accelerator_detects_it(directory, vllm_elsewhere, monkeypatch):
+    assert real_model(engine="vllm", model=str(directory)).accelerator == ""
+    monkeypatch.setattr(module, "_DEVICES", (str(directory),))
+    real = real_model(engine="vllm", model=str(directory))
+    fleet = {worker.id: worker for worker in fleet_of(load_settings(), real)}
+    assert (fleet["cpu-0"].accelerator, fleet["cpu-0"].engine, is_local(fleet["cpu-0"])) == ("auto", "vllm", True)
+    assert "vllm_arguments" not in fleet["cpu-0"].worker
 
 
 def test_worker_process_reads_what_the_command_line_said(directory, vllm_elsewhere, monkeypatch):
