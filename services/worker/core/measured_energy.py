@@ -67,7 +67,7 @@ class MeasuredEnergy:
         worked_s = min(max(0.0, busy_s - before.busy_s), window_s)
         self._last = _Seen(now_s, before.busy_s + worked_s, now.power_w, now.energy_uj)
         idle_s = window_s - worked_s
-        if worked_s <= _NO_WORK * window_s:
+        if worked_s <= _NO_WORK * window_s and busy_s >= before.busy_s:
             self.idle_w += _IDLE_GAIN * (energy_uj / 1e6 / window_s - self.idle_w)
         idle_uj = min(round(self.idle_w * idle_s * 1e6), int(energy_uj * idle_s / window_s), energy_uj)
         self.measured_uj += energy_uj
