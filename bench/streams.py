@@ -136,7 +136,9 @@ def _kind(process: psutil.Process, mesh: psutil.Process) -> str:
 
 
 async def measure(access: Access, mesh: psutil.Process, streams: int, tokens: int) -> dict[str, Any]:
-    async with Client(access.router, access.keys["local"], max_attempts=1) as client, Peers(access) as peers:
+    # Relayed: it is the router that is measured.
+    client = Client(access.router, access.keys["local"], direct=False, max_attempts=1)
+    async with client, Peers(access) as peers:
         await client.connected()
         warm = await asyncio.gather(*[stream(client, -number, tokens) for number in range(1, WARM_UP + 1)])
         await _settled(peers, warm)

@@ -37,6 +37,7 @@ class Plan:
         total: arrivals to come.
         keys: tenant -> key, for every tenant among the arrivals.
         synthesised: asked after the run what was made up.
+        direct: stream from the workers, or through the router.
         settle_s: >= 0; how long to wait for the meter after the last stream.
     """
 
@@ -49,6 +50,7 @@ class Plan:
     seed: int = 0
     deadline_s: float = 600.0
     max_attempts: int = 1
+    direct: bool = True
     settle_s: float = 30.0
 
 
@@ -70,7 +72,7 @@ async def drive(output: Output, access: Access, plan: Plan, interrupted: asyncio
         await bookkeeper.begin()
         tracer = stack.enter_context(client_tracer())
         clients = {
-            tenant: await stack.enter_async_context(Client(access.router, key, tracer=tracer))
+            tenant: await stack.enter_async_context(Client(access.router, key, direct=plan.direct, tracer=tracer))
             for tenant, key in plan.keys.items()
         }
         for client in clients.values():

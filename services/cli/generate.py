@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from services.cli.options import JsonFlag, KeyOption, MeterOption, RouterOption, TenantOption
+from services.cli.options import DirectOption, JsonFlag, KeyOption, MeterOption, RouterOption, TenantOption
 from services.cli.output import CommandFailed, Output, command
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def generate(
     workload: Annotated[str, typer.Option(help="A label for who wants what.")] = "cli/generate",
     session: Annotated[str, typer.Option(help="Turns that share a prefix.")] = "",
     deadline_s: Annotated[float, typer.Option(min=0.1, help="Seconds that the stream may take.")] = 120.0,
+    direct: DirectOption = True,
     router: RouterOption = "",
     key: KeyOption = "",
     tenant: TenantOption = "local",
@@ -66,7 +67,7 @@ def generate(
         from services.cli.access import read_access
 
         access = read_access(router=router, meter=meter)
-        told = asyncio.run(_generate(output, access, access.key(key, tenant), wanted))
+        told = asyncio.run(_generate(output, access, access.key(key, tenant), wanted, direct=direct))
         output.result(told.document(), "", *told.lines())
 
 
@@ -115,20 +116,21 @@ class Told:
             )
         else:
             lines.append(
-                f"[yellow]The meter has not booked it within {_BILL_DEADLINE_S:.0f} s[/]; price by the router:"
+                f"[yellow]The meter has not booked it within {_BILL_DEADLINE_S:.0f} s[/]; price as the stream told it:"
                 f" {format_usd(result.price_nusd, 9)}"
             )
         lines.append(f"[dim]trace {result.trace_id} · tokenworks explain {result.request_id}[/]")
         return lines
 
 
-async def _generate(output: Output, access: "Access", key: str, wanted: dict[str, Any]) -> Told:
+async def _generate(output: Output, access: "Access", key: str, wanted: dict[str, Any], *, direct: bool) -> Told:
     from services.cli.tracing import client_tracer
     from tokenworks import Client
 
     pieces: list[str] = []
     with client_tracer() as tracer:
-        async with Client(access.router, key, tracer=tracer) as client, client.generate(**wanted) as stream:
+        client = Client(access.router, key, direct=direct, tracer=tracer)
+        async with client, client.generate(**wanted) as stream:
             started_s = time.perf_counter()
             ttft_s = 0.0
             async for piece in stream:

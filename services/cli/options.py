@@ -21,6 +21,13 @@ TenantOption = Annotated[
     str,
     typer.Option("--tenant", help="Whose key to use, of those that `up` keeps in client.toml.", rich_help_panel=_PEERS),
 ]
+DirectOption = Annotated[
+    bool,
+    typer.Option(
+        "--direct/--relay",
+        help="Stream from the workers, where they can be reached, or through the router.",
+    ),
+]
 MeterOption = Annotated[
     str,
     typer.Option("--meter", envvar="TOKENWORKS_CLIENT_METER", help="host:port of the meter.", rich_help_panel=_PEERS),

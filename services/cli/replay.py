@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from services.cli.options import JsonFlag, KeyOption, MeterOption, RouterOption, TenantOption, TraceArgument
+from services.cli.options import (
+    DirectOption,
+    JsonFlag,
+    KeyOption,
+    MeterOption,
+    RouterOption,
+    TenantOption,
+    TraceArgument,
+)
 from services.cli.output import CommandFailed, Output, command
 
 if TYPE_CHECKING:
@@ -36,6 +44,7 @@ def replay(
     workload: Annotated[str, typer.Option(help="Label of the requests; default: replay/<name of the file>.")] = "",
     deadline_s: Annotated[float, typer.Option(min=1, help="Seconds that one stream may take.")] = 600.0,
     settle: Annotated[float, typer.Option(min=0, help="Seconds to wait for the meter after the last stream.")] = 30.0,
+    direct: DirectOption = True,
     router: RouterOption = "",
     key: KeyOption = "",
     tenant: TenantOption = "",
@@ -80,6 +89,7 @@ def replay(
             speed=speed,
             seed=seed,
             deadline_s=deadline_s,
+            direct=direct,
             settle_s=settle,
         )
         document = {"trace": trace.name, "speed": speed, "seed": seed} | uvloop.run(_drive(output, access, plan))
