@@ -18,7 +18,7 @@ from services.mesh.settings import FleetWorker, Settings
 
 _AS_SET: Final = RealModel()
 _READY_S: Final = 90.0
-_LEAST_CONTEXT: Final = 4096  # tokens that must fit beside the weights where an accelerator serves a model more
+_LEAST_CONTEXT: Final = 4096  # tokens that must fit beside the weights
 _REAL_ENGINE_S: Final = 900.0  # until a worker is ready that may have weights to load, or to fetch
 
 
@@ -80,7 +80,7 @@ class Layout:
 
 def fleet_of(settings: Settings, real: RealModel = _AS_SET) -> tuple[FleetWorker, ...]:
     """The settings' workers; those on this machine's own hardware run the real model instead of theirs, simulated ones
-    serve its name too.
+    serve its name.
     """
     changed: dict[str, object] = {}
     if real.engine:
@@ -102,18 +102,19 @@ def is_local(worker: FleetWorker) -> bool:
 
 
 def _sharing(worker: FleetWorker, real: RealModel) -> FleetWorker:
-    """A simulated worker with the real model's name beside its own, if there is memory for all of them."""
+    """A simulated worker that serves the real model's name, if it has memory for it.
+
+    Instead of its own models, not beside them: the context of a worker is that of its shortest model.
+    """
     catalogue = load_catalogue()
     accelerator = catalogue.find(worker.accelerator)
     shape = ModelShape(key=real.model, **real.shape) if real.shape is not None else catalogue.models.get(real.model)
-    if accelerator is None or shape is None or worker.engine not in SIMULATING or real.model in worker.models:
+    if accelerator is None or shape is None or worker.engine not in SIMULATING:
         return worker
-    wanted = [shape, *(catalogue.models[name] for name in worker.models if name in catalogue.models)]
-    free = accelerator.memory_bytes * catalogue.defaults.memory_utilisation
-    each = (free - sum(shape.weight_bytes for shape in wanted)) / len(wanted)
-    if any(each < shape.kv_bytes_per_token * min(shape.context_tokens, _LEAST_CONTEXT) for shape in wanted):
+    if catalogue.kv_capacity_tokens(accelerator, shape) < min(shape.context_tokens, _LEAST_CONTEXT):
         return worker
-    return worker.model_copy(update={"models": (*worker.models, real.model)})
+    # Not "auto", which would run a small model for real on each of them.
+    return worker.model_copy(update={"models": (real.model,), "engine": "simulated"})
 
 
 def ports_needed(workers: int) -> int:

@@ -23,7 +23,7 @@ def up(
     traces: Annotated[Traces | None, typer.Option(help="Open a trace explorer on the mesh.")] = None,
     engine: Annotated[str, typer.Option(help="What the CPU worker runs its model with.")] = "",
     model: Annotated[
-        str, typer.Option(help="What it serves: a name, a directory, a GGUF file. Simulated pools serve it too.")
+        str, typer.Option(help="What it serves: a name, a directory, a GGUF file. Simulated pools serve it as well.")
     ] = "",
     url: Annotated[str, typer.Option(help="Of the server, with --engine openai.")] = "",
     shape: Annotated[

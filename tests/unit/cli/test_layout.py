@@ -78,8 +78,8 @@ def test_two_services_on_one_port_are_told():
     assert "port 7601 is wanted by meter.port and fleet.first_worker_port + 0" in layout.clashes()
 
 
-def test_engine_and_model_of_the_command_line_go_to_the_cpu_only():
+def test_engine_of_the_command_line_goes_to_the_cpu_only():
     fleet = fleet_of(load_settings(), RealModel(engine="simulated", model="llama-3.1-8b"))
     by_id = {worker.id: worker for worker in fleet}
     assert (by_id["cpu-0"].engine, by_id["cpu-0"].models) == ("simulated", ("llama-3.1-8b",))
-    assert (by_id["h100-0"].engine, by_id["h100-0"].models) == ("auto", ("llama-3.1-8b",))
+    assert (by_id["h100-0"].engine, by_id["h100-0"].models) == ("simulated", ("llama-3.1-8b",))
