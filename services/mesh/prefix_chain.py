@@ -38,12 +38,13 @@ class Chain(NamedTuple):
     """A prompt's links, first to last.
 
     Attributes:
-        links: link i stands for the first `ENDS[i]` bytes.
-        size: of the whole prompt, in bytes, >= the last link's end.
+        links: link i stands for all that comes before `ends[i]`.
+        size: of the whole prompt, >= the last link's end, in the unit of `ends`: bytes.
     """
 
     links: tuple[int, ...]
     size: int
+    ends: Sequence[int] = ENDS
 
 
 NO_CHAIN: Final = Chain((), 0)

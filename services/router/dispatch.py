@@ -211,6 +211,7 @@ class Dispatcher:
         if finish.reason in ("stop", "length") and relay.placements == 1 and not relay.resumed_tokens:
             self._placing.learn(
                 asked,
+                relay.worker,
                 prompt_tokens=prompt_tokens,
                 completion_tokens=tokens,
                 expected_cached=relay.cached_tokens,
@@ -301,7 +302,7 @@ class Dispatcher:
 
     def _place(self, relay: Relay, ask: Ask, decision: Decision) -> None:
         relay.placements += 1
-        relay.cached_tokens = decision.picked.cached_tokens
+        relay.cached_tokens = decision.cached_tokens
         relay.served_by(decision.worker, self._placing.carried_out(relay.asked, ask, decision))
         relay.session = self._sessions.to(decision.worker)
         plan = self._fleet.plans.get(relay.asked.model)

@@ -1,9 +1,9 @@
-"""What the router hears: heartbeats, step samples, plans and credit, folded into its view as they come."""
+"""What the router hears: heartbeats, step samples, plans, prefix caches, credit; folded into its view as they come."""
 
 from services.mesh.bus import Bus, Delivered
 from services.mesh.clock import Clock
-from services.mesh.events import CreditChanged, LatencyObserved, RoutingPlan, WorkerHeartbeat
-from services.mesh.subjects import CREDIT, FLEET, LATENCY, PLAN
+from services.mesh.events import CreditChanged, LatencyObserved, PrefixesChanged, RoutingPlan, WorkerHeartbeat
+from services.mesh.subjects import CREDIT, FLEET, LATENCY, PLAN, PREFIXES
 from services.router.core.fleet import Fleet
 from services.router.dispatch import Dispatcher
 from services.router.sessions import Sessions
@@ -20,7 +20,7 @@ class Feed:
         self._clock = clock
 
     async def watch(self) -> None:
-        await self._bus.watch([FLEET, LATENCY, PLAN, CREDIT], self._fold)
+        await self._bus.watch([FLEET, LATENCY, PLAN, PREFIXES, CREDIT], self._fold)
 
     async def _fold(self, delivered: Delivered) -> None:
         event, now_s = delivered.event, self._clock.monotonic_s()
@@ -31,6 +31,8 @@ class Feed:
                     self._sessions.warm(worker)
             case LatencyObserved():
                 self._fleet.latency(event, now_s)
+            case PrefixesChanged():
+                self._fleet.prefixes_changed(event, now_s)
             case RoutingPlan():
                 self._fleet.plan(event, delivered.traceparent, now_s)
             case CreditChanged():

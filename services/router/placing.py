@@ -17,10 +17,9 @@ from services.mesh.errors import TokenworksError
 from services.mesh.telemetry import Telemetry, context_of, links_to, trace_id_of
 from services.router.core.estimates import Estimates
 from services.router.core.fleet import Fleet
-from services.router.core.known_worker import Placed
+from services.router.core.known_worker import KnownWorker, Placed
 from services.router.core.plans import PlanInForce
 from services.router.core.policy import Decision, decide
-from services.router.core.prefixes import PrefixIndex
 from services.router.core.records import DecisionRecord
 from services.router.core.request import Asked
 from services.router.core.scores import Ask
@@ -46,7 +45,6 @@ class Placing:
         self._telemetry = telemetry
         self._measures = measures
         self._estimates = Estimates()
-        self._prefixes = PrefixIndex()
 
     def first(
         self, asked: Asked, traceparent: str, *, excluded: Collection[str] = (), made_tokens: int = 0
@@ -85,14 +83,13 @@ class Placing:
     def ask(self, asked: Asked, excluded: Collection[str] = (), made_tokens: int = 0) -> Ask:
         """What is to be placed: the request, less the `made_tokens` of its answer that exist, which are replayed."""
         prompt_tokens = self._estimates.prompt_tokens(asked.model, asked.prompt)
-        shares = self._prefixes.cached_share(asked.model, asked.prompt.blocks, asked.prompt.size)
         return Ask(
             prompt_tokens=prompt_tokens + made_tokens,
             fewest_prompt_tokens=self._estimates.fewest_prompt_tokens(asked.prompt) + made_tokens,
             completion_tokens=max(1, self._estimates.completion_tokens(asked) - made_tokens),
             mean_completion_tokens=self._estimates.mean_completion_tokens(asked.model),
             promise=self._fleet.promises.classes[asked.slo_class],
-            cached_tokens={incarnation: int(share * prompt_tokens) for incarnation, share in shares.items()},
+            cached=self._fleet.prefixes.expected(asked.model, asked.prompt.chain, prompt_tokens),
             excluded=frozenset(excluded),
         )
 
@@ -103,8 +100,8 @@ class Placing:
 
     def carried_out(self, asked: Asked, ask: Ask, decision: Decision) -> Placed:
         """The request is on its way to the decision's worker."""
-        worker = decision.worker
-        self._prefixes.placed(asked.prompt.blocks, worker.incarnation)
+        worker, now_s = decision.worker, self._clock.monotonic_s()
+        self._fleet.prefixes.placed(asked.prompt.chain, worker.slot, now_s)
         plan = self._fleet.plans.get(asked.model)
         if plan is not None and decision.workload_class is not None:
             plan.placed(decision.workload_class, worker.pool)
@@ -113,18 +110,26 @@ class Placing:
             model=asked.model,
             slo_class=asked.slo_class,
             prompt_tokens=ask.prompt_tokens,
-            cached_tokens=decision.picked.cached_tokens,
+            cached_tokens=decision.cached_tokens,
             completion_tokens=ask.completion_tokens,
             explored=decision.explored,
-            now_s=self._clock.monotonic_s(),
+            now_s=now_s,
         )
 
     def learn(
-        self, asked: Asked, *, prompt_tokens: int, completion_tokens: int, expected_cached: int, cached_tokens: int
+        self,
+        asked: Asked,
+        worker: KnownWorker,
+        *,
+        prompt_tokens: int,
+        completion_tokens: int,
+        expected_cached: int,
+        cached_tokens: int,
     ) -> None:
         """An answer ended by itself, made by one worker: the next expectation can be better."""
         self._estimates.learn(asked, prompt_tokens, completion_tokens)
-        self._prefixes.learn(asked.model, expected_cached, cached_tokens)
+        prefixes = self._fleet.prefixes
+        prefixes.learn(asked.model, expected_cached, cached_tokens, believed=prefixes.believes(worker.slot))
 
     @contextmanager
     def _span(self, asked: Asked, plan: PlanInForce | None, traceparent: str) -> Iterator[Span | None]:

@@ -1,6 +1,6 @@
 """From the wire to plain values: what the cores need to know of a GenerateRequest."""
 
-from services.router.core.prefixes import chain
+from services.mesh.prefix_chain import chain_of_chat, chain_of_text, chain_of_token_ids
 from services.router.core.request import Asked, PromptFacts, PromptKind, SamplingValues
 from tokenworks.v1 import inference_pb2 as wire
 
@@ -23,19 +23,20 @@ def asked_of(request: wire.GenerateRequest, tenant: str) -> Asked:
 def _prompt(request: wire.GenerateRequest, tenant: str) -> PromptFacts:
     match request.WhichOneof("prompt"):
         case "text":
-            blocks = chain(tenant, request.model, request.text)
-            return PromptFacts(kind=PromptKind.TEXT, size=len(request.text), blocks=blocks)
+            chain = chain_of_text(tenant, request.model, request.text)
+            return PromptFacts(kind=PromptKind.TEXT, size=len(request.text), chain=chain)
         case "token_ids":
             ids = request.token_ids.ids
-            return PromptFacts(kind=PromptKind.TOKEN_IDS, size=len(ids), blocks=chain(tenant, request.model, ids))
+            chain = chain_of_token_ids(tenant, request.model, ids)
+            return PromptFacts(kind=PromptKind.TOKEN_IDS, size=len(ids), chain=chain)
         case "chat":
             messages = request.chat.messages
-            text = "".join(f"{each.role}\n{each.content}\n" for each in messages)
+            seen = [(m.role, m.content, m.tool_calls_json, m.tool_call_id, m.name) for m in messages]
             return PromptFacts(
                 kind=PromptKind.CHAT,
                 size=sum(len(each.content) for each in messages),
                 roles=tuple(each.role for each in messages),
-                blocks=chain(tenant, request.model, text),
+                chain=chain_of_chat(tenant, request.model, seen, request.tools_json),
             )
     return PromptFacts(kind=None, size=0)
 

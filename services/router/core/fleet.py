@@ -1,8 +1,8 @@
 """Every worker the router knows of, folded from events: who serves what, how loaded, how slow, under which plan.
 
-In: heartbeats, step samples, plans, the router's own placements, sessions that come and go. Out: one `ModelTable` per
-model for `policy`, and who is in trouble. Time is an argument: monotonic seconds of this router, and its Unix
-milliseconds where a sender's clock is compared with ours.
+In: heartbeats, step samples, plans, what prefix caches hold, the router's own placements, sessions that come and go.
+Out: one `ModelTable` per model for `policy`, the `PrefixIndex`, and who is in trouble. Time is an argument: monotonic
+seconds of this router, and its Unix milliseconds where a sender's clock is compared with ours.
 
 Slowness is judged here, from step samples: observed over predicted step seconds under the timing in force. It adapts
 within a few samples and decays towards 1 while nothing is observed, so that a worker that recovered is tried again.
@@ -10,14 +10,16 @@ within a few samples and decays towards 1 while nothing is observed, so that a w
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from heapq import heappop, heappush
 from typing import Final
 
 from services.mesh.accelerators import Catalogue
-from services.mesh.events import LatencyObserved, RoutingPlan, WorkerHeartbeat
+from services.mesh.events import LatencyObserved, PrefixesChanged, RoutingPlan, WorkerHeartbeat
 from services.mesh.timing import StepLoad, Timing
 from services.router.core.exploration import Exploration
 from services.router.core.known_worker import Correction, KnownWorker, Placed
 from services.router.core.plans import PlanInForce
+from services.router.core.prefixes import PrefixIndex
 from services.router.core.promises import Promises
 from services.router.core.serving import DevicePrice, Serving, bounded_slow
 from services.router.core.table import ModelTable
@@ -64,9 +66,11 @@ class Fleet:
         self.exploration = exploration
         self.models: dict[str, ModelTable] = {}
         self.plans: dict[str, PlanInForce] = {}
+        self.prefixes = PrefixIndex()
         self._workers: dict[str, KnownWorker] = {}
         self._serving: dict[int, dict[str, Serving]] = {}  # by incarnation, then model
         self._incarnations = 0
+        self._free_slots: list[int] = []  # a heap: low numbers keep what has a bit for each slot short
         self._heard_s = float("-inf")
 
     def __len__(self) -> int:
@@ -117,6 +121,12 @@ class Fleet:
         if seen_s > 0 and predicted_s > 0:
             serving.observe(seen_s, predicted_s, len(observed.steps), now_s)
             self._write(known, now_s)
+
+    def prefixes_changed(self, event: PrefixesChanged, now_s: float) -> None:
+        """Folds what a worker's prefix cache holds; of a worker or a start of it that is not known, nothing."""
+        known = self._workers.get(event.worker)
+        if known is not None and known.beat.epoch == event.epoch:
+            self.prefixes.changed(known.slot, event, now_s)
 
     def plan(self, plan: RoutingPlan, traceparent: str, now_s: float) -> None:
         """Puts a plan in force; one that is older than the plan in force is ignored.
@@ -215,13 +225,16 @@ class Fleet:
         if before is not None:
             self._leave(before)
         self._incarnations += 1
+        slot = heappop(self._free_slots) if self._free_slots else len(self._serving)
         linked = before is not None and before.linked  # a session may stand again before its worker's first heartbeat
-        known = KnownWorker(self._incarnations, beat, now_s, now_s, now_s, linked=linked)
+        known = KnownWorker(self._incarnations, slot, beat, now_s, now_s, now_s, linked=linked)
         self._workers[beat.worker] = known
         self._serving[known.incarnation] = {}
         return known
 
     def _leave(self, known: KnownWorker) -> None:
+        self.prefixes.forget(known.slot)
+        heappush(self._free_slots, known.slot)
         for model, serving in self._serving.pop(known.incarnation).items():
             self.models[model].remove(serving.row)
 
@@ -252,14 +265,17 @@ class Fleet:
                 serving.row, serving.at_stake_usd = before.row, before.at_stake_usd
                 serving.slow, serving.slow_s = before.slow, before.slow_s
                 serving.tried_s = before.tried_s
-                self.models[model].serving[serving.row] = serving
+                self.models[model].replace(serving.row, serving)
             else:
                 serving.row = self.models.setdefault(model, ModelTable(model, bands)).add(serving)
             mine[model] = serving
 
     def _write(self, known: KnownWorker, now_s: float) -> None:
         for model, serving in self._serving.get(known.incarnation, {}).items():
-            self.models[model].write(serving.row, serving.figures(self.promises.band_tpots_s, now_s))
+            figures = serving.figures(self.promises.band_tpots_s, now_s)
+            self.models[model].write(
+                serving.row, known.heard_s, serving.tried_s, figures, staked=any(serving.at_stake_usd)
+            )
 
     def _planned(self, known: KnownWorker, model: str) -> tuple[Timing, float]:
         """Timing and shadow price in force: the plan's for the worker's pool, else the catalogue's and none."""

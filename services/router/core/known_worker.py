@@ -50,6 +50,7 @@ class KnownWorker:
 
     Attributes:
         incarnation: the router's own number for this epoch of this worker.
+        slot: a small number that no other worker has while this epoch of it is known.
         beat: the latest heartbeat.
         heard_s, made_s: when it arrived and when it was made, router's monotonic seconds.
         stepped_s: when its engine was last seen stepping, or idle.
@@ -60,6 +61,7 @@ class KnownWorker:
     """
 
     incarnation: int
+    slot: int
     beat: WorkerHeartbeat
     heard_s: float
     made_s: float

@@ -12,6 +12,8 @@ from services.mesh.timing import Timing
 
 _MEMORY_REQUESTS: Final = 100.0
 
+_Buckets = dict[tuple[int, int], list[tuple[int, int, int]]]
+
 
 def timing_of(coefficients: TimingCoefficients) -> Timing:
     return Timing(
@@ -57,6 +59,11 @@ class PlanInForce:
             for pool in plan.pools
         }
         self._classes = plan.classes
+        self._by_promise: dict[str, _Buckets] = {}  # SLO class: prompt lengths, each with its answer lengths
+        for index, each in enumerate(plan.classes):
+            prompts = self._by_promise.setdefault(each.slo_class, {})
+            answers = prompts.setdefault((each.prompt_tokens_from, each.prompt_tokens_to), [])
+            answers.append((each.completion_tokens_from, each.completion_tokens_to, index))
         self._shares: list[dict[str, float]] = [{} for _ in plan.classes]
         for share in plan.shares:
             if 0 <= share.workload_class < len(self._shares):
@@ -66,13 +73,11 @@ class PlanInForce:
 
     def class_of(self, slo_class: str, prompt_tokens: int, completion_tokens: int) -> int | None:
         """The workload class a request falls into; None when the plan has none for it."""
-        for index, each in enumerate(self._classes):
-            if (
-                each.slo_class == slo_class
-                and _holds(each.prompt_tokens_from, each.prompt_tokens_to, prompt_tokens)
-                and _holds(each.completion_tokens_from, each.completion_tokens_to, completion_tokens)
-            ):
-                return index
+        for (prompt_from, prompt_to), answers in self._by_promise.get(slo_class, {}).items():
+            if _holds(prompt_from, prompt_to, prompt_tokens):
+                for answer_from, answer_to, index in answers:
+                    if _holds(answer_from, answer_to, completion_tokens):
+                        return index
         return None
 
     def deficit(self, workload_class: int, pool: str) -> float:

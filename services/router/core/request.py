@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from services.mesh.prefix_chain import NO_CHAIN, Chain
+
 
 class PromptKind(StrEnum):
     TEXT = "text"
@@ -18,13 +20,13 @@ class PromptFacts:
         kind: None when no prompt was given.
         size: characters of a text or a chat, ids of token ids.
         roles: of a chat's messages, in order.
-        blocks: chained hashes of the prompt's blocks, see `prefixes.chain`.
+        chain: names the prompt's beginnings, as its worker does.
     """
 
     kind: PromptKind | None
     size: int
     roles: tuple[str, ...] = ()
-    blocks: tuple[int, ...] = ()
+    chain: Chain = NO_CHAIN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

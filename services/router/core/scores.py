@@ -1,20 +1,23 @@
-"""Every worker of one model scored for one request, in expected dollars; see `policy` for what the terms mean.
+"""Workers scored for one request, in expected dollars, term by term; see `policy` for what the terms mean.
 
-In: the model's table and the ask. Out: columns of seconds, probabilities and dollars, and the terms of single rows.
+In: rows of a model's table and the ask. Out: columns of seconds, probabilities and dollars, and the terms of single
+rows. A pick goes by `ranking`, the same arithmetic made quick; this is what a record shows of a few candidates, worked
+out when somebody asks.
 """
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
 from services.router.core.known_worker import KnownWorker
+from services.router.core.prefixes import NOTHING_CACHED, Cached
 from services.router.core.request import Promise
 from services.router.core.serving import LOGISTIC, SIGMA, SIGMA_S, DevicePrice
-from services.router.core.table import Floats, ModelTable
+from services.router.core.table import Columns, Floats
 
-_LATENESS: Final = 0.1  # of a miss, per promise that an answer is late
+LATENESS: Final = 0.1  # of a miss, per promise that an answer is late
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +28,7 @@ class Ask:
         prompt_tokens, completion_tokens: expected, >= 1.
         fewest_prompt_tokens: a lower bound that holds for certain.
         mean_completion_tokens: of the model's other requests, >= 1.
-        cached_tokens: expected, by incarnation of worker.
+        cached: what of the prompt is expected to be cached.
         excluded: names of workers that failed this request already.
     """
 
@@ -34,7 +37,7 @@ class Ask:
     completion_tokens: int
     mean_completion_tokens: float
     promise: Promise
-    cached_tokens: Mapping[int, int]
+    cached: Cached = NOTHING_CACHED
     excluded: Set[str] = frozenset()
 
 
@@ -68,20 +71,19 @@ class Scores:
         risk_usd: SLO risk, its own and of those it joins.
     """
 
-    def __init__(self, table: ModelTable, band_tpots_s: Floats, ask: Ask) -> None:
+    def __init__(self, table: Columns, band_tpots_s: Sequence[float], ask: Ask, cached: Floats | None) -> None:
+        """`cached`: (rows,) tokens of the prompt expected to be cached; None where none are."""
         prompt, answer = ask.prompt_tokens, ask.completion_tokens
         alone_s, chunks = _prefill_s(table, prompt)
         alone_s += table.attended_s * prompt * ((prompt + 1) / 2)
-        self.cached: Floats | None = None
         fresh_s = alone_s
-        if ask.cached_tokens:
-            self.cached = _cached(table, ask)
-            fresh_s, chunks = _prefill_s(table, prompt - self.cached)
-            fresh_s += table.attended_s * (prompt - self.cached) * ((prompt + 1 + self.cached) / 2)
+        if cached is not None:
+            fresh_s, chunks = _prefill_s(table, prompt - cached)
+            fresh_s += table.attended_s * (prompt - cached) * ((prompt + 1 + cached) / 2)
         self.saved_s = alone_s - fresh_s
 
         length = prompt + answer / 2  # tokens of KV cache that it holds on average
-        reads_s = table.step_s_per_kv_token * length
+        reads_s = table.read_s * length
         step_s = table.step_s + reads_s
         self.queue_s = table.queue_s + _wait_s(table, ask, step_s)
         self.ttft_s = self.queue_s + fresh_s + table.riding_s * chunks
@@ -98,41 +100,45 @@ class Scores:
             miss += late_tpot - miss * late_tpot
             late += np.maximum(self.tpot_s / ask.promise.tpot_s, 1.0) - 1.0
         self.miss = miss
-        self.risk_usd = ask.promise.miss_usd * (miss + _LATENESS * (late - 1.0))
+        self.risk_usd = ask.promise.miss_usd * (miss + LATENESS * (late - 1.0))
         if table.at_stake_usd.any():
             there_s = table.there_tpot_s + each_s + fresh_s / ask.mean_completion_tokens
-            late_after = _late(there_s, band_tpots_s[:, np.newaxis])
+            late_after = _late(there_s, np.asarray(band_tpots_s)[:, np.newaxis])
             self.risk_usd += (table.at_stake_usd * (late_after - table.late_before)).sum(axis=0)
         self.score_usd = (self.device_s - self.saved_s) * table.usd_per_s + self.risk_usd
-
-    def shortlist(self, table: ModelTable, rows: Sequence[int], reasons: Sequence[str]) -> "Shortlist":
-        """What a record keeps of the rows, and why those that were not feasible were not."""
-        every = (self.device_s, self.saved_s, self.risk_usd, self.queue_s, self.ttft_s, self.tpot_s, self.miss)
-        terms = np.array(every)[:, rows]
-        workers = tuple((table.serving[row].worker, table.serving[row].price) for row in rows)
-        cached = tuple(self.cached[list(rows)].tolist()) if self.cached is not None else (0,) * len(rows)
-        return Shortlist(workers, tuple(reasons), terms, cached)
 
 
 @dataclass(frozen=True, slots=True)
 class Shortlist:
-    """Candidates, best first, in the form that costs least to keep: most are never asked for."""
+    """Candidates, best first, as their figures were: what follows from them is worked out when somebody asks.
 
-    _workers: tuple[tuple[KnownWorker, DevicePrice], ...]
-    _reasons: tuple[str, ...]
-    _terms: Floats
-    _cached: tuple[float, ...]
+    Attributes:
+        workers: each with its price then.
+        reasons: why those that were not feasible were not; empty for those that were.
+        cells: (columns, candidates) of the model's table then.
+        cached: tokens of the prompt expected to be cached, by candidate.
+    """
+
+    workers: tuple[tuple[KnownWorker, DevicePrice], ...]
+    reasons: tuple[str, ...]
+    cells: Floats
+    cached: tuple[float, ...]
+    ask: Ask
+    band_tpots_s: Sequence[float]
 
     def __len__(self) -> int:
-        return len(self._workers)
+        return len(self.workers)
 
     def names(self) -> list[str]:
-        return [worker.name for worker, _ in self._workers]
+        return [worker.name for worker, _ in self.workers]
 
     def candidate(self, place: int) -> Candidate:
         """The terms of the candidate at `place`, 0 being the best."""
-        worker, price = self._workers[place]
-        device_s, saved_s, risk_usd, queue_s, ttft_s, tpot_s, miss = self._terms[:, place].tolist()
+        worker, price = self.workers[place]
+        # The picked request takes all of this into account, so it is worked out with the precision of the record.
+        columns = Columns(self.cells[:, place : place + 1].astype(np.float64), len(self.band_tpots_s))
+        scores = Scores(columns, self.band_tpots_s, self.ask, np.array(self.cached[place : place + 1]))
+        device_s, saved_s, risk_usd = float(scores.device_s[0]), float(scores.saved_s[0]), float(scores.risk_usd[0])
         use_usd = device_s * price.use_usd_per_s
         energy_usd = device_s * price.energy_usd_per_s
         shadow_usd = device_s * price.shadow_usd_per_s
@@ -141,48 +147,44 @@ class Shortlist:
             worker=worker.name,
             pool=worker.pool,
             accelerator=worker.beat.accelerator,
-            rejected_because=self._reasons[place],
+            rejected_because=self.reasons[place],
             score_usd=use_usd + energy_usd + shadow_usd + risk_usd - saving_usd,
             use_usd=use_usd,
             energy_usd=energy_usd,
             shadow_usd=shadow_usd,
             slo_risk_usd=risk_usd,
             prefix_saving_usd=saving_usd,
-            queue_s=queue_s,
-            ttft_s=ttft_s,
-            tpot_s=tpot_s,
-            miss_probability=miss,
-            cached_tokens=int(self._cached[place]),
+            queue_s=float(scores.queue_s[0]),
+            ttft_s=float(scores.ttft_s[0]),
+            tpot_s=float(scores.tpot_s[0]),
+            miss_probability=float(scores.miss[0]),
+            cached_tokens=int(self.cached[place]),
         )
 
 
-def _cached(table: ModelTable, ask: Ask) -> Floats:
-    most = ask.prompt_tokens - 1  # the last token is always computed: its output is the first answer token
-    held = ask.cached_tokens
-    return np.array([min(most, held.get(each.worker.incarnation, 0)) for each in table.serving], dtype=np.float64)
-
-
-def _prefill_s(table: ModelTable, tokens: Floats | int) -> tuple[Floats, Floats]:
+def _prefill_s(table: Columns, tokens: Floats | int) -> tuple[Floats, Floats]:
     """Seconds to compute `tokens` in chunks, without attention; and the chunks."""
     chunks = np.ceil(tokens * table.chunks_per_token)
     return np.maximum(chunks * table.weights_s, chunks * table.chunk_overhead_s + tokens * table.token_s), chunks
 
 
-def _batch_within(table: ModelTable, tpot_s: float, each_s: Floats, length: float) -> Floats:
+def _batch_within(table: Columns, tpot_s: float, each_s: Floats, length: float) -> Floats:
     """How many requests like this one a worker can run at once and keep their TPOT promise, by memory and by time."""
-    by_time = (tpot_s / table.stretch - table.weights_s) / (each_s + 1e-9)  # a fit may find that they add nothing
+    by_time = (tpot_s * table.sureness - table.weights_s) / each_s
     by_memory = np.minimum(table.kv_capacity_tokens / length, table.max_batch)
-    return np.maximum(np.minimum(by_time, by_memory), 1.0)
+    batch: Floats = np.maximum(np.minimum(by_time, by_memory), 1.0)
+    return batch
 
 
-def _wait_s(table: ModelTable, ask: Ask, step_s: Floats) -> Floats | float:
+def _wait_s(table: Columns, ask: Ask, step_s: Floats) -> Floats | float:
     """Seconds until a batch slot and KV cache are free: answers that must end first, at the rate at which they do."""
     short_kv = table.short_kv_tokens + (ask.prompt_tokens + ask.completion_tokens)
     if short_kv.max() <= 0 and not table.short_slots.any():
         return 0.0
     answer = max(float(ask.completion_tokens), ask.mean_completion_tokens)
     kv_share = np.maximum(short_kv, 0.0) / (table.batch * (ask.prompt_tokens + answer))
-    return answer * step_s * np.maximum(table.short_slots, kv_share)
+    wait_s: Floats = answer * step_s * np.maximum(table.short_slots, kv_share)
+    return wait_s
 
 
 def _late(predicted_s: Floats, promise_s: Floats | float) -> Floats:

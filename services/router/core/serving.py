@@ -20,6 +20,7 @@ SIGMA_S: Final = 0.003  # and its absolute part: scheduling, network
 LOGISTIC: Final = 0.851  # half of 1.702, with which a logistic curve follows the normal one within 0.01
 _SLOW_RANGE: Final = (0.02, 1000.0)
 _SAMPLE_WEIGHT: Final = 0.35  # of one step sample, in the logarithm
+_LEAST_S: Final = 1e-9  # a fit may find that one more sequence adds nothing
 _BUSIEST: Final = 0.9  # share of time that arriving prefills may be taken to occupy
 
 
@@ -84,7 +85,7 @@ class Serving:
         return self.arriving_tokens * exp(-max(0.0, now_s - self.arriving_s) / ARRIVALS_DECAY_S)
 
     def figures(self, band_tpots_s: Sequence[float], now_s: float) -> tuple[float, ...]:
-        """The row, in the order of `table.Columns`, then what is at stake and the lateness by band."""
+        """The row, in the order of `table.Columns`: what is at stake and the lateness by band."""
         worker, beat, timing = self.worker, self.worker.beat, self.timing
         slow = self.decayed_slow(now_s)
         chunk = max(1, beat.prefill_chunk_tokens)
@@ -108,28 +109,27 @@ class Serving:
         stretch = 1.0 / (1.0 - min(busy, _BUSIEST))
         there_tpot_s = slow * (timing.decode_base_s + riding_s) * stretch
         return (
-            float(min(beat.context_tokens, beat.kv_capacity_tokens)) if takes else 0.0,
-            worker.heard_s,
-            1.0 if worker.linked else 0.0,
-            self.tried_s,
-            1.0 / chunk,
-            slow * timing.prefill_overhead_s,
             slow * timing.prefill_s_per_token,
             slow * timing.prefill_s_per_attended_token,
+            slow * timing.decode_s_per_kv_token,
+            1.0 / stretch,
+            float(capacity),
+            slow * step_s,
+            slow * timing.decode_s_per_sequence + _LEAST_S,
+            slow * timing.decode_base_s,
+            1.0 / chunk,
+            slow * timing.prefill_overhead_s,
             slow * riding_s,
             slow * (ahead_s + (step_s / 2 if running else 0.0)) + HOP_S,
             max(0, running + waiting + 1 - max_batch) / max_batch,
             kv_tokens + max(0.0, worker.growth_tokens) - capacity,
-            slow * step_s,
-            slow * timing.decode_s_per_kv_token,
-            slow * timing.decode_base_s,
-            slow * timing.decode_s_per_sequence,
             float(batch),
             float(max_batch),
-            float(capacity),
             stretch,
-            there_tpot_s,
             self.price.usd_per_s,
+            float(min(beat.context_tokens, beat.kv_capacity_tokens)) if takes else 0.0,
+            1.0 if worker.linked else 0.0,
+            there_tpot_s,
             *self.at_stake_usd,
             *[
                 late_probability(there_tpot_s, tpot_s) if usd else 0.0

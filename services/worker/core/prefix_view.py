@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final, NamedTuple
 
-from services.mesh.prefix_chain import ENDS, Chain
+from services.mesh.prefix_chain import Chain
 from services.worker.engine import BlockChange, BlockHash, BlockKind
 
 _EARLY: Final = 64  # prompts kept until the first block tells how long blocks are
@@ -190,7 +190,7 @@ class PrefixView:
             walk.at += walk.block_tokens
             walk.passed.append(block)
             # Of the link's bytes the last one lies in this token, in proportion; -(-a // b) rounds up.
-            while walk.links < len(chain.links) and -(-ENDS[walk.links] * tokens // chain.size) <= walk.at:
+            while walk.links < len(chain.links) and -(-chain.ends[walk.links] * tokens // chain.size) <= walk.at:
                 self._hold(chain.links[walk.links], tuple(walk.passed))
                 walk.links += 1
                 walk.passed = walk.passed[-1:]  # the next link may begin in it

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from services.router.core.estimates import Estimates
 from services.router.core.ids import uuid7
-from services.router.core.prefixes import PrefixIndex, chain
 from services.router.core.promises import Promises
 from services.router.core.records import DecisionRecord, DecisionRecords
 from services.router.core.request import Promise, PromptFacts, PromptKind
@@ -52,51 +51,6 @@ def test_an_answers_length_is_learnt_per_workload_and_never_passes_max_tokens() 
 
 def test_an_answer_that_ignores_its_end_has_max_tokens() -> None:
     assert Estimates().completion_tokens(sampling(max_tokens=777, ignore_eos=True)) == 777
-
-
-@given(st.text(max_size=600), st.text(max_size=600), st.text(max_size=600))
-def test_prompts_share_exactly_the_blocks_that_they_have_in_common(common: str, left: str, right: str) -> None:
-    a, b = chain("t", "m", common + left), chain("t", "m", common + right)
-    shared = sum(x == y for x, y in zip(a, b, strict=False))
-    assert shared >= len(common) // 256
-    assert a[:shared] == b[:shared]
-    assert not set(chain("other", "m", common + left)) & set(b)
-
-
-def test_the_worker_that_got_the_longest_common_prefix_is_expected_to_hold_it() -> None:
-    index = PrefixIndex()
-    system, first, second = "s" * 1024, "a" * 1024, "b" * 1024
-    index.placed(chain("t", "m", system + first), 1)
-    index.placed(chain("t", "m", system + second), 2)
-    prompt = system + first + "c" * 512
-    shares = index.cached_share("m", chain("t", "m", prompt), len(prompt))
-    assert shares[1] == pytest.approx(0.8 * 2048 / 2560)
-    assert shares[2] == pytest.approx(0.8 * 1024 / 2560)
-    assert index.cached_share("m", chain("t", "m", "z" * 1024), 1024) == {}
-    assert index.cached_share("m", (), 100) == {}
-
-
-def test_the_index_is_bounded_and_forgets_what_was_used_least_recently() -> None:
-    index = PrefixIndex(capacity_blocks=8)
-    for letter in "abcdefgh":
-        index.placed(chain("t", "m", letter * 512), 1)
-    assert len(index) == 8
-    assert not index.cached_share("m", chain("t", "m", "a" * 512), 512)
-    assert index.cached_share("m", chain("t", "m", "h" * 512), 512)
-
-
-def test_an_engine_without_a_cache_is_soon_expected_to_save_next_to_nothing() -> None:
-    index = PrefixIndex()
-    blocks = chain("t", "m", "a" * 2560)
-    index.placed(blocks, 1)
-    assert index.cached_share("m", blocks, 2560)[1] == pytest.approx(0.8)
-    for _ in range(100):
-        index.learn("m", 500, 0)
-    assert index.cached_share("m", blocks, 2560)[1] < 0.1
-    for _ in range(200):
-        expected = int(1000 * index.cached_share("m", blocks, 2560)[1])
-        index.learn("m", expected, 1000)
-    assert index.cached_share("m", blocks, 2560)[1] > 0.9
 
 
 def test_the_plans_deficit_follows_what_was_placed() -> None:

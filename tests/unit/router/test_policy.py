@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from services.mesh.errors import NoWorker, PromptTooLong, QueueFull
 from services.router.core.exploration import Exploration
+from services.router.core.prefixes import Cached
 from services.router.core.scores import Candidate
 from tests.unit.router.worlds import H100, L4, MI300X, MODEL, World, ask
 
@@ -78,7 +79,10 @@ def test_the_terms_add_up_to_the_score_and_every_figure_is_sane(
     world.observe(H100, slow)
     world.place()
     asked = ask(
-        prompt_tokens=prompt, completion_tokens=answer, slo_class=slo_class, cached_tokens={1: cached, 3: cached // 2}
+        prompt_tokens=prompt,
+        completion_tokens=answer,
+        slo_class=slo_class,
+        cached=Cached.of({0: cached, 2: cached // 2}),
     )
     try:
         decision = world.decide(asked)
@@ -133,10 +137,10 @@ def test_a_cached_prefix_saves_its_device_seconds_and_draws_the_request() -> Non
         world.beat(worker)
     holder = world.fleet.worker("b")
     assert holder is not None
-    picked = world.decide(ask(prompt_tokens=4000, cached_tokens={holder.incarnation: 3500})).picked
+    picked = world.decide(ask(prompt_tokens=4000, cached=Cached.of({holder.slot: 3500}))).picked
     assert (picked.worker, picked.cached_tokens) == ("b", 3500)
     assert picked.prefix_saving_usd > 0
-    found = candidates(world, prompt_tokens=4000, cached_tokens={holder.incarnation: 3500})
+    found = candidates(world, prompt_tokens=4000, cached=Cached.of({holder.slot: 3500}))
     assert found["b"].ttft_s < found["a"].ttft_s
     assert found["a"].prefix_saving_usd == 0
 

@@ -54,7 +54,6 @@ def ask(**changes: Any) -> Ask:
             "completion_tokens": 200,
             "mean_completion_tokens": 200.0,
             "promise": promise,
-            "cached_tokens": {},
             **changes,
         }
     )
@@ -132,7 +131,7 @@ class World:
             model=MODEL,
             slo_class=asked.promise.name,
             prompt_tokens=asked.prompt_tokens,
-            cached_tokens=decision.picked.cached_tokens,
+            cached_tokens=decision.cached_tokens,
             completion_tokens=asked.completion_tokens,
             explored=decision.explored,
             now_s=self.now_s,
