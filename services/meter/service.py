@@ -47,7 +47,7 @@ class MeterService(metering_pb2_grpc.MeterServicer):
         announcer: Announcer,
         watchers: Watchers,
         clock: Clock,
-        secret: str,
+        secrets: Sequence[str],
     ) -> None:
         self._bookkeeper = bookkeeper
         self._questions = questions
@@ -57,11 +57,11 @@ class MeterService(metering_pb2_grpc.MeterServicer):
         self._announcer = announcer
         self._watchers = watchers
         self._clock = clock
-        self._secret = secret
+        self._secrets = secrets
 
     async def GetUsage(self, request: metering_pb2.GetUsageRequest, context: Context) -> metering_pb2.GetUsageResponse:
         """Times count in whole minutes: all that [from, to) touches."""
-        require_mesh_secret(context, self._secret)
+        require_mesh_secret(context, self._secrets)
         wanted = _grouping(request.group_by, request.filters)
         from_minute, to_minute = _minutes(request.from_unix_ms, request.to_unix_ms)
         lag_events = self._feed.lag_events
@@ -85,7 +85,7 @@ class MeterService(metering_pb2_grpc.MeterServicer):
         self, request: metering_pb2.WatchUsageRequest, context: Context
     ) -> AsyncIterator[metering_pb2.UsageDelta]:
         """A message every `every_ms`, also when nothing was booked."""
-        require_mesh_secret(context, self._secret)
+        require_mesh_secret(context, self._secrets)
         wanted = _grouping(request.group_by, request.filters)
         shortest_ms, longest_ms = _WATCH_MS
         every_ms = request.every_ms or 1000
@@ -102,7 +102,7 @@ class MeterService(metering_pb2_grpc.MeterServicer):
             self._watchers.close(watcher)
 
     async def SetBudget(self, request: metering_pb2.SetBudgetRequest, context: Context) -> metering_pb2.Budget:
-        require_mesh_secret(context, self._secret)
+        require_mesh_secret(context, self._secrets)
         tenant = _tenant(request.tenant)
         if request.limit_nusd < 0:
             raise InvalidRequest(f"limit_nusd = {request.limit_nusd} is negative; give 0 or more, or unlimited")
@@ -116,11 +116,11 @@ class MeterService(metering_pb2_grpc.MeterServicer):
 
     async def GetBudget(self, request: metering_pb2.GetBudgetRequest, context: Context) -> metering_pb2.Budget:
         """A tenant without a budget is unlimited, also one that was never billed."""
-        require_mesh_secret(context, self._secret)
+        require_mesh_secret(context, self._secrets)
         return _budget(self._announcer.of(_tenant(request.tenant)))
 
     async def GetRequest(self, request: metering_pb2.GetRequestRequest, context: Context) -> metering_pb2.RequestBill:
-        require_mesh_secret(context, self._secret)
+        require_mesh_secret(context, self._secrets)
         if not request.request_id:
             raise InvalidRequest("request_id is empty; give the id that the first response of the stream carried")
         found = await self._reading.run(partial(self._questions.request, request.request_id))

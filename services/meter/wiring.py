@@ -110,7 +110,7 @@ async def wire(
         announcer=announcer,
         watchers=watchers,
         clock=clock,
-        secret=settings.mesh.secret,
+        secrets=settings.secrets,
     )
     grpc_server.add(metering_pb2_grpc.add_MeterServicer_to_server, service, SERVICE_NAME)
     grace_s = settings.mesh.drain_grace_s

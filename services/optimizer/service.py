@@ -4,7 +4,7 @@ An operator's view: with `mesh.secret` set, callers must know it.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any, Final
 
@@ -32,24 +32,24 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class OptimizerService(planning_pb2_grpc.OptimizerServicer):
     """Answers from the board; a question is solved in a thread, beside the loop, and changes nothing."""
 
-    def __init__(self, board: PlanBoard, beliefs: Beliefs, clock: Clock, secret: str) -> None:
+    def __init__(self, board: PlanBoard, beliefs: Beliefs, clock: Clock, secrets: Sequence[str]) -> None:
         self._board = board
         self._beliefs = beliefs
         self._clock = clock
-        self._secret = secret
+        self._secrets = secrets
         self._questions = 0
         self._solving = asyncio.Lock()
 
     async def GetPlan(self, request: planning_pb2.GetPlanRequest, context: Context) -> planning_pb2.RoutingPlan:
         """Raises UnknownModel, InvalidRequest, Unauthenticated."""
-        require_mesh_secret(context, self._secret)
+        require_mesh_secret(context, self._secrets)
         return _message(self._board.plan(_model(request.model)))
 
     async def WatchPlan(
         self, request: planning_pb2.GetPlanRequest, context: Context
     ) -> AsyncIterator[planning_pb2.RoutingPlan]:
         """Raises UnknownModel, InvalidRequest, QueueFull, Unauthenticated."""
-        require_mesh_secret(context, self._secret)
+        require_mesh_secret(context, self._secrets)
         async with aclosing(self._board.watch(_model(request.model))) as plans:
             async for plan in plans:
                 yield _message(plan)
@@ -59,7 +59,7 @@ class OptimizerService(planning_pb2_grpc.OptimizerServicer):
 
         Raises UnknownModel, InvalidRequest, QueueFull, Unauthenticated.
         """
-        require_mesh_secret(context, self._secret)
+        require_mesh_secret(context, self._secrets)
         model = _model(request.model)
         if len(request.pools) > _MAX_CHANGES:
             raise InvalidRequest(f"{len(request.pools)} pools are changed; at most {_MAX_CHANGES} can be")

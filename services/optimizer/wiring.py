@@ -97,7 +97,7 @@ async def wire(
     ]
 
     grpc = GrpcServer(telemetry, life, max_message_bytes=mesh.max_message_bytes)
-    service = OptimizerService(board, beliefs, clock, mesh.secret)
+    service = OptimizerService(board, beliefs, clock, settings.secrets)
     grpc.add(planning_pb2_grpc.add_OptimizerServicer_to_server, service, SERVICE_NAME)
     http = HttpServer(telemetry, life)
     grpc_port = await grpc.start(mesh.host, optimizer.port)

@@ -3,6 +3,7 @@
 In: what a caller wants broken. Out: what is in force.
 """
 
+from collections.abc import Sequence
 from math import isfinite
 from typing import Any, Final
 
@@ -27,10 +28,10 @@ _KINDS: Final = {
 class FaultControl(pb_grpc.FaultControlServicer):
     """Breaks on request the engine that the worker has at the moment; the next one is whole."""
 
-    def __init__(self, engine: EngineLife, secret: str) -> None:
-        """`secret`: of the mesh; empty lets everyone break the engine."""
+    def __init__(self, engine: EngineLife, secrets: Sequence[str]) -> None:
+        """`secrets`: of the mesh; none lets everyone break the engine."""
         self._engine = engine
-        self._secret = secret
+        self._secrets = secrets
 
     async def InjectFault(
         self, request: pb.InjectFaultRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -42,7 +43,7 @@ class FaultControl(pb_grpc.FaultControlServicer):
             InvalidRequest: no kind, or a factor that is not > 0.
             Unsupported: the engine cannot be broken.
         """
-        require_mesh_secret(context, self._secret)
+        require_mesh_secret(context, self._secrets)
         kind = _KINDS.get(request.kind)
         if kind is None:
             raise InvalidRequest(f"kind {request.kind} is no fault; use one of: {', '.join(FaultKind)}")

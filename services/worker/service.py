@@ -4,7 +4,7 @@ In: calls. Out: tokens. What a call may do is decided here; the requests themsel
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final
 
 import grpc
@@ -37,15 +37,15 @@ class WorkerService(pb_grpc.WorkerServicer):
         deliveries: Deliveries,
         *,
         power: PowerMeter,
-        secret: str,
+        secrets: Sequence[str],
     ) -> None:
-        """`secret`: of the mesh; empty lets everyone open sessions."""
+        """`secrets`: of the mesh; none lets everyone open sessions."""
         self._power = power
         self._identity = identity
         self._engine = engine
         self._streams = streams
         self._deliveries = deliveries
-        self._secret = secret
+        self._secrets = secrets
         self._sessions: set[RouterSession] = set()
         self._no_session = asyncio.Event()
         self._no_session.set()
@@ -56,7 +56,7 @@ class WorkerService(pb_grpc.WorkerServicer):
         context: grpc.aio.ServicerContext[pb.SessionRequest, pb.StepFrame],
     ) -> None:
         """Raises Unauthenticated: the mesh's secret is missing. InvalidRequest: see `RouterSession`."""
-        require_mesh_secret(context, self._secret)
+        require_mesh_secret(context, self._secrets)
         session = RouterSession(metadata_value(context, ROUTER_METADATA) or context.peer(), self._streams)
         self._sessions.add(session)
         self._no_session.clear()
@@ -89,7 +89,7 @@ class WorkerService(pb_grpc.WorkerServicer):
         self, request: pb.DescribeRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.WorkerDescription:
         """Raises Unauthenticated: the mesh's secret is missing."""
-        require_mesh_secret(context, self._secret)
+        require_mesh_secret(context, self._secrets)
         who, engine = self._identity, self._engine
         return pb.WorkerDescription(
             worker=who.worker,

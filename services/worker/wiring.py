@@ -107,13 +107,13 @@ async def wire(
     http_port = await http.start(settings.mesh.host, worker.http_port)
     life.on_stop("http", http.stop, _STEP_S)
 
-    service = WorkerService(identity, engine, streams, deliveries, power=power, secret=settings.mesh.secret)
+    service = WorkerService(identity, engine, streams, deliveries, power=power, secrets=settings.secrets)
     grpc = GrpcServer(
         telemetry, life, max_message_bytes=settings.mesh.max_message_bytes, untraced_methods=(SESSION_METHOD,)
     )
     grpc.add(pb_grpc.add_WorkerServicer_to_server, service, "tokenworks.v1.Worker")
     if worker.faults:
-        control = FaultControl(engine, settings.mesh.secret)
+        control = FaultControl(engine, settings.secrets)
         grpc.add(pb_grpc.add_FaultControlServicer_to_server, control, "tokenworks.v1.FaultControl")
     grpc_port = await grpc.start(settings.mesh.host, worker.port)
     life.on_stop("grpc", partial(grpc.drain, 1.0), _STEP_S)

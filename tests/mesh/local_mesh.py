@@ -106,8 +106,9 @@ class LocalMesh:
         await asyncio.gather(*[self.start_worker(each) for each in workers])
         await self.wait_for_workers(len(workers))
 
-    async def start_worker(self, worker: WorkerSettings) -> Part:
-        return await self._start(worker.id, "worker", worker_wiring.wire, self._settings(worker=worker))
+    async def start_worker(self, worker: WorkerSettings, **sections: Section) -> Part:
+        """Starts a worker, under the mesh's settings but for `sections`."""
+        return await self._start(worker.id, "worker", worker_wiring.wire, self._settings(worker=worker, **sections))
 
     async def stop_part(self, name: str) -> None:
         """Drains and stops one service, as SIGTERM does; it is forgotten here."""

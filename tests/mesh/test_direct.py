@@ -380,6 +380,20 @@ async def test_worker_names_what_is_wrong_with_a_placement(tmp_path: Path) -> No
             assert why in (caught.value.details() or "")
 
 
+async def test_secret_is_rotated_without_a_request_that_fails(start_mesh: StartMesh, tmp_path: Path) -> None:
+    before = MeshSettings(secret="old", previous_secrets=("new",), data_dir=tmp_path, drain_grace_s=5.0)
+    after = before.model_copy(update={"secret": "new", "previous_secrets": ("old",)})
+    mesh = await start_mesh(mesh=before)
+    # A worker that shows and signs with the new one already, under a router that does not.
+    await mesh.start_worker(simulated("h100-0"), mesh=after)
+    await mesh.wait_for_workers(1)
+    for straight in (True, False):
+        stream = asked(mesh.client(direct=straight))
+        await stream.text()
+        assert stream.attempts == 1
+    assert (await mesh.settled(2)).delivered_tokens == 32
+
+
 async def test_mesh_without_a_secret_relays(start_mesh: StartMesh) -> None:
     mesh = await start_mesh(simulated("h100-0"))
     stream = asked(mesh.client(direct=True))

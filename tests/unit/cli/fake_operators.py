@@ -34,7 +34,7 @@ class FakeMeter(metering_pb2_grpc.MeterServicer):
     answered: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))  # released by each usage asked
 
     async def GetUsage(self, request: metering.GetUsageRequest, context: Any) -> metering.GetUsageResponse:
-        require_mesh_secret(context, SECRET)
+        require_mesh_secret(context, [SECRET])
         self.asked.append(request)
         self.answered.release()
         chosen = [
@@ -55,17 +55,17 @@ class FakeMeter(metering_pb2_grpc.MeterServicer):
         return metering.GetUsageResponse(rows=grouped.values(), total=total, lag_events=lag_events)
 
     async def GetRequest(self, request: metering.GetRequestRequest, context: Any) -> metering.RequestBill:
-        require_mesh_secret(context, SECRET)
+        require_mesh_secret(context, [SECRET])
         if request.request_id not in self.bills:
             raise UnknownRequest(f"request {request.request_id!r} has no bookings")
         return self.bills[request.request_id]
 
     async def GetBudget(self, request: metering.GetBudgetRequest, context: Any) -> metering.Budget:
-        require_mesh_secret(context, SECRET)
+        require_mesh_secret(context, [SECRET])
         return self._budget(request.tenant)
 
     async def SetBudget(self, request: metering.SetBudgetRequest, context: Any) -> metering.Budget:
-        require_mesh_secret(context, SECRET)
+        require_mesh_secret(context, [SECRET])
         self.budgets.pop(request.tenant, None)
         if not request.unlimited:
             self.budgets[request.tenant] = request.limit_nusd
@@ -84,7 +84,7 @@ class FakeMeter(metering_pb2_grpc.MeterServicer):
 
 class FakeOptimizer(planning_pb2_grpc.OptimizerServicer):
     async def GetPlan(self, request: planning.GetPlanRequest, context: Any) -> planning.RoutingPlan:
-        require_mesh_secret(context, SECRET)
+        require_mesh_secret(context, [SECRET])
         if request.model != "llama-3.1-8b":
             raise UnknownModel(f"there is no plan for {request.model!r}")
         return planning.RoutingPlan(
