@@ -4,17 +4,14 @@ In: nothing but this checkout. Out: a table, and `bench/results/<out>.json`.
 """
 
 import argparse
-from typing import Any, Final
+from typing import Any
 
 from bench.datapath.measure import QUICK, Plan, measured
 from bench.datapath.ours import SUBJECTS
 from bench.datapath.processes import raise_open_files
 from bench.datapath.report import tables
-from bench.datapath.subject import Direct, Subject
+from bench.datapath.subject import SCENARIOS, NoRouter, Subject
 from bench.record import write
-
-SCENARIOS: Final = ("cost", "ttft", "hold", "slow", "kill")
-PLAIN: Final = ("ttft", "hold")  # what is measured without a router, to compare with
 
 
 def say(line: str) -> None:
@@ -37,7 +34,7 @@ def main() -> None:
         return measured(subject, plan, say, fresh=True, only=only)
 
     wanted = [each.lower() for each in options.subjects.split(",")]
-    plain = figures_of(Direct(), [each for each in only if each in PLAIN] or list(PLAIN))
+    plain = figures_of(NoRouter(), only)
     ours = [figures_of(each, only) for each in SUBJECTS if any(name in each.name.lower() for name in wanted)]
     print(tables(ours, plain, {}))
     print(f"written to {write(options.out, {'plan': repr(plan), 'plain': plain, 'subjects': ours})}")

@@ -1,4 +1,5 @@
-"""`Router.Generate` over gRPC, by a client of its own that counts tokens without decoding messages.
+"""gRPC, by a client of its own that costs nearly nothing: `Router.Generate`, whose tokens are counted without decoding
+messages, and beneath it any call whose answer is read piece by piece.
 
 A connection carries `streams_per_connection` requests at once.
 """
@@ -6,7 +7,7 @@ A connection carries `streams_per_connection` requests at once.
 import asyncio
 import struct
 import time
-from typing import Final, cast
+from typing import Final, NamedTuple, Protocol, cast
 
 from bench.datapath import http2
 from bench.datapath.answers import TokenCounter
@@ -16,73 +17,151 @@ from tokenworks.v1 import inference_pb2 as wire
 _CONNECT_S: Final = 10.0
 _WINDOW: Final = 8 << 20
 _GIVE_BACK: Final = 1 << 20  # of a connection's window, at once
+_MESSAGE_HEAD: Final = 5
 
 
-class GrpcClient:
-    """Calls one method of the server at an order's address.
+Metadata = tuple[tuple[str, str], ...]
+
+
+class Tally(Protocol):
+    """Counts the tokens of one answer."""
+
+    def feed(self, data: bytes) -> int:
+        """The tokens that `data`, which follows what was fed before, completes."""
+
+
+class GrpcChannel:
+    """Connections to one server.
 
     Args:
-        method: full name, like `/tokenworks.v1.Router/Generate`.
+        streams_per_connection: at most, at once.
     """
 
-    def __init__(self, order: Order, method: str = "/tokenworks.v1.Router/Generate") -> None:
-        self._host, _, port = order.address.rpartition(":")
+    def __init__(self, address: str, streams_per_connection: int) -> None:
+        self._host, _, port = address.rpartition(":")
         self._port = int(port)
-        self._most = order.streams_per_connection
-        self._method = method
+        self._most = streams_per_connection
         self._connections: list[_Connection] = []
 
-    async def request(self, order: Order, reading: Reading) -> None:
-        request = wire.GenerateRequest(
-            model=order.model,
-            text="Say something of no importance, at length.",
-            sampling=wire.Sampling(max_tokens=order.tokens, seed=int(order.step_ms), ignore_eos=True),
-        )
-        await self.call(request.SerializeToString(), self._metadata(order), reading, order)
+    async def call(
+        self,
+        method: str,
+        request: bytes,
+        metadata: Metadata,
+        reading: Reading,
+        tally: Tally,
+        *,
+        wanted: int,
+        slow_bytes_s: int = 0,
+    ) -> None:
+        """Makes a call and returns when its answer is over. Cancelled, it resets the stream.
 
-    async def call(self, request: bytes, metadata: tuple[tuple[str, str], ...], reading: Reading, order: Order) -> None:
-        connection = await self._connection(order, slow=reading.slow)
+        Args:
+            method: full name, like `/tokenworks.v1.Router/Generate`.
+            wanted: tokens of a whole answer.
+
+        Raises:
+            OSError: no connection.
+        """
+        connection = await self._connection(slow_bytes_s)
         fields = (
             (":method", "POST"),
             (":scheme", "http"),
-            (":path", self._method),
+            (":path", method),
             (":authority", f"{self._host}:{self._port}"),
             ("content-type", "application/grpc"),
             ("te", "trailers"),
             *metadata,
         )
-        number = connection.open(http2.header_block(fields), http2.grpc_message(request), reading, order.tokens)
+        number = connection.open(http2.header_block(fields), http2.grpc_message(request), _Open(reading, tally, wanted))
         try:
             await reading.done
         finally:
             connection.release(number)
-            if reading.slow:
+            if slow_bytes_s:
                 connection.transport.abort()
+
+    async def unary(self, method: str, request: bytes, metadata: Metadata) -> bytes:
+        """Calls a method with one answer; the answer's bytes.
+
+        Raises:
+            ConnectionError: there was none. OSError: no connection.
+        """
+        reading, whole = Reading(time.monotonic()), _Whole()
+        await self.call(method, request, metadata, reading, whole, wanted=0)
+        if len(whole.data) < _MESSAGE_HEAD:
+            raise ConnectionError(f"{method} was refused")
+        return whole.data[_MESSAGE_HEAD:]
 
     async def close(self) -> None:
         for connection in self._connections:
             connection.transport.close()
 
-    @staticmethod
-    def _metadata(order: Order) -> tuple[tuple[str, str], ...]:
-        return (("authorization", f"Bearer {order.key}"),) if order.key else ()
-
-    async def _connection(self, order: Order, *, slow: bool) -> "_Connection":
-        if not slow:
+    async def _connection(self, slow_bytes_s: int) -> "_Connection":
+        if not slow_bytes_s:
             self._connections = [each for each in self._connections if each.usable]
             for connection in self._connections:
                 if connection.taken < self._most:
                     connection.taken += 1
                     return connection
-        bytes_s = order.slow_bytes_s if slow else 0
         async with asyncio.timeout(_CONNECT_S):
             _, made = await asyncio.get_running_loop().create_connection(
-                lambda: _Connection(bytes_s), self._host, self._port
+                lambda: _Connection(slow_bytes_s), self._host, self._port
             )
         made.taken = 1
-        if not slow:
+        if not slow_bytes_s:
             self._connections.append(made)
         return made
+
+
+class GrpcClient:
+    """`Router.Generate`, relayed."""
+
+    def __init__(self, order: Order) -> None:
+        self._channel = GrpcChannel(order.address, order.streams_per_connection)
+
+    async def request(self, order: Order, reading: Reading) -> None:
+        await self._channel.call(
+            "/tokenworks.v1.Router/Generate",
+            generate_request(order).SerializeToString(),
+            authorization(order),
+            reading,
+            TokenCounter(),
+            wanted=order.tokens,
+            slow_bytes_s=order.slow_bytes_s if reading.slow else 0,
+        )
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+
+def generate_request(order: Order) -> wire.GenerateRequest:
+    return wire.GenerateRequest(
+        model=order.model,
+        text="Say something of no importance, at length.",
+        sampling=wire.Sampling(max_tokens=order.tokens, seed=int(order.step_ms), ignore_eos=True),
+    )
+
+
+def authorization(order: Order) -> Metadata:
+    return (("authorization", f"Bearer {order.key}"),) if order.key else ()
+
+
+class _Whole:
+    """Keeps an answer, in which no tokens are counted."""
+
+    def __init__(self) -> None:
+        self.data = b""
+
+    def feed(self, data: bytes) -> int:
+        self.data += data
+        return 0
+
+
+class _Open(NamedTuple):
+    reading: Reading
+    tally: Tally
+    wanted: int
 
 
 class _Connection(asyncio.Protocol):
@@ -95,7 +174,7 @@ class _Connection(asyncio.Protocol):
         self.usable = True
         self._slow_bytes_s = slow_bytes_s
         self._frames = http2.FrameReader()
-        self._readings: dict[int, tuple[Reading, int, TokenCounter]] = {}
+        self._open: dict[int, _Open] = {}
         self._next = 1
         self._taken_bytes = 0
 
@@ -106,10 +185,10 @@ class _Connection(asyncio.Protocol):
         if not self._slow_bytes_s:
             self.transport.write(http2.window_update(0, _WINDOW - 65_535))
 
-    def open(self, header_block: bytes, body: bytes, reading: Reading, wanted: int) -> int:
+    def open(self, header_block: bytes, body: bytes, stream: "_Open") -> int:
         """Starts a call; the number of its stream."""
         number, self._next = self._next, self._next + 2
-        self._readings[number] = (reading, wanted, TokenCounter())
+        self._open[number] = stream
         self.transport.write(
             http2.frame(http2.HEADERS, http2.END_HEADERS, number, header_block)
             + http2.frame(http2.DATA, http2.END_STREAM, number, body)
@@ -119,7 +198,7 @@ class _Connection(asyncio.Protocol):
     def release(self, number: int) -> None:
         """The caller is done with the stream; what still runs of it is reset."""
         self.taken -= 1
-        if self._readings.pop(number, None) is not None and self.usable:
+        if self._open.pop(number, None) is not None and self.usable:
             self.transport.write(http2.frame(http2.RST_STREAM, 0, number, struct.pack(">I", 8)))
 
     def data_received(self, data: bytes) -> None:
@@ -130,9 +209,9 @@ class _Connection(asyncio.Protocol):
         for frame in self._frames.feed(data):
             if frame.kind == http2.DATA:
                 self._taken_bytes += len(frame.payload)
-                open_here = self._readings.get(frame.stream)
-                if open_here is not None and (count := open_here[2].feed(frame.payload)):
-                    open_here[0].came(count, now_s)
+                stream = self._open.get(frame.stream)
+                if stream is not None and (count := stream.tally.feed(frame.payload)):
+                    stream.reading.came(count, now_s)
             elif frame.kind == http2.SETTINGS and not frame.flags & http2.ACK:
                 self.transport.write(http2.frame(http2.SETTINGS, http2.ACK, 0))
             elif frame.kind == http2.PING and not frame.flags & http2.ACK:
@@ -149,14 +228,13 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.usable = False
-        for number in list(self._readings):
+        for number in list(self._open):
             self._end(number)
 
     def _end(self, number: int) -> None:
-        ended = self._readings.pop(number, None)
+        ended = self._open.pop(number, None)
         if ended is not None:
-            reading, wanted, _ = ended
-            reading.end("" if reading.tokens == wanted else "tokens lost or repeated")
+            ended.reading.end("" if ended.reading.tokens == ended.wanted else "tokens lost or repeated")
 
     def _resume(self) -> None:
         if not self.transport.is_closing():

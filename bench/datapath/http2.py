@@ -3,7 +3,7 @@
 In: bytes as they arrive, in pieces of any length. Out: `Frame`s, and the bytes to send. Header blocks are written as
 literals without Huffman coding, and not read: whether a call went well shows in its messages, which are counted.
 
-Source: RFC 9113 (frames), RFC 7541 section 6.2.2 (literal header fields without indexing).
+Source: RFC 9113 (frames), RFC 7541 6.2.2 (literal header fields without indexing).
 """
 
 import struct
@@ -66,17 +66,25 @@ def window_update(stream: int, size: int) -> bytes:
 
 
 def header_block(fields: Iterable[tuple[str, str]]) -> bytes:
-    """Raises ValueError: a name or value is longer than 126 bytes, which this writer can't say."""
     block = bytearray()
     for pair in fields:
         block.append(0)
         for part in pair:
             raw = part.encode("ascii")
-            if len(raw) > 126:
-                raise ValueError(f"header {pair[0]!r} has a part of {len(raw)} bytes, at most 126 can be written")
-            block.append(len(raw))
-            block += raw
+            block += _length(len(raw)) + raw
     return bytes(block)
+
+
+def _length(size: int) -> bytes:
+    """An integer with a prefix of 7 bits, whose first bit says that no Huffman code follows (RFC 7541, 5.1)."""
+    if size < 127:
+        return bytes((size,))
+    size, written = size - 127, bytearray((127,))
+    while size >= 128:
+        written.append(size & 0x7F | 0x80)
+        size >>= 7
+    written.append(size)
+    return bytes(written)
 
 
 def grpc_message(body: bytes) -> bytes:

@@ -8,14 +8,24 @@ import asyncio
 import json
 import sys
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from typing import Final
 
 import uvloop
 
+from bench.datapath.direct_client import DirectClient, OwnClient
 from bench.datapath.grpc_client import GrpcClient
 from bench.datapath.http_client import HttpClient
-from bench.datapath.orders import Client, Order, Outcome, Reading, outcome_of
+from bench.datapath.orders import Client, Kind, Order, Outcome, Reading, outcome_of
 from bench.datapath.processes import raise_open_files
+
+_CLIENTS: Final[Mapping[Kind, Callable[[Order], Client]]] = {
+    "http": HttpClient,
+    "grpc": GrpcClient,
+    "direct": DirectClient,
+    "client": OwnClient,
+}
 
 
 class Load:
@@ -46,7 +56,7 @@ class Load:
     def _client(self, order: Order) -> Client:
         where = (order.kind, order.address, order.streams_per_connection)
         if where not in self._clients:
-            self._clients[where] = HttpClient(order) if order.kind == "http" else GrpcClient(order)
+            self._clients[where] = _CLIENTS[order.kind](order)
         return self._clients[where]
 
 

@@ -25,7 +25,7 @@ from bench.datapath.scenarios import (
     kill_backend,
     slow_reader,
 )
-from bench.datapath.subject import Running, Subject
+from bench.datapath.subject import SCENARIOS, Running, Subject
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 KEPT: Final = ROOT / ".bench" / "results"
@@ -95,7 +95,7 @@ class _Measuring:
 
     def run(self, only: Sequence[str]) -> dict[str, Any]:
         figures: dict[str, Any] = {}
-        wanted = set(only or ("cost", "ttft", "hold", "slow", "kill"))
+        wanted = set(only or SCENARIOS) & set(self._subject.scenarios)
         if wanted & {"cost", "ttft"}:
             figures |= self._with_router("cost", lambda bench: self._costs(bench, wanted))
         if "hold" in wanted and self._plan.hold_streams:
@@ -140,7 +140,7 @@ class _Measuring:
         running: Running | None = None
         load = Load(folder / "load.log")
         try:
-            running = self._subject.start(folder)
+            running = self._subject.start(folder, paced=scenario is kill_backend)
             bench = Bench(running, load)
             bench.warm_up()
             started_s = time.monotonic()

@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 
 from bench.datapath.fit import percentile
 
-Kind = Literal["http", "grpc", "direct"]
+Kind = Literal["http", "grpc", "direct", "client"]
 
 
 @dataclass(frozen=True, slots=True)

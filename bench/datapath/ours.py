@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,19 +15,22 @@ import grpc
 import tokenworks
 from bench.datapath.http_backend import MODEL
 from bench.datapath.processes import Child, answers, free_port
-from bench.datapath.subject import BACKENDS, Running, Subject
+from bench.datapath.subject import BACKENDS, SCENARIOS, Running, Subject
 from services.mesh.keys import KeyStore
 from services.mesh.nats_server import find_binary
 from tokenworks.v1 import inference_pb2 as wire
 from tokenworks.v1 import inference_pb2_grpc
 
+_SECRET: Final = secrets.token_hex(32)
+_FULL_SPEED: Final = "1000"
+_PACED_SPEED: Final = "0.4"
 _MAX_IN_FLIGHT: Final = 16_384
 _ROOT: Final = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True, slots=True)
-class Ours:
-    """Relaying over HTTP or gRPC."""
+class Relayed:
+    """Every token passes the router, over HTTP or gRPC towards the client."""
 
     kind: Literal["http", "grpc"]
 
@@ -34,34 +38,93 @@ class Ours:
     def name(self) -> str:
         return f"Tokenworks, relayed {'HTTP' if self.kind == 'http' else 'gRPC'}"
 
+    @property
+    def scenarios(self) -> tuple[str, ...]:
+        return SCENARIOS
+
     def facts(self) -> Mapping[str, Any]:
         return {"version": tokenworks.__version__, "policy": "expected dollars", "source": source_of_ours()}
 
-    def start(self, folder: Path) -> Running:
+    def start(self, folder: Path, *, paced: bool) -> Running:
+        mesh = _Mesh(folder)
+        backends = []
+        for number in range(BACKENDS):
+            command = ["-m", "bench.datapath.session_backend", "--name", f"bench-{number}"]
+            command += ["--port", str(free_port()), "--nats", mesh.nats_url]
+            backends.append(Child(command, folder / f"session_backend-{number}.log"))
+        return mesh.running(self.kind, backends)
+
+
+@dataclass(frozen=True, slots=True)
+class Direct:
+    """The router places, and its client streams from the worker. The workers are real ones with simulated engines.
+
+    Engines without work make tokens back to back, whatever pace is asked for; where streams must last, they make them
+    about 20 ms apart. What the worker does for a direct stream is not the router's cost, and part of the added TTFT.
+    """
+
+    name: str = "Tokenworks, direct"
+
+    @property
+    def scenarios(self) -> tuple[str, ...]:
+        return ("cost", "ttft", "kill")  # there are no streams at the router to hold
+
+    def facts(self) -> Mapping[str, Any]:
+        return {"version": tokenworks.__version__, "policy": "expected dollars", "source": source_of_ours()}
+
+    def start(self, folder: Path, *, paced: bool) -> Running:
+        mesh = _Mesh(folder, _SECRET)
+        backends = []
+        for number in range(BACKENDS):
+            settings = {
+                "TOKENWORKS_WORKER_ID": f"bench-{number}",
+                "TOKENWORKS_WORKER_ENGINE": "simulated",
+                "TOKENWORKS_WORKER_MODELS": json.dumps([MODEL]),
+                "TOKENWORKS_WORKER_PORT": "0",
+                "TOKENWORKS_WORKER_HTTP_PORT": "0",
+                "TOKENWORKS_WORKER_SPEED": _PACED_SPEED if paced else _FULL_SPEED,
+            }
+            child = Child(["-m", "services.worker"], folder / f"worker-{number}.log", mesh.environment | settings)
+            backends.append(child)
+        return mesh.running("direct", backends)
+
+
+class _Mesh:
+    """A NATS server and a router; workers are started beside it with its `environment`."""
+
+    def __init__(self, folder: Path, secret: str = "") -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        nats, nats_url = start_nats(folder)
-        key = KeyStore(folder / "keys.json").create("bench", "bench", 0)
+        self._folder = folder
+        self._nats, self.nats_url = start_nats(folder)
+        self.environment = {
+            "TOKENWORKS_CONFIG": os.devnull,
+            "TOKENWORKS_MESH_DATA_DIR": str(folder),
+            "TOKENWORKS_NATS_URL": self.nats_url,
+            "TOKENWORKS_MESH_SECRET": secret,
+        }
+
+    def running(self, kind: Literal["http", "grpc", "direct"], backends: list[Child]) -> Running:
+        """Starts the router in front of workers that are starting, and waits until it would send them requests."""
+        key = KeyStore(self._folder / "keys.json").create("bench", "bench", 0)
         port, http_port = free_port(), free_port()
-        backends = [start_backend(folder, number, nats_url) for number in range(BACKENDS)]
-        router = Child(
-            ["-m", "services.router"],
-            folder / "router.log",
-            {
-                "TOKENWORKS_CONFIG": os.devnull,
-                "TOKENWORKS_MESH_DATA_DIR": str(folder),
-                "TOKENWORKS_NATS_URL": nats_url,
-                "TOKENWORKS_ROUTER_PORT": str(port),
-                "TOKENWORKS_ROUTER_HTTP_PORT": str(http_port),
-                "TOKENWORKS_ROUTER_MAX_IN_FLIGHT": str(_MAX_IN_FLIGHT),
-            },
-        )
-        router.wait_until(lambda: answers(f"http://127.0.0.1:{http_port}/readyz"), "the router")
-        router.wait_until(lambda: _workers(port, key) == BACKENDS, "the router with its workers")
-        address = f"127.0.0.1:{http_port if self.kind == 'http' else port}"
-        return Running(self.kind, address, [router], backends, key=key, beside={"nats-server": nats})
+        settings = {
+            "TOKENWORKS_ROUTER_PORT": str(port),
+            "TOKENWORKS_ROUTER_HTTP_PORT": str(http_port),
+            "TOKENWORKS_ROUTER_MAX_IN_FLIGHT": str(_MAX_IN_FLIGHT),
+        }
+        router = Child(["-m", "services.router"], self._folder / "router.log", self.environment | settings)
+        running = Running(kind, "", [router], backends, key=key, beside={"nats-server": self._nats})
+        try:
+            router.wait_until(lambda: answers(f"http://127.0.0.1:{http_port}/readyz"), "the router")
+            router.wait_until(lambda: _workers(port, key) == BACKENDS, "the router with its workers")
+        except BaseException:
+            running.stop()
+            raise
+        running.address = f"127.0.0.1:{http_port if kind == 'http' else port}"
+        return running
 
 
-SUBJECTS: Final[Sequence[Subject]] = (Ours("http"), Ours("grpc"))
+SUBJECTS: Final[Sequence[Subject]] = (Direct(), Relayed("http"), Relayed("grpc"))
 
 
 def source_of_ours() -> str:
@@ -85,12 +148,6 @@ def start_nats(folder: Path) -> tuple[Child, str]:
     child = Child([str(find_binary()), "-c", str(config)], folder / "nats.log")
     child.wait_until(lambda: answers(f"http://127.0.0.1:{monitor}/healthz"), "nats-server")
     return child, f"nats://127.0.0.1:{port}"
-
-
-def start_backend(folder: Path, number: int, nats_url: str) -> Child:
-    """See `session_backend.py`; it reports itself, so nobody need wait for it."""
-    command = ["-m", "bench.datapath.session_backend", "--name", f"bench-{number}"]
-    return Child([*command, "--port", str(free_port()), "--nats", nats_url], folder / f"session_backend-{number}.log")
 
 
 def _workers(port: int, key: str) -> int:

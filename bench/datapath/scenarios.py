@@ -150,7 +150,8 @@ def first_token(bench: Bench, requests: int, rate: float = 20.0) -> dict[str, An
 
 def kill_backend(bench: Bench, streams: int = 50, tokens: int = 100) -> dict[str, Any]:
     """One of the backends is SIGKILLed under `streams` streams: how many of them fail."""
-    bench.load.begin(bench.order(tokens=tokens, step_ms=20.0, streams=streams, requests=streams, limit_s=20.0))
+    order = bench.order(tokens=tokens, step_ms=20.0, streams=streams, requests=streams, limit_s=20.0)
+    bench.load.begin(replace(order, kind="client") if order.kind == "direct" else order)
     time.sleep(tokens * 0.020 / 2)
     bench.running.backends[0].kill()
     outcome = bench.load.finish()

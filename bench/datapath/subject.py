@@ -3,13 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from bench.datapath.http_backend import MODEL
 from bench.datapath.orders import Kind
 from bench.datapath.processes import Child, answers, free_port
 
-BACKENDS = 2
+BACKENDS: Final = 2
+SCENARIOS: Final = ("cost", "ttft", "hold", "slow", "kill")
 
 
 @dataclass(slots=True)
@@ -50,11 +51,18 @@ class Subject(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def scenarios(self) -> Sequence[str]:
+        """Those of `SCENARIOS` that say something of it."""
+
     def facts(self) -> Mapping[str, Any]:
         """What a reader needs to know: version, policy, command line."""
 
-    def start(self, folder: Path) -> Running:
+    def start(self, folder: Path, *, paced: bool) -> Running:
         """Starts backends and router and waits until requests would pass; logs go to `folder`.
+
+        Args:
+            paced: streams will last: for backends that can't be told by each request.
 
         Raises:
             RuntimeError: something did not start; the message has the end of its log.
@@ -62,15 +70,19 @@ class Subject(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Direct:
-    """No router: the client talks to a backend. What routers are compared with."""
+class NoRouter:
+    """The client talks to a backend. What routers are compared with."""
 
     name: str = "no router"
+
+    @property
+    def scenarios(self) -> Sequence[str]:
+        return ("ttft", "hold")
 
     def facts(self) -> Mapping[str, Any]:
         return {"version": "", "policy": "the client talks to the backend"}
 
-    def start(self, folder: Path) -> Running:
+    def start(self, folder: Path, *, paced: bool) -> Running:
         backends = start_http_backends(folder, 1)
         return Running("http", backends[0].address, [backends[0].child], [])
 

@@ -10,12 +10,12 @@ import os
 from collections.abc import Mapping
 from typing import Any, Final
 
-from bench.datapath.__main__ import PLAIN, say
+from bench.datapath.__main__ import say
 from bench.datapath.measure import QUICK, Plan, measured
 from bench.datapath.ours import SUBJECTS
 from bench.datapath.processes import raise_open_files
 from bench.datapath.report import tables
-from bench.datapath.subject import Direct, Subject
+from bench.datapath.subject import NoRouter, Subject
 from bench.peers import dynamo, litellm_proxy, nginx, sglang_router, smg, vllm_router
 from bench.peers.peer import NotInstalled
 from bench.record import RESULTS, hardware, write
@@ -25,11 +25,10 @@ PEERS: Final[Mapping[str, Subject]] = {
     "sglang": sglang_router.PEER,
     "smg": smg.PEER,
     "dynamo": dynamo.PEER,
+    "dynamo-migrating": dynamo.MIGRATING,
     "litellm": litellm_proxy.PEER,
     "nginx": nginx.PEER,
 }
-# Their other figures are the same as without it.
-ONLY_KILL: Final[Mapping[str, Subject]] = {"dynamo": dynamo.MIGRATING}
 
 
 def main() -> None:
@@ -48,13 +47,10 @@ def main() -> None:
 
     missing: dict[str, str] = {}
     subjects: list[dict[str, Any]] = []
-    plain = measured(Direct(), plan, say, fresh=options.fresh, only=PLAIN)
-    chosen: list[tuple[Subject, tuple[str, ...]]] = [(each, ()) for each in SUBJECTS]
-    chosen += [(PEERS[name], ()) for name in names]
-    chosen += [(ONLY_KILL[name], ("kill",)) for name in names if name in ONLY_KILL]
-    for subject, only in chosen:
+    plain = measured(NoRouter(), plan, say, fresh=options.fresh)
+    for subject in (*SUBJECTS, *[PEERS[name] for name in names]):
         try:
-            subjects.append(measured(subject, plan, say, fresh=options.fresh, only=only))
+            subjects.append(measured(subject, plan, say, fresh=options.fresh))
         except (NotInstalled, RuntimeError) as why:
             say(f"{subject.name} was not measured: {why}")
             missing[subject.name] = str(why).splitlines()[0]

@@ -5,7 +5,7 @@ fetch a wheel of its own.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +13,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from bench.datapath.processes import Child, free_port
-from bench.datapath.subject import BACKENDS, Running
+from bench.datapath.subject import BACKENDS, SCENARIOS, Running
 from bench.peers.dynamo_worker import write_model
 from bench.peers.peer import Environment
 
@@ -29,11 +29,15 @@ class Dynamo:
     name: str
     migrations: int = 0
 
+    @property
+    def scenarios(self) -> Sequence[str]:
+        return ("kill",) if self.migrations else SCENARIOS  # the other figures are those without it
+
     def facts(self) -> Mapping[str, Any]:
         policy = f"round robin, migration limit {self.migrations}" if self.migrations else "round robin"
         return {"version": _ENVIRONMENT.install(), "policy": policy}
 
-    def start(self, folder: Path) -> Running:
+    def start(self, folder: Path, *, paced: bool) -> Running:
         model = folder / "model"
         write_model(model)
         environment = {

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.datapath.processes import Child, answers, free_port
-from bench.datapath.subject import HttpBackend, Running, start_http_backends
+from bench.datapath.subject import SCENARIOS, HttpBackend, Running, start_http_backends
 
 ENVIRONMENTS: Final = Path(__file__).resolve().parents[2] / ".bench"
 _START_S: Final = 90.0
@@ -106,10 +106,14 @@ class HttpPeer:
     install: Callable[[], str]
     run: Callable[[int, Sequence[HttpBackend], Path], Started]
 
+    @property
+    def scenarios(self) -> Sequence[str]:
+        return SCENARIOS
+
     def facts(self) -> Mapping[str, Any]:
         return {"version": self.install(), "policy": self.policy}
 
-    def start(self, folder: Path) -> Running:
+    def start(self, folder: Path, *, paced: bool) -> Running:
         folder.mkdir(parents=True, exist_ok=True)
         backends = start_http_backends(folder)
         port = free_port()
