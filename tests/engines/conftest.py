@@ -23,6 +23,7 @@ from tests.engines.tiny_model import write_tiny_model
 _MODEL = "tiny"
 # Of vLLM's many libraries, which warn of one another; our own warnings stay errors.
 _THEIR_WARNINGS = ("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+_LONGEST_S = 300.0  # of a case: vLLM may have to start for it, on a machine that is busy
 _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
@@ -41,6 +42,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     for item in items:
         if here in item.path.parents:
+            item.add_marker(pytest.mark.timeout(_LONGEST_S))
             for warning in _THEIR_WARNINGS:
                 item.add_marker(pytest.mark.filterwarnings(warning))
 

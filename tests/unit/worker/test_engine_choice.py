@@ -6,7 +6,7 @@ from services.mesh.clock import Clock, SystemClock
 from services.mesh.errors import SettingInvalid
 from services.mesh.settings import WorkerSettings
 from services.worker import engines
-from services.worker.engines import choose_engine, llamacpp
+from services.worker.engines import choose_engine, llamacpp, vllm
 from services.worker.engines.llamacpp import LlamaCppEngine
 from services.worker.engines.simulated import SimulatedEngine
 
@@ -65,3 +65,17 @@ async def test_a_plug_in_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch) -
         SettingInvalid, match="'parrot' is not known; use one of: auto, llamacpp, openai, other, simulated"
     ):
         choose_engine(WorkerSettings(engine="parrot"), SystemClock())
+
+
+async def test_weights_for_vllm_are_served_by_it_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = WorkerSettings(accelerator=CPU, vllm_model="/weights")
+    monkeypatch.setattr(vllm, "vllm_unavailable", lambda: "")
+    assert isinstance(choose_engine(settings, SystemClock()), vllm.VllmEngine)
+    monkeypatch.setattr(vllm, "vllm_unavailable", lambda: "vLLM is not installed")
+    assert isinstance(choose_engine(settings, SystemClock()), SimulatedEngine)
+
+
+async def test_vllm_that_was_asked_for_and_is_not_installed_stops_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm, "vllm_unavailable", lambda: "vLLM is not installed")
+    with pytest.raises(SettingInvalid, match="'vllm' cannot run here: vLLM is not installed"):
+        choose_engine(WorkerSettings(engine="vllm"), SystemClock())
