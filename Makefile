@@ -3,6 +3,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 SET_UP := @VENV=$(VENV) PYTHON=$(PYTHON) scripts/set_up
 EXTRAS := llamacpp
+ENGINES_VENV ?= .venv-engines
 HAS_VLLM := $(PY) -c "import importlib.util; raise SystemExit(importlib.util.find_spec('vllm') is None)"
 
 .DEFAULT_GOAL := help
@@ -31,6 +32,11 @@ doctor: ## Say what is missing on this machine, and what would do
 test: ## Run every test; ARGS="tests/unit -k name" to choose
 	$(SET_UP) $(EXTRAS) dev
 	$(PY) -m pytest $(ARGS)
+
+.PHONY: test-engines
+test-engines: ## Hold every engine to the contract, vLLM's CPU build in .venv-engines too (Linux on x86-64); 2.5 GB
+	@VENV=$(ENGINES_VENV) PYTHON=$(PYTHON) scripts/set_up --engines
+	$(ENGINES_VENV)/bin/python -m pytest $(or $(ARGS),tests/contract/test_engines.py tests/engines)
 
 .PHONY: lint
 lint: ## Style of Python and protos, breaking changes of the wire, drift of generated files
