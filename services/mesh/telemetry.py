@@ -6,6 +6,7 @@ Metrics are always readable as OpenMetrics (`/metrics`), and leave by OTLP where
 """
 
 import os
+import re
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,24 +16,31 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.metrics import Meter
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
-from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, TraceFlags, Tracer
+from opentelemetry.trace import Link, Span, SpanContext, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from prometheus_client import CollectorRegistry
 
+from services.mesh.histograms import Histograms, RecordingExportingReader, RecordingPrometheusReader
+
 TRACEPARENT: Final = "traceparent"
+# As nearly all are; what else the standard allows is the propagator's to judge.
+_PLAIN: Final = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _PROPAGATOR: Final = TraceContextTextMapPropagator()
 
 
 @dataclass(frozen=True, slots=True)
 class Telemetry:
-    """What a service measures with. `exporting` is False when no span leaves the process."""
+    """What a service measures with. `exporting` is False when no span leaves the process.
+
+    `histograms` are for what is recorded with every request, `meter` for the rest.
+    """
 
     tracer: Tracer
     meter: Meter
+    histograms: Histograms
     registry: CollectorRegistry
     exporting: bool
     _tracer_provider: TracerProvider | None
@@ -62,17 +70,18 @@ def start_telemetry(service: str, instance: str, *, exporter: SpanExporter | Non
     Args:
         exporter: where spans go instead of the OTLP endpoint of the environment.
     """
-    from opentelemetry.exporter.prometheus import PrometheusMetricReader
-
     resource = Resource.create(
         {"service.name": service, "service.namespace": "tokenworks", "service.instance.id": instance}
     )
     registry = CollectorRegistry()
-    readers: list[MetricReader] = [PrometheusMetricReader(registry=registry)]
+    histograms = Histograms(resource)
+    readers: list[RecordingPrometheusReader | RecordingExportingReader] = [RecordingPrometheusReader(registry=registry)]
     if os.environ.get("OTEL_METRICS_EXPORTER") == "otlp":
         from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
 
-        readers.append(PeriodicExportingMetricReader(OTLPMetricExporter()))
+        readers.append(RecordingExportingReader(OTLPMetricExporter()))
+    for reader in readers:
+        reader.histograms = histograms
     meter_provider = MeterProvider(readers, resource)
     exporter = exporter or _otlp_span_exporter()
     tracer_provider = None
@@ -84,6 +93,7 @@ def start_telemetry(service: str, instance: str, *, exporter: SpanExporter | Non
     return Telemetry(
         tracer=tracer,
         meter=meter_provider.get_meter("tokenworks"),
+        histograms=histograms,
         registry=registry,
         exporting=exporter is not None,
         _tracer_provider=tracer_provider,
@@ -122,16 +132,14 @@ def links_to(traceparents: Iterable[str]) -> Sequence[Link]:
 
 def trace_id_of(traceparent: str) -> str:
     """The 32 hexadecimal digits of the trace; empty when `traceparent` is empty or malformed."""
+    plain = _PLAIN.fullmatch(traceparent)
+    if plain is not None:
+        return plain[1]
     context = span_context_of(traceparent)
     return f"{context.trace_id:032x}" if context.is_valid else ""
 
 
 def fresh_traceparent() -> str:
     """A context of its own, not sampled: gives a request a trace id where nobody upstream made one."""
-    context = SpanContext(
-        trace_id=secrets.randbits(128) or 1,
-        span_id=secrets.randbits(64) or 1,
-        is_remote=False,
-        trace_flags=TraceFlags(TraceFlags.DEFAULT),
-    )
-    return traceparent_of(NonRecordingSpan(context))
+    random = secrets.randbits(192) | 1 << 64 | 1  # neither id may be zero
+    return f"00-{random >> 64:032x}-{random & 0xFFFF_FFFF_FFFF_FFFF:016x}-00"

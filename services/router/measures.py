@@ -1,27 +1,40 @@
 """The router's metrics: what finished and how fast, what was refused, what broke, and how long a pick takes."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
+from opentelemetry.metrics import CallbackOptions, Observation
 
 from services.mesh import conventions as names
 from services.mesh.errors import TokenworksError
+from services.mesh.histograms import Histogram
+from services.mesh.telemetry import Telemetry
 from services.router.relay import Relay
 
+_LABELS: Final = (names.GEN_AI_OPERATION, names.GEN_AI_REQUEST_MODEL, names.SLO_CLASS)
+_TOKEN_BUCKETS: Final = (0, 5, 10, 25, 50, 75, 100, 250, 500, 750, 1000, 2500, 5000, 7500, 10_000)
 _DECISION_BUCKETS_S: Final = (2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2)
 
 
 class Measures:
     """One router's instruments."""
 
-    def __init__(self, meter: Meter) -> None:
-        self._meter = meter
+    def __init__(self, telemetry: Telemetry) -> None:
+        self._meter = meter = telemetry.meter
+        self._create = telemetry.histograms.create
         self._ttft = self._seconds(names.SERVER_TTFT, "Seconds to the client's first token", names.TTFT_BUCKETS_S)
         self._tpot = self._seconds(names.SERVER_TPOT, "Seconds per token after the first", names.TPOT_BUCKETS_S)
-        self._duration = self._seconds(names.SERVER_DURATION, "Seconds a request took", names.DURATION_BUCKETS_S)
-        self._decision = self._seconds(names.DECISION_DURATION, "Seconds a pick took", _DECISION_BUCKETS_S)
-        self._tokens = meter.create_histogram(names.CLIENT_TOKEN_USAGE, "{token}", "Tokens of a request")
+        self._duration = self._seconds(
+            names.SERVER_DURATION, "Seconds a request took", names.DURATION_BUCKETS_S, names.ERROR_TYPE
+        )
+        self._decision = self._create(names.DECISION_DURATION, "s", "Seconds a pick took", _DECISION_BUCKETS_S, ())
+        self._tokens = self._create(
+            names.CLIENT_TOKEN_USAGE,
+            "{token}",
+            "Tokens of a request",
+            _TOKEN_BUCKETS,
+            (*_LABELS, names.GEN_AI_TOKEN_TYPE),
+        )
         self._refusals = meter.create_counter(names.REFUSALS, "{request}", "Requests not let in")
         self._broken = meter.create_counter(names.BROKEN_STREAMS, "{stream}", "Streams that a worker did not finish")
 
@@ -43,21 +56,16 @@ class Measures:
         self._broken.add(1, {names.ERROR_TYPE: error.reason})
 
     def finished(self, relay: Relay, now_s: float) -> None:
-        asked = relay.asked
-        attributes = {
-            names.GEN_AI_OPERATION: "chat",
-            names.GEN_AI_REQUEST_MODEL: asked.model,
-            names.SLO_CLASS: asked.slo_class,
-        }
-        ended = {**attributes, names.ERROR_TYPE: relay.error.reason} if relay.error else attributes
-        self._duration.record(now_s - relay.admitted_s, ended)
-        if relay.delivered_tokens:
-            self._ttft.record(relay.ttft_s, attributes)
-            self._tokens.record(relay.delivered_tokens, {**attributes, names.GEN_AI_TOKEN_TYPE: "output"})
-        if relay.delivered_tokens > 1:
-            self._tpot.record(relay.tpot_s, attributes)
+        asked, delivered_tokens = relay.asked, relay.delivered_tokens
+        labels = ("chat", asked.model, asked.slo_class)
+        self._duration.record(now_s - relay.admitted_s, *labels, relay.error.reason if relay.error else "")
+        if delivered_tokens:
+            self._ttft.record(relay.ttft_s, *labels)
+            self._tokens.record(delivered_tokens, *labels, "output")
+        if delivered_tokens > 1:
+            self._tpot.record(relay.tpot_s, *labels)
         if relay.usage.prompt_tokens:
-            self._tokens.record(relay.usage.prompt_tokens, {**attributes, names.GEN_AI_TOKEN_TYPE: "input"})
+            self._tokens.record(relay.usage.prompt_tokens, *labels, "input")
 
     def _watch(self, count: Callable[[], int], name: str, unit: str, description: str) -> None:
         def observe(_: CallbackOptions) -> Iterable[Observation]:
@@ -65,5 +73,5 @@ class Measures:
 
         self._meter.create_observable_gauge(name, [observe], unit, description)
 
-    def _seconds(self, name: str, description: str, buckets: Iterable[float]) -> Histogram:
-        return self._meter.create_histogram(name, "s", description, explicit_bucket_boundaries_advisory=list(buckets))
+    def _seconds(self, name: str, description: str, buckets_s: Sequence[float], *more: str) -> Histogram:
+        return self._create(name, "s", description, buckets_s, (*_LABELS, *more))

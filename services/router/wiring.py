@@ -97,7 +97,7 @@ async def wire(
         exploration=Exploration(),
     )
     rng = Random()
-    measures = Measures(telemetry.meter)
+    measures = Measures(telemetry)
     sessions = Sessions(life, fleet, clock, router.id, mesh.secret)
     placing = Placing(
         fleet, max_queue_s=router.max_queue_s, clock=clock, rng=rng, telemetry=telemetry, measures=measures
