@@ -183,7 +183,7 @@ class Direct:
                 asked.resume_from,
                 len(request.resumed_token_ids.ids),
                 request.resumed_text,
-                guided=bool(request.tools_json or request.response_format_json),
+                features=asked.features,
             )
         if before is not None and again:
             if before.asked.tenant != asked.tenant:

@@ -228,6 +228,9 @@ class Dispatcher:
         self._measures.broke(error)
         failing = relay.worker
         relay.excluded.add(failing.name)
+        if relay.asked.features and relay.journal.next_index and not isinstance(error, CallerError):
+            _give_up(relay, _cannot_go_on(relay.asked, error))
+            return
         if isinstance(error, PromptTooLong):  # it may fit where the context is longer
             short = failing.beat.context_tokens
             relay.excluded.update(each.name for each in self._fleet.workers() if each.beat.context_tokens <= short)
@@ -258,7 +261,7 @@ class Dispatcher:
             asked.resume_from,
             len(request.resumed_token_ids.ids),
             request.resumed_text,
-            guided=bool(request.tools_json or request.response_format_json),
+            features=asked.features,
         )
         before = self._relays.get(asked.request_id)
         if before is not None and before.asked.tenant == asked.tenant:
@@ -291,6 +294,8 @@ class Dispatcher:
 
     def _move(self, recipient: object, away_from: str) -> bool:
         assert isinstance(recipient, Relay)
+        if recipient.asked.features and recipient.journal.next_index:
+            return False  # another engine could not go on with it unaltered
         ask = self._placing.ask(recipient.asked, {away_from}, recipient.journal.next_index)
         try:
             decision = self._placing.decide(recipient.asked, ask)
@@ -338,6 +343,14 @@ class Dispatcher:
             outbox_slots=self._announcer.outbox_slots,
             credit=self.credit,
         )
+
+
+def _cannot_go_on(asked: Asked, error: TokenworksError) -> ResumeRefused:
+    """What a request gets whose answer another engine cannot go on with unaltered."""
+    return ResumeRefused(
+        f"what one engine began with {', '.join(asked.features)} another cannot go on with unaltered, and the one that"
+        f" made it failed ({error}); send the request anew with another request_id"
+    )
 
 
 def _refused(relay: Relay, error: TokenworksError | None) -> bool:

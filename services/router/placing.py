@@ -91,6 +91,7 @@ class Placing:
             promise=self._fleet.promises.classes[asked.slo_class],
             cached=self._fleet.prefixes.expected(asked.model, asked.prompt.chain, prompt_tokens),
             excluded=frozenset(excluded),
+            features=asked.features,
         )
 
     def decide(self, asked: Asked, ask: Ask) -> Decision:

@@ -1,5 +1,6 @@
 """From the wire to plain values: what the cores need to know of a GenerateRequest."""
 
+from services.mesh.features import features_needed
 from services.mesh.prefix_chain import chain_of_chat, chain_of_text, chain_of_token_ids
 from services.router.core.request import Asked, PromptFacts, PromptKind, SamplingValues
 from tokenworks.v1 import inference_pb2 as wire
@@ -17,6 +18,11 @@ def asked_of(request: wire.GenerateRequest, tenant: str) -> Asked:
         prompt=_prompt(request, tenant),
         sampling=_sampling(request.sampling),
         resume_from=request.resume_from,
+        features=features_needed(
+            logprobs=request.sampling.HasField("logprobs"),
+            response_format=bool(request.response_format_json),
+            tools=bool(request.tools_json),
+        ),
     )
 
 

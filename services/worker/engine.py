@@ -9,16 +9,12 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from services.mesh.errors import ResumeRefused, Unsupported
 from services.mesh.events import MODELLED
+from services.mesh.features import features_needed
 from services.mesh.timing import StepLoad
-
-# What an engine may do beyond plain generation; `EngineInfo.features` says which of them it does.
-LOGPROBS: Final = "logprobs"
-RESPONSE_FORMAT: Final = "response_format"
-TOOLS: Final = "tools"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,12 +104,11 @@ class EngineRequest:
     @property
     def features(self) -> tuple[str, ...]:
         """What of an engine it needs beyond plain generation, sorted."""
-        needs = {
-            LOGPROBS: self.sampling.logprobs is not None,
-            RESPONSE_FORMAT: bool(self.response_format_json),
-            TOOLS: bool(self.tools_json),
-        }
-        return tuple(name for name, needed in needs.items() if needed)
+        return features_needed(
+            logprobs=self.sampling.logprobs is not None,
+            response_format=bool(self.response_format_json),
+            tools=bool(self.tools_json),
+        )
 
     def require(self, features: Sequence[str]) -> None:
         """Checks what the request needs against an engine's `features`.

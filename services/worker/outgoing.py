@@ -9,6 +9,7 @@ import asyncio
 from typing import Final
 
 from services.mesh.errors import TokenworksError
+from services.worker.engine import TokenLogprob, joined_lists
 from tokenworks.v1 import inference_pb2 as pb
 
 _FRAME_BYTES: Final = 1 << 20  # about; the rest waits for the next frame
@@ -18,7 +19,18 @@ _FEW_TOKENS: Final = 8
 class Chunk:
     """Consecutive tokens of one stream; `finish` or `error` is set where it is the `last`."""
 
-    __slots__ = ("error", "finish", "first_index", "last", "request_id", "text", "token_count", "token_ids")
+    __slots__ = (
+        "error",
+        "finish",
+        "first_index",
+        "last",
+        "logprobs",
+        "request_id",
+        "text",
+        "token_count",
+        "token_ids",
+        "tool_calls_json",
+    )
 
     def __init__(self, request_id: str, first_index: int) -> None:
         self.request_id = request_id
@@ -29,6 +41,13 @@ class Chunk:
         self.finish: pb.Finish | None = None
         self.error: TokenworksError | None = None
         self.last = False
+        self.logprobs: tuple[TokenLogprob, ...] = ()
+        self.tool_calls_json = ""
+
+    def add(self, logprobs: tuple[TokenLogprob, ...], tool_calls_json: str) -> None:
+        """What few answers have beside their tokens."""
+        self.logprobs += logprobs
+        self.tool_calls_json = joined_lists(self.tool_calls_json, tool_calls_json)
 
     def end(self, end: "pb.Finish | TokenworksError") -> None:
         """Makes it the stream's last."""
@@ -107,6 +126,10 @@ class Outgoing:
         response.token_ids[:] = chunk.token_ids
         response.text = chunk.text
         response.token_count = chunk.token_count
+        if chunk.logprobs or response.logprobs:
+            del response.logprobs[:]
+            response.logprobs.extend(map(_logprob, chunk.logprobs))
+        response.tool_calls_json = chunk.tool_calls_json
         if chunk.finish is not None:
             response.finish.CopyFrom(chunk.finish)
         elif response.HasField("finish"):
@@ -133,7 +156,7 @@ class Outgoing:
 
     def _add_last(self, frame: pb.StepFrame, number: int, chunk: Chunk) -> None:
         added = frame.chunks.add(stream=number, first_index=chunk.first_index, token_count=chunk.token_count, last=True)
-        if chunk.token_count or chunk.finish is not None:
+        if chunk.token_count or chunk.text or chunk.tool_calls_json or chunk.finish is not None:
             added.response = self.response(chunk).SerializeToString()
         if chunk.error is not None:
             retry_after_s = chunk.error.retry_after_s or 0.0
@@ -142,3 +165,8 @@ class Outgoing:
                     reason=chunk.error.reason, message=str(chunk.error), retry_after_ms=round(retry_after_s * 1000)
                 )
             )
+
+
+def _logprob(told: TokenLogprob) -> pb.TokenLogprob:
+    top = [pb.TokenLogprob.Alternative(text=text, logprob=logprob) for text, logprob in told.top]
+    return pb.TokenLogprob(text=told.text, logprob=told.logprob, top=top)

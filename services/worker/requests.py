@@ -5,6 +5,7 @@ have got wrong raises one of the errors below, naming the field, the value and w
 know (does the prompt fit?) it says itself.
 """
 
+import json
 from dataclasses import dataclass
 from math import isfinite
 from typing import Final
@@ -15,6 +16,7 @@ from services.worker.engine import ChatMessage, EngineRequest, Prompt, Sampling
 from tokenworks.v1 import inference_pb2 as pb
 
 _MAX_STOPS: Final = 16
+_MOST_LOGPROBS: Final = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,9 +120,7 @@ def _engine_request(
         resumed_token_ids=resumed_token_ids,
         resumed_text=resumed_text,
         resumed_tokenizer=resumed_tokenizer,
-        response_format_json=request.response_format_json,
-        tools_json=request.tools_json,
-        tool_choice_json=request.tool_choice_json,
+        **_guidance(request),
     )
 
 
@@ -168,7 +168,40 @@ def sampling(asked: pb.Sampling, most_tokens: int) -> Sampling:
         ignore_eos=asked.ignore_eos,
         frequency_penalty=_within("frequency_penalty", asked.frequency_penalty, -2.0, 2.0),
         presence_penalty=_within("presence_penalty", asked.presence_penalty, -2.0, 2.0),
+        logprobs=_logprobs(asked),
     )
+
+
+def _logprobs(asked: pb.Sampling) -> int | None:
+    if not asked.HasField("logprobs"):
+        return None
+    if asked.logprobs > _MOST_LOGPROBS:
+        raise InvalidSampling(f"logprobs is {asked.logprobs}; at most {_MOST_LOGPROBS} alternatives may be asked for")
+    return asked.logprobs
+
+
+def _guidance(request: pb.GenerateRequest) -> dict[str, str]:
+    """The fields that shape the answer, checked to be what engines can parse."""
+    guidance = {
+        name: str(getattr(request, name)) for name in ("response_format_json", "tools_json", "tool_choice_json")
+    }
+    for name, value in guidance.items():
+        if value:
+            _check_json(name, value, list if name == "tools_json" else dict if name == "response_format_json" else None)
+    if request.tools_json and request.WhichOneof("prompt") != "chat":
+        raise InvalidRequest("tools are for chats; send messages")
+    if request.sampling.ignore_eos and (request.tools_json or request.response_format_json):
+        raise Unsupported("ignore_eos goes with neither tools nor a response_format: their answers have an end")
+    return guidance
+
+
+def _check_json(name: str, value: str, kind: type | None) -> None:
+    try:
+        parsed = json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"{name} is not JSON: {error}") from None
+    if kind is not None and not isinstance(parsed, kind):
+        raise InvalidRequest(f"{name} = {value[:60]}, must be a JSON {'list' if kind is list else 'object'}")
 
 
 def _within(name: str, value: float, least: float, most: float) -> float:

@@ -215,11 +215,13 @@ class Streams:
                     if output.prompt_token_ids:
                         self._prefixes.prompted(stream.order, output.prompt_token_ids)
                 outgoing = stream.outgoing
-                if outgoing is not None and (made or output.text):
+                if outgoing is not None and (made or output.text or output.tool_calls_json):
                     chunk = outgoing.chunk(stream.number, account.request_id, stream.next_index)
                     chunk.token_count += made
                     chunk.token_ids += output.token_ids
                     chunk.text += output.text
+                    if output.logprobs or output.tool_calls_json:
+                        chunk.add(output.logprobs, output.tool_calls_json)
                     touched.add(outgoing)
                 if made:
                     self.generated_tokens += made

@@ -9,9 +9,10 @@ import pytest
 from aiohttp import web
 
 from services.mesh.errors import EngineFailed, ResumeRefused, Unsupported
+from services.mesh.features import LOGPROBS, RESPONSE_FORMAT, TOOLS
 from services.worker.contract.features import SCHEMA, TOOL
 from services.worker.contract.running import Running, refused
-from services.worker.engine import LOGPROBS, RESPONSE_FORMAT, TOOLS, ChatMessage, FinishReason, Prompt, TokenLogprob
+from services.worker.engine import ChatMessage, FinishReason, Prompt, TokenLogprob
 from tests.contract.openai_fake import Server, begin, piece, send, serving, usage, words
 
 CHAT = Prompt(chat=(ChatMessage("user", "go"),))

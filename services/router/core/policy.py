@@ -30,7 +30,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from services.mesh.errors import NoWorker, PromptTooLong, QueueFull
+from services.mesh.errors import NoWorker, PromptTooLong, QueueFull, Unsupported
 from services.router.core.exploration import MOST_LOSS, STALE_AFTER_S
 from services.router.core.fleet import Fleet
 from services.router.core.known_worker import KnownWorker
@@ -87,6 +87,8 @@ class _Field:
         beat = worker.beat
         if worker.name in self.ask.excluded:
             return "failed this request already"
+        if missing := _missing(worker, self.ask):
+            return f"its engine has no {', '.join(missing)}"
         if self.fleet.lost(worker, self.now_s):
             return f"lost: no heartbeat for {self.now_s - worker.heard_s:.1f} s"
         if worker.closed_because:
@@ -105,6 +107,7 @@ def decide(fleet: Fleet, model: str, ask: Ask, *, max_queue_s: float, now_s: flo
         max_queue_s: a worker predicted to queue the request longer is not picked.
 
     Raises:
+        Unsupported: no worker of the model has an engine that can do what the request asks for.
         NoWorker: none is up, or all that are up failed this request already.
         PromptTooLong: no worker that is up takes so long a prompt.
         QueueFull: every worker that could is full; `retry_after_s` is when the least full may not be.
@@ -116,6 +119,8 @@ def decide(fleet: Fleet, model: str, ask: Ask, *, max_queue_s: float, now_s: flo
     up = table.linked > 0 if fleet.bus_silent(now_s) else table.heard_s >= now_s - fleet.heartbeat_timeout_s
     if ask.excluded:
         up &= np.array([each.worker.name not in ask.excluded for each in table.serving])
+    if ask.features:
+        up &= _able(table, ask)
     field = _Field(fleet, table, ranking, ask, max_queue_s, up, now_s)
     feasible = table.room_tokens > ask.prompt_tokens
     feasible &= up
@@ -143,6 +148,21 @@ def decide(fleet: Fleet, model: str, ask: Ask, *, max_queue_s: float, now_s: flo
     shortlist = _shortlist(field, kept, feasible)
     place = kept.index(row)
     return Decision(table.serving[row].worker, place, shortlist, int(shortlist.cached[place]), workload_class, explored)
+
+
+def _able(table: ModelTable, ask: Ask) -> Mask:
+    """Who can do what the request asks for. Raises Unsupported: nobody."""
+    able = np.array([not _missing(each.worker, ask) for each in table.serving])
+    if not able.any():
+        raise Unsupported(
+            f"{', '.join(ask.features)}: no engine that serves model {table.model!r} does that at present; leave it"
+            " out, or ask for another model"
+        )
+    return able
+
+
+def _missing(worker: KnownWorker, ask: Ask) -> list[str]:
+    return [each for each in ask.features if each not in worker.beat.features]
 
 
 def _pick(

@@ -45,7 +45,11 @@ class SamplingValues:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """One request for tokens; `request_id` and `slo_class` are filled."""
+    """One request for tokens; `request_id` and `slo_class` are filled.
+
+    Attributes:
+        features: what it needs of an engine beyond plain generation, see `mesh/features.py`.
+    """
 
     request_id: str
     tenant: str
@@ -56,6 +60,7 @@ class Asked:
     prompt: PromptFacts
     sampling: SamplingValues
     resume_from: int = 0
+    features: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

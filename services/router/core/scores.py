@@ -30,6 +30,7 @@ class Ask:
         mean_completion_tokens: of the model's other requests, >= 1.
         cached: what of the prompt is expected to be cached.
         excluded: names of workers that failed this request already.
+        features: what a worker's engine must be able to do, see `mesh/features.py`.
     """
 
     prompt_tokens: int
@@ -39,6 +40,7 @@ class Ask:
     promise: Promise
     cached: Cached = NOTHING_CACHED
     excluded: Set[str] = frozenset()
+    features: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

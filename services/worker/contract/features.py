@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from services.mesh.errors import Unsupported
+from services.mesh.features import LOGPROBS, RESPONSE_FORMAT, TOOLS
 from services.worker.contract.generation import CHAT, PROMPT, SOME
 from services.worker.contract.running import Capability, Running, refused
-from services.worker.engine import LOGPROBS, RESPONSE_FORMAT, TOOLS, ChatMessage, Prompt
+from services.worker.engine import ChatMessage, Prompt
 
 TOOL = {
     "type": "function",

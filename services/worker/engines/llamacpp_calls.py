@@ -11,7 +11,8 @@ from dataclasses import replace
 from typing import Any, Final
 
 from services.mesh.errors import InvalidRequest, Unsupported
-from services.worker.engine import LOGPROBS, RESPONSE_FORMAT, TOOLS, EngineRequest, Prompt
+from services.mesh.features import LOGPROBS, RESPONSE_FORMAT, TOOLS
+from services.worker.engine import EngineRequest, Prompt
 from services.worker.engines.llamacpp_server import ChunkReader, LlamaAbilities, LlamaServerApi, completion_body
 from services.worker.engines.openai_stream import CompletionReader, StreamReader
 from services.worker.engines.prompts import EncodedRequest, LoadedModel, PromptEncoder

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from services.mesh.errors import Unsupported
-from services.worker.engine import LOGPROBS, RESPONSE_FORMAT, TOOLS, EngineRequest
+from services.mesh.features import LOGPROBS, RESPONSE_FORMAT, TOOLS
+from services.worker.engine import EngineRequest
 
 _ALL_FEATURES: Final = (LOGPROBS, RESPONSE_FORMAT, TOOLS)
 _VLLM_FIELDS: Final = frozenset({"top_k", "ignore_eos", "return_token_ids", "continuous_usage_stats"})

@@ -11,9 +11,10 @@ import json
 from typing import Any, Final, Protocol
 
 from services.mesh.errors import EngineFailed, Unsupported
+from services.mesh.features import LOGPROBS
 from services.worker.core.measured_steps import Arrival
 from services.worker.core.stop_strings import StopMatcher
-from services.worker.engine import LOGPROBS, FinishReason, TokenLogprob, joined_lists
+from services.worker.engine import FinishReason, TokenLogprob, joined_lists
 from services.worker.engines.openai_logprobs import read_logprobs
 from services.worker.engines.request_line import Job
 

@@ -29,11 +29,10 @@ from typing import Any, Final
 
 from services.mesh.clock import Clock
 from services.mesh.errors import EngineFailed, InvalidRequest, PromptTooLong, TokenworksError
+from services.mesh.features import LOGPROBS, RESPONSE_FORMAT
 from services.mesh.settings import WorkerSettings
 from services.worker.core.measured_steps import Arrival
 from services.worker.engine import (
-    LOGPROBS,
-    RESPONSE_FORMAT,
     EngineInfo,
     EngineRequest,
     EngineStats,
