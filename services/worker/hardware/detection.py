@@ -78,8 +78,8 @@ def disagreements(
     found = []
     if info.platform and contradicts(info.platform, accelerator, catalogue):
         found.append(
-            f"the engine says that it runs on {info.platform!r}, but {accelerator.key} is {detected_by}"
-            f"{' by worker.accelerator' if detected_by == DECLARED else ''}"
+            f"the engine says that it runs on {info.platform!r}, but {accelerator.key} is"
+            f" {'declared by worker.accelerator' if detected_by == DECLARED else f'told by {detected_by}'}"
         )
     if detected_by == DECLARED and sightings and not _own(accelerator, sightings, catalogue):
         seen = [device for each in sightings for device in each.visible if device.cpu == accelerator.cpu]

@@ -79,8 +79,8 @@ class PowerMeter:
         self._modelled_by = MODELLED
         self._book: MeasuredEnergy | None = None  # while watts or energy are measured
         self._reading = Reading()
-        self._modelled_since_uj = 0  # the engine's count when measuring ended or began
-        self._energy_uj = 0  # counted until then
+        self._energy_uj = 0  # counted until measuring began, or ended
+        self._modelled_since_uj = 0  # the engine's own count when it ended
         self._read_s = 0.0
         self._shared_s = 0.0
         self._busy = _BusyTime()
@@ -154,9 +154,8 @@ class PowerMeter:
             self._reading = reading
             return
         if self._book is None:
-            self._book = MeasuredEnergy(self._machine.accelerator.idle_w)
-            self._modelled_since_uj = stats.energy_uj
             self._energy_uj = self._energy_so_far(stats)
+            self._book = MeasuredEnergy(self._machine.accelerator.idle_w)
             self._shares.measure(self.source)
         before_uj, before_s = self._book.measured_uj, self._read_s
         self._book.read(now_s, reading, self._busy.so_far_s(stats, now_s, self._shares.stepped_s))
