@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -30,6 +31,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.record import write
+from services.cli.access import FILE_NAME, Access
+from services.cli.readiness import probe
 from tests.contract.tiny_gguf import write_tiny_gguf
 from tests.engines.tiny_model import write_tiny_model
 
@@ -136,29 +139,38 @@ async def llamacpp_server(path: Path) -> AsyncIterator[str]:
 @asynccontextmanager
 async def mesh(environment: dict[str, str], folder: Path) -> AsyncIterator[None]:
     """`tokenworks up`, once it says that the mesh stands; drained at the end."""
-    with (folder / "up.log").open("wb") as log:
+    log = folder / "up.log"
+    with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "services.cli.main", "up", "--no-replay", "--free-ports", "--json"),
+            *(sys.executable, "-m", "services.cli.main", "up", "--no-replay", "--free-ports"),
             env=environment,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=log,
+            stdout=output,
+            stderr=output,
         )
-    assert process.stdout is not None
     try:
         async with asyncio.timeout(READY_S):
-            told = await process.stdout.readline()  # its document: addresses, and the first text; or an error
-        if "error" in json.loads(told or '{"error": {}}'):
-            raise SystemExit(f"the mesh did not start:\n{(folder / 'up.log').read_text()[-4000:]}")
+            while not await _stands(folder / "data" / FILE_NAME):
+                if process.returncode is not None:
+                    raise SystemExit(f"the mesh did not start:\n{log.read_text()[-4000:]}")
+                await asyncio.sleep(0.5)
         yield
     finally:
         if process.returncode is None:
             process.send_signal(signal.SIGINT)
             try:
                 async with asyncio.timeout(STOP_S):
-                    await process.communicate()
+                    await process.wait()
             except TimeoutError:
                 process.kill()
         await process.wait()
+
+
+async def _stands(file: Path) -> bool:
+    """Whether all services of the mesh that keeps its addresses in `file` are ready."""
+    if not file.exists():
+        return False
+    access = Access(**tomllib.loads(file.read_text(encoding="utf-8")))
+    return all([await probe(address) == "ready" for address in access.http.values()])
 
 
 async def replay(environment: dict[str, str], trace: Path) -> dict[str, Any]:

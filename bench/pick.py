@@ -104,7 +104,7 @@ class Scene:
             clock=self.clock,
             rng=self.rng,
             telemetry=telemetry,
-            measures=Measures(telemetry.meter),
+            measures=Measures(telemetry),
         )
         self.records = DecisionRecords(10_000)
         devices = [key for key in self.catalogue.accelerators if not key.startswith("cpu")]
@@ -155,9 +155,7 @@ class Scene:
                 waiting=0,
                 waiting_prefill_tokens=0,
                 kv_cache_usage=rng.random() * 0.8,
-                kv_capacity_tokens=max(
-                    32_768, self.catalogue.kv_capacity_tokens(device, self.catalogue.model(MODEL))
-                ),
+                kv_capacity_tokens=max(32_768, self.catalogue.kv_capacity_tokens(device, self.catalogue.model(MODEL))),
                 context_tokens=32_768,
                 max_batch=256,
                 max_waiting=1024,
@@ -336,7 +334,12 @@ def _spread(seconds: list[float]) -> dict[str, float]:
     if not seconds:
         return {}
     p50, p99, p999 = np.percentile(np.array(seconds) * 1e6, (50, 99, 99.9)).tolist()
-    return {"p50": round(p50, 1), "p99": round(p99, 1), "p99.9": round(p999, 1), "mean": round(1e6 * sum(seconds) / len(seconds), 1)}
+    return {
+        "p50": round(p50, 1),
+        "p99": round(p99, 1),
+        "p99.9": round(p999, 1),
+        "mean": round(1e6 * sum(seconds) / len(seconds), 1),
+    }
 
 
 def main() -> None:

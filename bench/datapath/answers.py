@@ -96,11 +96,10 @@ class HttpAnswer:
                 return 0
         count = self._counter.feed(data)
         self.tokens += count
-        # The last event and the last chunk come last: only the end of what came need be looked at.
-        end = self._tail + data[-_LOOK_BACK:]
-        self._tail = end[-_LOOK_BACK:]
+        seen = self._tail + data
+        end = self._tail = seen[-_LOOK_BACK:]  # the last event and the last chunk come last
         self._done = self._done or _DONE in end
-        self._error = self._error or (not count and _ERROR in end)
+        self._error = self._error or _ERROR in seen
         if self._left >= 0:
             self._left -= len(data)
             if self._left <= 0:

@@ -80,7 +80,7 @@ class OwnClient:
                 async for piece in generation:  # fails by itself on a gap or a repeat
                     reading.came(piece.token_count, time.monotonic())
         except CallError as error:
-            reading.end(type(error).__name__)
+            reading.end(f"{type(error).__name__}: {error}"[:200])
         reading.end("" if reading.tokens == order.tokens else "tokens lost or repeated")
 
     async def close(self) -> None:

@@ -72,4 +72,5 @@ class Steps(Generic[Key]):
         if self.step_ms == 0:
             return now_s
         step_s = self.step_ms / 1000
-        return (now_s // step_s + 1) * step_s
+        due_s = (now_s // step_s + 1) * step_s
+        return due_s if due_s > now_s else due_s + step_s  # 1.0 // 0.001 is 999
