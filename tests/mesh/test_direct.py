@@ -103,7 +103,8 @@ async def test_direct_request_is_explained_and_its_end_is_told(mesh: LocalMesh) 
 
 async def test_killed_worker_leaves_no_gap_and_no_token_unbilled(start_mesh: StartMesh) -> None:
     mesh = await start_mesh(simulated("l4-0", "nvidia-l4"), mesh=SETTINGS)
-    wanted = await undisturbed(mesh, "river", 120)
+    whole = asked(mesh.client(), "river", 120)
+    wanted = await whole.text()
     client = mesh.client(direct=True)
     async with worker_process(mesh, simulated("h100-9")) as process:
         await mesh.wait_for_workers(2)
@@ -116,6 +117,8 @@ async def test_killed_worker_leaves_no_gap_and_no_token_unbilled(start_mesh: Sta
     assert result is not None
     assert [each.worker for each in result.segments] == ["h100-9", "l4-0"]
     assert sum(each.count for each in result.segments) == result.completion_tokens == 120
+    assert whole.result is not None
+    assert (result.prompt_tokens, result.price_nusd) == (whole.result.prompt_tokens, whole.result.price_nusd)
 
     async def billed() -> bool:
         bill = await mesh.bill(stream.request_id)

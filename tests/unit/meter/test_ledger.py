@@ -105,6 +105,42 @@ def test_a_resumed_request_pays_its_prompt_once_and_each_worker_is_credited_its_
     assert _sum(entries).price_nusd == RATES.price_nusd(100, 0, 100)
 
 
+def test_every_deliverer_of_a_request_adds_what_it_delivered_and_none_is_billed_twice() -> None:
+    ledger = _ledger()
+    first = _book(ledger, tokens(entry("r", 0, 60, last=True)), finished("r", 55, outcome="error"))
+    assert _sum(first).delivered_tokens == 55
+    again = _book(
+        ledger,
+        tokens(entry("r", 50, 50, last=True), worker="l4-0", accelerator="nvidia-l4"),
+        finished("r", 100, worker="l4-0", accelerator="nvidia-l4"),  # from 0: its client had the first 50
+    )
+    total = _sum(first + again)
+    assert (total.requests, total.finished_requests, total.prompt_tokens) == (1, 1, 100)
+    assert (total.delivered_tokens, total.generated_tokens) == (100, 110)
+    assert total.price_nusd == RATES.price_nusd(100, 0, 100)
+
+
+def test_a_router_that_speaks_for_a_dead_worker_takes_nothing_from_what_was_delivered() -> None:
+    for order in (1, -1):
+        ledger = _ledger()
+        words = (
+            finished("r", 0, outcome="error", prompt_tokens=0),
+            finished("r", 30, worker="l4-0", accelerator="nvidia-l4"),
+        )
+        entries = _book(ledger, tokens(entry("r", 0, 20)))
+        entries += _book(ledger, tokens(entry("r", 12, 18, last=True), worker="l4-0", accelerator="nvidia-l4"))
+        for word in words[::order]:
+            entries += _book(ledger, word)
+        assert (_sum(entries).delivered_tokens, _sum(entries).finished_requests) == (30, 1)
+        assert _sum(entries).price_nusd == RATES.price_nusd(100, 0, 30)
+
+
+def test_what_a_dead_worker_made_for_a_client_that_never_came_back_is_waste() -> None:
+    entries = _book(_ledger(), tokens(entry("r", 0, 20)), finished("r", 0, outcome="error", prompt_tokens=0))
+    total = _sum(entries)
+    assert (total.generated_tokens, total.delivered_tokens, total.price_nusd) == (20, 0, 0)
+
+
 def test_finished_before_its_tokens_ends_in_the_same_books() -> None:
     usual, late = _ledger(), _ledger()
     events = (admitted("r"), tokens(entry("r", 0, 20)), tokens(entry("r", 20, 20, last=True)), finished("r", 38))
