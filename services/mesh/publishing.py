@@ -158,7 +158,12 @@ class Publisher:
         self._telemetry = telemetry
         self._clock = clock
         meter = telemetry.meter
-        self._published = meter.create_counter(names.BUS_PUBLISHED, "{message}", "Messages acknowledged by the server")
+        self._source = f"/tokenworks/{self.name.replace('.', '/', 1)}"
+        self._second = (0, "")  # the last one that was written out
+        self._acknowledged = dict.fromkeys((each.channel.template for each in self.outboxes.values()), 0)
+        meter.create_observable_counter(
+            names.BUS_PUBLISHED, [self._observe_acknowledged], "{message}", "Messages acknowledged by the server"
+        )
         self._retried = meter.create_counter(names.BUS_RETRIED, "{message}", "Messages sent again")
         meter.create_observable_gauge(names.BUS_OUTBOX, [self._observe], "{message}", "Unacknowledged messages")
 
@@ -192,8 +197,8 @@ class Publisher:
         """The server has the message of this number of this channel."""
         outbox = self.outboxes[channel_name]
         if outbox.acknowledge(sequence):
-            self._published.add(1, {names.MESSAGING_DESTINATION_TEMPLATE: outbox.channel.template})
-            if not self.unacknowledged:
+            self._acknowledged[outbox.channel.template] += 1
+            if not len(outbox) and not self.unacknowledged:
                 self._emptied.set()
 
     def start_over(self, outbox: Outbox) -> None:
@@ -225,14 +230,17 @@ class Publisher:
         return sum(outbox.abandon() for outbox in self.outboxes.values())
 
     def _headers(self, event: Event, event_id: EventId, traceparent: str) -> dict[str, str]:
-        at = datetime.fromtimestamp(self._clock.unix_ms() / 1000, UTC).isoformat(timespec="milliseconds")
+        seconds, ms = divmod(self._clock.unix_ms(), 1000)
+        if seconds != self._second[0]:
+            self._second = seconds, f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}"
+        written = str(event_id)
         headers = {
-            MESSAGE_ID: str(event_id),
+            MESSAGE_ID: written,
             "ce-specversion": "1.0",
-            "ce-id": str(event_id),
-            "ce-source": f"/tokenworks/{self.name.replace('.', '/', 1)}",
+            "ce-id": written,
+            "ce-source": self._source,
             "ce-type": CE_TYPE_PREFIX + type(event).__name__,
-            "ce-time": at.replace("+00:00", "Z"),
+            "ce-time": f"{self._second[1]}.{ms:03d}Z",
             "content-type": CONTENT_TYPE,
         }
         if traceparent:
@@ -263,6 +271,10 @@ class Publisher:
             attributes,
             links_to(linked),
         )
+
+    def _observe_acknowledged(self, _: CallbackOptions) -> Iterator[Observation]:
+        for template, count in self._acknowledged.items():
+            yield Observation(count, {names.MESSAGING_DESTINATION_TEMPLATE: template})
 
     def _observe(self, _: CallbackOptions) -> Iterator[Observation]:
         for outbox in self.outboxes.values():

@@ -7,6 +7,7 @@ filled from the event's own fields; characters that NATS gives a meaning to are 
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import Final
 
 from services.mesh.events import (
@@ -178,13 +179,21 @@ CONTROL_TEMPLATE: Final = "tw.control.{worker}"  # request/reply: Drain -> Contr
 DEAD_TEMPLATE: Final = "tw.dead.{durable}"  # what a durable reader could not decode, with the reason in a header
 
 _BY_EVENT: Final = {channel.event: channel for channel in CHANNELS}
+_FIELD: Final = re.compile(r"\{([a-z_]+)\}")
+_TEMPLATES: Final = {
+    channel.event: (_FIELD.sub("%s", channel.template), tuple(_FIELD.findall(channel.template))) for channel in CHANNELS
+}
+_PLAIN: Final = re.compile(r"[A-Za-z0-9_-]+")
 _PATTERNS: Final = {
     channel.name: re.compile(re.escape(channel.wildcard).replace(r"\*", r"[^.]+")) for channel in CHANNELS
 }
 
 
+@lru_cache(maxsize=4096)
 def escape(token: str) -> str:
     """One subject token that stands for `token`, whatever its characters; injective; `~` alone for the empty string."""
+    if _PLAIN.fullmatch(token):
+        return token
     return re.sub(r"[^A-Za-z0-9_-]", lambda found: "".join(f"~{byte:02x}" for byte in found[0].encode()), token) or "~"
 
 
@@ -194,7 +203,8 @@ def channel_of(event: Event) -> Channel:
 
 def subject_of(event: Event) -> str:
     """The subject that the event is published on."""
-    return re.sub(r"\{([a-z_]+)\}", lambda found: escape(getattr(event, found[1])), channel_of(event).template)
+    template, fields = _TEMPLATES[type(event)]
+    return template % tuple([escape(getattr(event, field)) for field in fields])
 
 
 def channel_at(subject: str) -> Channel | None:
