@@ -1,0 +1,243 @@
+"""One run in virtual time: a trace, a fleet, a policy; every request from arrival to end.
+
+In: a `Scenario`, the trace's requests, and who decides. Out: an `Outcome`: every request with its times, every worker
+with its totals. The same arguments give the same outcome, whatever the machine.
+
+A broken stream goes on elsewhere at its next token, as in the mesh: prompt and made tokens are computed again.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from services.mesh.accelerators import Accelerator, Catalogue
+from services.mesh.errors import SettingInvalid
+from services.twin.mesh_policy import MeshPolicy
+from services.twin.policies import BASELINES, Baseline, Policy
+from services.twin.requests import TwinRequest, requests_of
+from services.twin.scenario import Event, Scenario, by_name
+from services.twin.timeline import Timeline
+from services.twin.traces import TraceRequest
+from services.twin.worker import Job, Listener, TwinWorker
+from services.worker.core.batching import BatchLimits
+from services.worker.core.kv_cache import BLOCK_TOKENS
+
+_MOST_TRIES: Final = 5
+_RETRY_S: Final = 0.05
+_REPORT_S: Final = 0.05
+
+PolicyMaker = Callable[[Scenario, Catalogue, Sequence[TwinWorker]], Policy]
+
+
+def _baseline(kind: type[Baseline]) -> PolicyMaker:
+    return lambda scenario, catalogue, workers: kind(workers, scenario.seed)
+
+
+POLICIES: Final[dict[str, PolicyMaker]] = {
+    "tokenworks": lambda scenario, catalogue, workers: MeshPolicy(scenario, catalogue),
+    "tokenworks-unplanned": lambda scenario, catalogue, workers: MeshPolicy(scenario, catalogue, planned=False),
+    **{kind.name: _baseline(kind) for kind in BASELINES},
+}
+
+
+def policy_maker(name: str) -> PolicyMaker:
+    """Raises SettingInvalid: no policy is called so."""
+    try:
+        return POLICIES[name]
+    except KeyError:
+        raise SettingInvalid(f"policy {name!r} is not known; use one of: {', '.join(POLICIES)}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run went.
+
+    Attributes:
+        span_s: virtual seconds from the first arrival to the last end.
+        cpu_s: processor seconds that the run took.
+    """
+
+    policy: str
+    scenario: Scenario
+    requests: Sequence[TwinRequest]
+    workers: Sequence[TwinWorker]
+    span_s: float
+    cpu_s: float
+
+
+class _Run:
+    """The state of one run; listens to its workers."""
+
+    def __init__(
+        self, scenario: Scenario, catalogue: Catalogue, trace: Sequence[TraceRequest], policy: PolicyMaker
+    ) -> None:
+        self._scenario = scenario
+        self._timeline = Timeline()
+        self.workers = [
+            _worker(name, device, scenario, catalogue, timeline=self._timeline, listener=self)
+            for name, device in scenario.fleet.workers
+        ]
+        self._by_name = {each.name: each for each in self.workers}
+        self.policy = policy(scenario, catalogue, self.workers)
+        promises = dict(by_name(scenario.classes))
+        self.requests = list(requests_of(trace, scenario.class_names(trace), promises, scenario.speed))
+        self._open = len(self.requests)
+        self._next = 0
+
+    def go(self) -> float:
+        """Runs to the end; the virtual second of it."""
+        timeline, scenario = self._timeline, self._scenario
+        self._beat()
+        self._report()
+        for event in scenario.events:
+            timeline.at(event.at_s, partial(self._befall, event))
+        if self.requests:
+            timeline.at(self.requests[0].arrival_s, self._arrive)
+            timeline.run(self.requests[-1].arrival_s + scenario.drain_s)
+        for request in self.requests:
+            if not request.outcome:
+                request.outcome = "unfinished"
+        for worker in self.workers:
+            worker.finish()
+        return timeline.now_s
+
+    def first_token(self, worker: TwinWorker, job: Job) -> None:
+        request = self.requests[job.id]
+        now_s = self._timeline.now_s + self._scenario.hop_s
+        if not request.first_s:
+            request.first_s = now_s + self._scenario.hop_s
+        request.cached_tokens = max(request.cached_tokens, job.cached_tokens)
+        self.policy.first_token(request, worker.name, now_s)
+
+    def ended(self, worker: TwinWorker, job: Job) -> None:
+        request = self.requests[job.id]
+        request.delivered += job.made
+        request.last_s = job.ended_s + 2 * self._scenario.hop_s
+        self.policy.left(request, worker.name, self._timeline.now_s)
+        self._finish(request, "length")
+
+    def broken(self, worker: TwinWorker, job: Job) -> None:
+        request = self.requests[job.id]
+        request.delivered += job.made
+        request.tries += 1
+        self.policy.left(request, worker.name, self._timeline.now_s)
+        if request.delivered >= request.completion_tokens:
+            request.last_s = self._timeline.now_s
+            self._finish(request, "length")
+            return
+        self._timeline.after(self._scenario.hop_s, partial(self._place, request, (worker.name,)))
+
+    def _arrive(self) -> None:
+        request = self.requests[self._next]
+        self._next += 1
+        if self._next < len(self.requests):
+            self._timeline.at(self.requests[self._next].arrival_s, self._arrive)
+        self._timeline.after(self._scenario.hop_s, partial(self._place, request, ()))
+
+    def _place(self, request: TwinRequest, avoid: tuple[str, ...]) -> None:
+        now_s = self._timeline.now_s
+        name = self.policy.pick(request, avoid, now_s)
+        if name is None:
+            self._again(request, avoid)
+            return
+        self.policy.placed(request, name, now_s)
+        self._timeline.after(self._scenario.hop_s, partial(self._submit, request, name))
+
+    def _submit(self, request: TwinRequest, name: str) -> None:
+        job = Job(
+            id=request.index,
+            prompt_tokens=request.prompt_tokens + request.delivered,
+            new_tokens=request.completion_tokens - request.delivered,
+            priority=request.promise.priority,
+            hashes=request.hashes() if request.prefix else (),
+        )
+        if self._by_name[name].submit(job):
+            request.legs.append(name)
+            return
+        self.policy.left(request, name, self._timeline.now_s)
+        self._again(request, (name,))
+
+    def _again(self, request: TwinRequest, avoid: tuple[str, ...]) -> None:
+        request.tries += 1
+        if request.tries >= _MOST_TRIES:
+            self._finish(request, "refused")
+            return
+        self._timeline.after(_RETRY_S * 2**request.tries, partial(self._place, request, avoid))
+
+    def _finish(self, request: TwinRequest, outcome: str) -> None:
+        request.outcome = outcome
+        self._open -= 1
+        self.policy.finished(request, self._timeline.now_s)
+
+    def _beat(self) -> None:
+        now_s = self._timeline.now_s
+        for worker in self.workers:
+            self.policy.heard(worker.heartbeat(), now_s)
+        self.policy.tick(now_s)
+        if self._open:
+            self._timeline.after(self._scenario.heartbeat_s, self._beat)
+
+    def _report(self) -> None:
+        now_s = self._timeline.now_s
+        for worker in self.workers:
+            if (samples := worker.take_samples()) is not None:
+                self.policy.heard(samples, now_s)
+        if self._open:
+            self._timeline.after(_REPORT_S, self._report)
+
+    def _befall(self, event: Event) -> None:
+        for name in event.workers:
+            worker = self._by_name[name]
+            if event.kind == "slow":
+                worker.slow = event.factor
+            elif event.kind == "fail":
+                worker.fail()
+                self.policy.heard(worker.heartbeat(), self._timeline.now_s)
+            else:
+                worker.ready()
+                self.policy.heard(worker.heartbeat(), self._timeline.now_s)
+
+
+def simulate(scenario: Scenario, catalogue: Catalogue, trace: Sequence[TraceRequest], policy: str) -> Outcome:
+    """Runs the trace on the fleet under the policy.
+
+    Raises:
+        SettingInvalid: the policy, the model or a worker that an event names is not known; or the model does not fit.
+    """
+    maker = policy_maker(policy)
+    known = {name for name, _ in scenario.fleet.workers}
+    for event in scenario.events:
+        if missing := sorted(set(event.workers) - known):
+            raise SettingInvalid(f"worker {missing[0]!r} of the event at {event.at_s:g} s is not in the fleet")
+    started_s = time.process_time()
+    run = _Run(scenario, catalogue, trace, maker)
+    span_s = run.go()
+    return Outcome(policy, scenario, run.requests, run.workers, span_s, time.process_time() - started_s)
+
+
+def _worker(
+    name: str, device: Accelerator, scenario: Scenario, catalogue: Catalogue, *, timeline: Timeline, listener: Listener
+) -> TwinWorker:
+    shape = catalogue.model(scenario.model)
+    timing = catalogue.timing(device, shape)
+    blocks = catalogue.kv_capacity_tokens(device, shape) // BLOCK_TOKENS
+    if blocks < 1:
+        raise SettingInvalid(f"{scenario.model} does not fit into {device.key}; leave it out of the fleet")
+    limits = BatchLimits(
+        max_batch=scenario.engine.max_batch,
+        max_waiting=scenario.engine.max_waiting,
+        prefill_chunk_tokens=scenario.engine.chunk_tokens(timing),
+        kv_blocks=blocks,
+    )
+    return TwinWorker(
+        name,
+        device,
+        scenario.model,
+        timing,
+        limits,
+        context_tokens=min(shape.context_tokens, blocks * BLOCK_TOKENS),
+        timeline=timeline,
+        listener=listener,
+    )

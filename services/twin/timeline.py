@@ -1,0 +1,36 @@
+"""Virtual time: what happens when, in order. Pure.
+
+In: things to do, each at a second. Out: they are done in order of time; of one time, in the order in which they were
+asked for, so that a run is the same every time.
+"""
+
+import heapq
+from collections.abc import Callable
+from itertools import count
+
+
+class Timeline:
+    """Runs what is due, one after the other.
+
+    Attributes:
+        now_s: virtual seconds since the start.
+    """
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self._due: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = count()
+
+    def at(self, when_s: float, action: Callable[[], None]) -> None:
+        """Does `action` at `when_s`; at once after what is due now where that is past."""
+        heapq.heappush(self._due, (max(when_s, self.now_s), next(self._order), action))
+
+    def after(self, delay_s: float, action: Callable[[], None]) -> None:
+        heapq.heappush(self._due, (self.now_s + delay_s, next(self._order), action))
+
+    def run(self, until_s: float = float("inf")) -> None:
+        """Does all that is due until `until_s`, or until nothing is left."""
+        due = self._due
+        while due and due[0][0] <= until_s:
+            self.now_s, _, action = heapq.heappop(due)
+            action()

@@ -1,0 +1,261 @@
+"""A worker in virtual time: the engine's own scheduler, stepped by the timing model.
+
+In: requests, faults. Out: first tokens and ends of requests, heartbeats and step samples as a worker publishes them.
+The tokens themselves are only counted: what they say decides nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from services.mesh.accelerators import Accelerator
+from services.mesh.events import LatencyObserved, StepSample, WorkerHeartbeat, WorkerState
+from services.mesh.timing import Timing
+from services.twin.timeline import Timeline
+from services.worker.core.batching import BatchLimits, Scheduler, StepPlan
+from services.worker.core.kv_cache import BLOCK_TOKENS
+from services.worker.core.power import utilisation
+from services.worker.core.sequences import BatchedSequence, Phase
+from services.worker.core.step_sampler import StepSampler
+
+UNIX_MS: Final = 1_767_225_600_000  # of virtual second 0
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A request on its way through a worker.
+
+    Attributes:
+        prompt_tokens: of the prompt, and of what was made elsewhere before.
+        new_tokens: still to make.
+        hashes: chain hashes of its full 16-token blocks, as far as they are known.
+        made: tokens made here, once it has ended or was broken off.
+        cached_tokens: of the prompt that were found in the cache.
+    """
+
+    id: int
+    prompt_tokens: int
+    new_tokens: int
+    priority: int
+    hashes: Sequence[int] = ()
+    made: int = 0
+    cached_tokens: int = 0
+    submitted_s: float = 0.0
+    first_s: float = 0.0
+    ended_s: float = 0.0
+
+
+class Listener(Protocol):
+    """Whoever sent the jobs."""
+
+    def first_token(self, worker: "TwinWorker", job: Job) -> None: ...
+    def ended(self, worker: "TwinWorker", job: Job) -> None: ...
+    def broken(self, worker: "TwinWorker", job: Job) -> None:
+        """The worker failed with the job on it."""
+        ...
+
+
+@dataclass(slots=True)
+class Totals:
+    """Since the start."""
+
+    busy_s: float = 0.0
+    energy_j: float = 0.0
+    tokens: int = 0
+    steps: int = 0
+    up_s: float = 0.0
+
+
+class TwinWorker:
+    """One accelerator with one model.
+
+    Attributes:
+        slow: how many times as long as modelled its steps take.
+        state: as a heartbeat says it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        device: Accelerator,
+        model: str,
+        timing: Timing,
+        limits: BatchLimits,
+        *,
+        context_tokens: int,
+        timeline: Timeline,
+        listener: Listener,
+    ) -> None:
+        self.name = name
+        self.device = device
+        self.model = model
+        self.timing = timing
+        self.limits = limits
+        self.context_tokens = context_tokens
+        self.slow = 1.0
+        self.state = WorkerState.READY
+        self.totals = Totals()
+        self._timeline = timeline
+        self._listener = listener
+        self._scheduler = Scheduler(limits)
+        self._jobs: dict[int, tuple[Job, BatchedSequence]] = {}
+        self._plan: StepPlan | None = None
+        self._step_s = 0.0
+        self._life = 0  # a step that was under way at a failure never ends
+        self._epoch = 0
+        self._sequence = 0
+        self._ready_s = 0.0
+        self._seen_s = self._modelled_s = 0.0
+        self._sampler = StepSampler()
+        self._samples: list[StepSample] = []
+
+    @property
+    def load(self) -> int:
+        """Requests there."""
+        return len(self._jobs)
+
+    def submit(self, job: Job) -> bool:
+        """Takes a job; False when it cannot: the queue is full, the worker is down, or it would never fit."""
+        scheduler = self._scheduler
+        if self.state is not WorkerState.READY or scheduler.is_full:
+            return False
+        if not scheduler.fits(job.prompt_tokens, job.new_tokens):
+            return False
+        job.submitted_s, job.first_s = self._timeline.now_s, 0.0
+        sequence = BatchedSequence(
+            id=job.id,
+            prompt_tokens=job.prompt_tokens,
+            new_tokens=job.new_tokens,
+            priority=job.priority,
+            block_hashes=list(job.hashes),
+        )
+        self._jobs[job.id] = job, sequence
+        scheduler.submit(sequence)
+        if self._plan is None:
+            self._begin_step()
+        return True
+
+    def fail(self) -> None:
+        """It is gone, with all that it had."""
+        self.state = WorkerState.FAILED
+        self._life += 1
+        self._plan = None
+        self.totals.up_s += self._timeline.now_s - self._ready_s
+        scheduler, self._scheduler = self._scheduler, Scheduler(self.limits)
+        lost, self._jobs = self._jobs, {}
+        for job, sequence in lost.values():
+            job.made = scheduler.made_tokens(sequence)
+            self.totals.tokens += job.made
+            self._listener.broken(self, job)
+
+    def ready(self) -> None:
+        """It is back, with an empty cache."""
+        if self.state is WorkerState.READY:
+            return
+        self.state = WorkerState.READY
+        self._epoch += 1
+        self._sequence = 0
+        self._ready_s = self._timeline.now_s
+
+    def finish(self) -> None:
+        """The run is over."""
+        if self.state is WorkerState.READY:
+            self.totals.up_s += self._timeline.now_s - self._ready_s
+
+    def heartbeat(self) -> WorkerHeartbeat:
+        scheduler, limits = self._scheduler, self.limits
+        self._sequence += 1
+        slowdown = self._seen_s / self._modelled_s if self._modelled_s else 1.0
+        self._seen_s, self._modelled_s = self._seen_s / 2, self._modelled_s / 2
+        return WorkerHeartbeat(
+            worker=self.name,
+            pool=self.device.key,
+            accelerator=self.device.key,
+            engine="simulated",
+            models=(self.model,),
+            address=self.name,
+            epoch=f"{self.name}/{self._epoch}",
+            sequence=self._sequence,
+            state=self.state,
+            running=scheduler.running,
+            waiting=scheduler.waiting,
+            waiting_prefill_tokens=scheduler.uncomputed_tokens,
+            kv_cache_usage=scheduler.kv.usage,
+            kv_capacity_tokens=limits.kv_blocks * BLOCK_TOKENS,
+            context_tokens=self.context_tokens,
+            max_batch=limits.max_batch,
+            max_waiting=limits.max_waiting,
+            slowdown=slowdown,
+            power_w=self.device.idle_w,
+            busy_ns=int(self.totals.busy_s * 1e9),
+            generated_tokens=self.totals.tokens,
+            energy_uj=int(self.totals.energy_j * 1e6),
+            simulated=True,
+            rate_nusd_per_hour=self.device.rate_nusd_per_hour,
+            failed_because="" if self.state is WorkerState.READY else "as scheduled",
+            at_unix_ms=UNIX_MS + int(self._timeline.now_s * 1000),
+            steps=self.totals.steps,
+            prefill_chunk_tokens=limits.prefill_chunk_tokens,
+        )
+
+    def take_samples(self) -> LatencyObserved | None:
+        """The steps sampled since the last call, as a worker reports them every 50 ms; None when there are none."""
+        if not self._samples:
+            return None
+        steps, self._samples = tuple(self._samples), []
+        return LatencyObserved(
+            worker=self.name,
+            pool=self.device.key,
+            accelerator=self.device.key,
+            model=self.model,
+            requests=(),
+            steps=steps,
+            at_unix_ms=UNIX_MS + int(self._timeline.now_s * 1000),
+        )
+
+    def _begin_step(self) -> None:
+        plan = self._plan = self._scheduler.plan_step()
+        if plan is None:
+            return
+        modelled_s = self.timing.step_s(plan.load)
+        self._step_s = modelled_s * self.slow
+        self._modelled_s += modelled_s
+        self._seen_s += self._step_s
+        life = self._life
+        self._timeline.after(self._step_s, lambda: self._end_step(life))
+
+    def _end_step(self, life: int) -> None:
+        if life != self._life:
+            return
+        plan = self._plan
+        assert plan is not None, "a step ends once"
+        now_s, load, totals = self._timeline.now_s, plan.load, self.totals
+        left = self._scheduler.complete_step()
+        totals.steps += 1
+        totals.busy_s += self._step_s
+        totals.energy_j += self._step_s * self.device.power_w(utilisation(self.timing, load))
+        if self._sampler.wants(load, now_s):
+            self._samples.append(
+                StepSample(
+                    prefill_tokens=load.prefill_tokens,
+                    decode_sequences=load.decode_sequences,
+                    kv_tokens=load.kv_tokens,
+                    step_s=self._step_s,
+                    attended_tokens=load.attended_tokens,
+                )
+            )
+        for sequence, _, _ in plan.chunks:
+            if sequence.phase in _BEGUN:
+                job = self._jobs[sequence.id][0]
+                if not job.first_s:
+                    job.first_s, job.cached_tokens = now_s, sequence.cached_tokens
+                    self._listener.first_token(self, job)
+        for sequence in left:
+            job, _ = self._jobs.pop(sequence.id)
+            job.made, job.ended_s = sequence.made_tokens, now_s
+            totals.tokens += job.made
+            self._listener.ended(self, job)
+        self._begin_step()
+
+
+_BEGUN: Final = (Phase.DECODE, Phase.ENDED)
