@@ -1,7 +1,7 @@
 """What a client reads, in pieces cut anywhere."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.datapath.answers import TOKEN_TEXT, End, HttpAnswer, TokenCounter
@@ -28,12 +28,14 @@ def read(data: bytes, cuts: list[int]) -> HttpAnswer:
     return answer
 
 
+@settings(deadline=None)
 @given(st.integers(0, 20), st.lists(st.integers(0, 3000), max_size=30))
 def test_a_whole_answer_is_counted_whole_wherever_it_is_cut(tokens: int, cuts: list[int]) -> None:
     answer = read(HEAD + chunked(*token_events(tokens), "[DONE]"), cuts)
     assert (answer.status, answer.tokens, answer.end) == (200, tokens, End.WHOLE)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 3000), max_size=10))
 def test_an_answer_that_ends_with_an_error_is_broken(cuts: list[int]) -> None:
     answer = read(HEAD + chunked(*token_events(3), '{"error": {"message": "gone"}}', "[DONE]"), cuts)
@@ -60,6 +62,7 @@ def test_a_refusal_is_broken_when_its_body_is_over_and_tells_that_the_server_clo
     assert (answer.status, answer.end, answer.close) == (503, End.BROKEN, True)
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(min_size=1, max_size=8), max_size=20))
 def test_pieces_hold_as_many_tokens_as_the_whole(pieces: list[bytes]) -> None:
     counter = TokenCounter()

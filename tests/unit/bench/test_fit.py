@@ -3,12 +3,13 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.datapath.fit import Cost, Run, Spread, fit_cost, percentile, spread
 
 
+@settings(deadline=None)
 @given(st.floats(0, 20_000), st.floats(0, 1_000), st.integers(1, 300))
 def test_costs_that_lie_on_a_line_are_found_whatever_the_number_of_requests(
     us_per_request: float, us_per_token: float, requests: int

@@ -1,6 +1,6 @@
 """Frames and headers, as RFC 9113 and RFC 7541 define them."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.datapath import http2
@@ -8,6 +8,7 @@ from bench.datapath import http2
 FRAMES = st.tuples(st.integers(0, 9), st.integers(0, 255), st.integers(0, 2**31 - 1), st.binary(max_size=300))
 
 
+@settings(deadline=None)
 @given(st.lists(FRAMES, max_size=10), st.lists(st.integers(0, 3000), max_size=20))
 def test_frames_are_read_as_written_wherever_they_are_cut(
     frames: list[tuple[int, int, int, bytes]], cuts: list[int]

@@ -1,12 +1,13 @@
 """When tokens are due."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.datapath.pacing import Due, Steps
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.integers(), st.integers(1, 20), min_size=1, max_size=10))
 def test_every_stream_gets_all_its_tokens_in_order_and_one_end(wanted: dict[int, int]) -> None:
     steps = Steps[int](20.0)
@@ -49,6 +50,7 @@ def test_a_stream_with_nothing_left_to_make_is_refused() -> None:
         Steps[str](20.0).add("a", 3, made=3)
 
 
+@settings(deadline=None)
 @given(st.floats(0, 1e6), st.sampled_from([1.0, 20.0, 200.0]))
 def test_the_next_step_is_less_than_a_step_away_on_the_grid(now_s: float, step_ms: float) -> None:
     due_s = Steps[str](step_ms).next_step_s(now_s)
