@@ -12,7 +12,6 @@ from services.mesh.accelerators import Catalogue
 from services.mesh.errors import NoWorker, PromptTooLong, QueueFull
 from services.mesh.events import LatencyObserved, RequestAdmitted, RequestFinished, WorkerHeartbeat
 from services.mesh.prefix_chain import Chain
-from services.mesh.prefix_chain import NO_CHAIN, Chain
 from services.optimizer.core.beliefs import Assumptions, Beliefs, Trigger
 from services.optimizer.core.plan import solve
 from services.optimizer.core.planner import Planner
@@ -27,7 +26,6 @@ from services.router.core.request import Asked, PromptFacts, PromptKind, Samplin
 from services.router.core.scores import Ask
 from services.twin.requests import TwinRequest
 from services.twin.scenario import Scenario, by_name
-from services.twin.traces import BLOCK_TOKENS
 from services.twin.traces import BLOCK_TOKENS
 from services.twin.worker import UNIX_MS
 
