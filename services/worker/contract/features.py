@@ -7,7 +7,7 @@ import pytest
 
 from services.mesh.errors import Unsupported
 from services.mesh.features import LOGPROBS, RESPONSE_FORMAT, TOOLS
-from services.worker.contract.generation import CHAT, PROMPT, SOME
+from services.worker.contract.generation import CHAT, PROMPT, SOME, spelt_of
 from services.worker.contract.running import Capability, Running, refused
 from services.worker.engine import ChatMessage, Prompt
 
@@ -51,7 +51,7 @@ class Features:
         made = await engine.generate(PROMPT, max_tokens=SOME, logprobs=2)
         assert (made.text, made.count) == (plain.text, SOME)
         assert len(made.logprobs) == made.count
-        assert "".join(each.text for each in made.logprobs) == made.text
+        assert spelt_of(made.text, [each.text for each in made.logprobs]) == made.text
         for each in made.logprobs:
             assert each.logprob <= 0
             assert len(each.top) == 2

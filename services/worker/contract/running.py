@@ -85,16 +85,22 @@ class Made:
     def cached_prompt_tokens(self) -> int:
         return self.outputs[-1].cached_prompt_tokens
 
-    def shown_before(self, at: int) -> str:
-        """The text that came with the first `at` tokens; skips the case where outputs cannot be cut there."""
-        shown, count = "", 0
+    @property
+    def cuts(self) -> dict[int, str]:
+        """Where the stream can be broken, between two outputs: after how many tokens, and the text shown up to there.
+
+        An engine may report several tokens at once, so not every token need be there.
+        """
+        cuts: dict[int, str] = {}
+        count, shown = 0, ""
         for output in self.outputs:
-            if count + output.token_count > at:
-                break
-            shown, count = shown + output.text, count + output.token_count
-        if count != at:
-            pytest.skip("the engine reported several tokens at once, across the cut")
-        return shown
+            count, shown = count + output.token_count, shown + output.text
+            cuts[count] = shown
+        return {at: shown for at, shown in cuts.items() if 0 < at < self.count}
+
+    def shown_before(self, at: int) -> str:
+        """The text that came with the first `at` tokens: one of `cuts`, or all."""
+        return self.text if at == self.count else self.cuts[at]
 
 
 @dataclass
