@@ -10,6 +10,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -105,7 +106,7 @@ class SharedServer:
         url, process = self._running
         base = {**SMALL, "models": (MODEL,), "openai_url": url, "accelerator": "cpu-epyc-turin"}
         engine = OpenAiEngine(WorkerSettings(**{**base, **changes}), SystemClock(), watch_s=0.2)
-        async with started(Running(engine, MODEL, kill=process.kill)) as running:
+        async with started(Running(engine, MODEL, kill=partial(os.killpg, process.pid, signal.SIGKILL))) as running:
             yield running
 
     async def close(self) -> None:
