@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from services.cli import budget, doctor, drain, explain, generate, keys, plan, rebuild, replay, top, up, usage
+from services.cli import budget, doctor, drain, explain, generate, keys, plan, rebuild, replay, simulate, top, up, usage
 from tokenworks import __version__
 
 app = typer.Typer(
@@ -18,6 +18,8 @@ app = typer.Typer(
 app.command("up")(up.up)
 app.command("generate")(generate.generate)
 app.command("replay")(replay.replay)
+app.command("simulate")(simulate.simulate)
+app.command("compare")(simulate.compare)
 app.command("usage")(usage.usage)
 app.command("plan")(plan.plan)
 app.command("explain")(explain.explain)

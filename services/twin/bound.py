@@ -115,7 +115,7 @@ def _greatest(rates: np.ndarray, seconds: np.ndarray, workers: np.ndarray) -> fl
     if np.isinf(seconds).all(axis=1).any():
         return 0.0
     solver = _Highs()
-    solver.setOptionValue("output_flag", False)
+    solver.silent()
     infinity = highspy.kHighsInf
     factor = solver.addVariable(0.0, infinity, -1.0)
     flows = {
