@@ -34,6 +34,8 @@ MESSAGES: Final[dict[type, type[Message]]] = {
     events.PrefixesChanged: events_pb2.PrefixesChanged,
     events.PlacementEnded: events_pb2.PlacementEnded,
     events.PlacementsUsed: events_pb2.PlacementsUsed,
+    events.PlacedAtWorker: events_pb2.PlacedAtWorker,
+    events.PlacementsMade: events_pb2.PlacementsMade,
     events.CreditChanged: events_pb2.CreditChanged,
     events.PriceBookOpened: events_pb2.PriceBookOpened,
     events.WorkloadClass: planning_pb2.WorkloadClass,

@@ -248,6 +248,32 @@ class PlacementsUsed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlacedAtWorker:
+    """Requests that a router sent to one worker; `prefill_tokens` of their prompt tokens are not cached there."""
+
+    worker: str
+    epoch: str
+    requests: int
+    prefill_tokens: int
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacementsMade:
+    """What a router has just sent to workers. May be lost: heartbeats show the same a moment later.
+
+    Attributes:
+        address: where this router alone answers, `host:port`; its other port may be shared with others.
+        placed: since its last word; empty where it only says that it is there.
+    """
+
+    router: str
+    address: str
+    placed: tuple[PlacedAtWorker, ...]
+    at_unix_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CreditChanged:
     tenant: str
     limit_nusd: int
@@ -383,6 +409,7 @@ Event = (
     | WorkerHeartbeat
     | PrefixesChanged
     | PlacementsUsed
+    | PlacementsMade
     | CreditChanged
     | PriceBookOpened
     | RoutingPlan

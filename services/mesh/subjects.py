@@ -14,6 +14,7 @@ from services.mesh.events import (
     CreditChanged,
     Event,
     LatencyObserved,
+    PlacementsMade,
     PlacementsUsed,
     PrefixesChanged,
     PriceBookOpened,
@@ -143,6 +144,16 @@ PLACEMENTS: Final = Channel(
     readers=("router",),
     says="Which direct streams of a router's placements began and ended; at most four times a second from each worker.",
 )
+ROUTERS: Final = Channel(
+    name="routers",
+    template="tw.routers.{router}",
+    event=PlacementsMade,
+    stream=None,
+    delivery=Delivery.BEST_EFFORT,
+    publishers=("router",),
+    readers=("router",),
+    says="What a router has just sent to workers, and that it is there; at most twenty times a second.",
+)
 CREDIT: Final = Channel(
     name="credit",
     template="tw.credit.{tenant}",
@@ -174,7 +185,7 @@ PLAN: Final = Channel(
     says="Where the optimizer wants each workload class, the shadow prices, and the timing it believes in.",
 )
 
-CHANNELS: Final = (TOKENS, LATENCY, ADMITTED, FINISHED, FLEET, PREFIXES, PLACEMENTS, CREDIT, PRICES, PLAN)
+CHANNELS: Final = (TOKENS, LATENCY, ADMITTED, FINISHED, FLEET, PREFIXES, PLACEMENTS, ROUTERS, CREDIT, PRICES, PLAN)
 CONTROL_TEMPLATE: Final = "tw.control.{worker}"  # request/reply: Drain -> ControlAnswered
 DEAD_TEMPLATE: Final = "tw.dead.{durable}"  # what a durable reader could not decode, with the reason in a header
 

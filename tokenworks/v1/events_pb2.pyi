@@ -314,6 +314,32 @@ class PlacementEnded(_message.Message):
     cached_prompt_tokens: int
     def __init__(self, request_id: _Optional[str] = ..., outcome: _Optional[str] = ..., delivered_tokens: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_prompt_tokens: _Optional[int] = ...) -> None: ...
 
+class PlacementsMade(_message.Message):
+    __slots__ = ("router", "address", "placed", "at_unix_ms")
+    ROUTER_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    PLACED_FIELD_NUMBER: _ClassVar[int]
+    AT_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    router: str
+    address: str
+    placed: _containers.RepeatedCompositeFieldContainer[PlacedAtWorker]
+    at_unix_ms: int
+    def __init__(self, router: _Optional[str] = ..., address: _Optional[str] = ..., placed: _Optional[_Iterable[_Union[PlacedAtWorker, _Mapping]]] = ..., at_unix_ms: _Optional[int] = ...) -> None: ...
+
+class PlacedAtWorker(_message.Message):
+    __slots__ = ("worker", "epoch", "requests", "prefill_tokens", "prompt_tokens")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    worker: str
+    epoch: str
+    requests: int
+    prefill_tokens: int
+    prompt_tokens: int
+    def __init__(self, worker: _Optional[str] = ..., epoch: _Optional[str] = ..., requests: _Optional[int] = ..., prefill_tokens: _Optional[int] = ..., prompt_tokens: _Optional[int] = ...) -> None: ...
+
 class CreditChanged(_message.Message):
     __slots__ = ("tenant", "limit_nusd", "spent_nusd", "remaining_nusd", "unlimited", "exhausted", "suspended", "at_unix_ms")
     TENANT_FIELD_NUMBER: _ClassVar[int]
