@@ -187,7 +187,8 @@ def _ports(settings: Settings) -> Check:
 def _engines(settings: Settings) -> Iterator[Check]:
     catalogue = load_catalogue()
     for worker in settings.fleet.workers:
-        problems = [f"accelerator {worker.accelerator!r}"] if worker.accelerator not in catalogue.accelerators else []
+        known_here = worker.accelerator == "auto" or catalogue.find(worker.accelerator) is not None
+        problems = [] if known_here else [f"accelerator {worker.accelerator!r}"]
         problems += [f"model {model!r}" for model in worker.models if model not in catalogue.models]
         if problems and worker.engine in ("auto", "simulated"):
             known = ", ".join(sorted(catalogue.accelerators))

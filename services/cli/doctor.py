@@ -12,10 +12,14 @@ from services.cli.output import command
 def doctor(*, as_json: JsonFlag = False) -> None:
     """Check this machine and the mesh on it; exit status 1 when something is wrong."""
     with command(as_json) as output:
-        from services.cli.checks import Severity, run_checks
+        from services.cli.checks import Check, Severity, run_checks
+        from services.cli.hardware_checks import check_hardware
         from services.cli.report_view import table
 
-        found = asyncio.run(run_checks())
+        async def every() -> list[Check]:
+            return [*await run_checks(), *await check_hardware()]
+
+        found = asyncio.run(every())
         made = table(None, "", "check", "found", "what would do")
         marks = {Severity.OK: "[green]ok[/]", Severity.NOTE: "[yellow]note[/]", Severity.WRONG: "[bold red]wrong[/]"}
         for each in found:

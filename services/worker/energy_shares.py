@@ -3,9 +3,10 @@
 In: accounts as their steps are noted, each with the energy that the model gives it; what a meter has measured since the
 last time. Out: the same accounts with the energy that is theirs.
 
-While nothing is measured, an account's energy is what the model says. While a meter measures, the model only weighs:
-what was measured is shared among those worked for since the last reading, in proportion to it, to the microjoule. A
-request may have ended by then: its tokens are reported at once, and its last entry when its energy is known.
+While no meter is read, an account's energy is what its engine says, by the model as a rule. While one is, the engine's
+word only weighs: what was measured is shared among those worked for since the last reading, in proportion to it, to the
+microjoule. A request may have ended by then: its tokens are reported at once, and its last entry when its energy is
+known.
 """
 
 from collections.abc import Callable
@@ -19,31 +20,37 @@ class EnergyShares:
     """The accounts of one worker that have energy coming to them.
 
     Attributes:
-        source: what energy comes from now, `MODELLED` where nothing measures it.
+        engine_source: what the engine's own figures come from.
         stepped_s: when the last step ended, on the worker's clock.
     """
 
     def __init__(self, report: Callable[[Account], None]) -> None:
         """`report`: called with each account that has something to report and was not noted."""
-        self.source = MODELLED
+        self.engine_source = MODELLED
         self.stepped_s = 0.0
+        self._meter = ""
         self._report = report
         self._waiting: dict[Account, None] = {}  # in the order they were noted
 
+    @property
+    def source(self) -> str:
+        """What energy comes from now."""
+        return self._meter or self.engine_source
+
     def noted(self, account: Account) -> None:
-        """The account has, or is about to have, energy by the model."""
-        if self.source != MODELLED:
+        """The account has, or is about to have, energy by its engine's word."""
+        if self._meter:
             self._waiting[account] = None
 
     def settle(self, account: Account) -> None:
-        """It is about to be reported: where nothing measures it, the model's energy is its energy."""
+        """It is about to be reported: where no meter is read, its energy is what its engine said."""
         if account.modelled_uj and account not in self._waiting:
-            account.charge(account.modelled_uj, MODELLED)
+            account.charge(account.modelled_uj, self.engine_source)
 
-    def measure(self, source: str) -> None:
-        """From here on energy comes from `source`; `MODELLED` settles what waits for a meter by the model."""
-        self.source = source
-        if source != MODELLED:
+    def measure(self, meter: str) -> None:
+        """From here on energy comes from `meter`; empty: from the engine again, as does what waits for a meter."""
+        self._meter = meter
+        if meter:
             return
         waiting, self._waiting = self._waiting, {}
         for account in waiting:

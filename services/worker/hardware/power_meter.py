@@ -53,12 +53,14 @@ class Shares(Protocol):
 
     Attributes:
         stepped_s: when the engine's last step ended, on the worker's clock.
+        engine_source: what the engine's own figures come from.
     """
 
     stepped_s: float
+    engine_source: str
 
-    def measure(self, source: str) -> None:
-        """From here on energy comes from `source`; MODELLED ends that, and settles what waits by the model."""
+    def measure(self, meter: str) -> None:
+        """From here on energy comes from `meter`; empty: from the engine again, as does what waits for a meter."""
         ...
 
     def share(self, energy_uj: int, source: str) -> bool:
@@ -76,7 +78,6 @@ class PowerMeter:
         self._clock = clock
         self._shares = shares
         self._meters = Meters()
-        self._modelled_by = MODELLED
         self._book: MeasuredEnergy | None = None  # while watts or energy are measured
         self._reading = Reading()
         self._energy_uj = 0  # counted until measuring began, or ended
@@ -89,7 +90,9 @@ class PowerMeter:
     @property
     def source(self) -> str:
         """What watts come from."""
-        return self._meters.source.name if self._book is not None and self._meters.source else self._modelled_by
+        return (
+            self._meters.source.name if self._book is not None and self._meters.source else self._shares.engine_source
+        )
 
     def figures(self) -> Figures:
         stats = self._stats()
@@ -100,7 +103,7 @@ class PowerMeter:
             power_w=stats.power_w if measured_w is None else measured_w,
             utilisation=self._recently_busy(stats) if utilisation is None else utilisation,
             energy_uj=self._energy_so_far(stats),
-            power_source=self._modelled_by if measured_w is None else self.source,
+            power_source=self._shares.engine_source if measured_w is None else self.source,
             utilisation_source=MODELLED if utilisation is None or source is None else source.name,
         )
 
@@ -111,7 +114,7 @@ class PowerMeter:
             info: of the engine, which has started.
             interval_s: between two readings, at least; a source may want more.
         """
-        self._modelled_by = info.power_source
+        self._shares.engine_source = info.power_source
         self._meters = await self._machine.meters(info)
         if self._meters.note:
             log.info("watts are %s: %s", "measured in part" if self._meters.source else "modelled", self._meters.note)
@@ -188,7 +191,7 @@ class PowerMeter:
         self._modelled_since_uj = stats.energy_uj
         self._book = None
         self._reading = Reading()
-        self._shares.measure(MODELLED)
+        self._shares.measure("")
 
     def _energy_so_far(self, stats: EngineStats) -> int:
         if self._book is not None:

@@ -96,13 +96,22 @@ def test_when_the_meter_is_gone_what_waited_is_the_models() -> None:
     desk.end(one)
     desk.report()
     desk.work(other, 40)
-    desk.shares.measure(MODELLED)
+    desk.shares.measure("")
     desk.report()
     assert sorted(desk.reported) == [
         ("one", 0, "", False),
         ("one", 300, MODELLED, True),
         ("other", 40, MODELLED, False),
     ]
+
+
+def test_an_engine_that_measures_itself_is_named() -> None:
+    desk, one = Desk(), account()
+    desk.shares.engine_source = "acme"
+    desk.work(one, 70)
+    desk.end(one)
+    desk.report()
+    assert desk.reported == [("r", 70, "acme", True)]
 
 
 def test_energy_that_is_partly_modelled_is_not_called_measured() -> None:

@@ -25,12 +25,13 @@ class Sharing:
 
     def __init__(self) -> None:
         self.stepped_s = 0.0
+        self.engine_source = MODELLED
         self.sources: list[str] = []
         self.shared: list[tuple[int, str]] = []
         self.anybody = True
 
-    def measure(self, source: str) -> None:
-        self.sources.append(source)
+    def measure(self, meter: str) -> None:
+        self.sources.append(meter)
 
     def share(self, energy_uj: int, source: str) -> bool:
         if self.anybody:
@@ -147,7 +148,7 @@ async def test_a_source_that_fails_is_let_go_and_figures_are_the_models_again(
     assert figures.energy_uj == (10 + 600) * JOULE
     world.stats = stats(energy_uj=21 * JOULE)
     assert world.meter.figures().energy_uj == (10 + 600 + 3) * JOULE
-    assert world.sharing.sources == ["nvml", MODELLED]
+    assert world.sharing.sources == ["nvml", ""]
     assert world.source.closed == 1
 
 
@@ -179,7 +180,7 @@ async def test_the_end_is_read_and_shared_before_the_source_is_closed(monkeypatc
     world.source.readings.put_nowait([Reading(energy_uj=300 * JOULE)])
     await world.meter.stop()
     assert world.sharing.shared == [(300 * JOULE, "nvml")]
-    assert world.sharing.sources == ["nvml", MODELLED]
+    assert world.sharing.sources == ["nvml", ""]
     assert world.source.closed == 1
 
 
