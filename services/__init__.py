@@ -18,8 +18,9 @@
         services/worker/streams.py  services/worker/engine.py  services/worker/engines/llamacpp.py
     A simulated accelerator: batching, KV cache, time and watts of a step.
         services/worker/engines/simulated.py  services/worker/core/simulation.py  services/mesh/timing.py
-    How much of each step every request caused.
-        services/worker/core/attribution.py
+    How much of each step every request caused; what the accelerator is, what it drew, and whose energy that was.
+        services/worker/core/attribution.py  services/worker/hardware/machine.py
+        services/worker/hardware/power_meter.py  services/worker/energy_shares.py
  8. One frame per step goes back, with the tokens of all of the router's streams.
         services/worker/outgoing.py
  9. The relay passes bytes on, knows what came and what the client has taken, and goes on elsewhere when a worker fails.
