@@ -16,7 +16,13 @@ TOOL = {
     "function": {
         "name": "look_up",
         "description": "Looks a word up.",
-        "parameters": {"type": "object", "properties": {"word": {"enum": ["it", "was"]}}, "required": ["word"]},
+        "strict": True,
+        "parameters": {
+            "type": "object",
+            "properties": {"word": {"type": "string", "enum": ["it", "was"]}},
+            "required": ["word"],
+            "additionalProperties": False,
+        },
     },
 }
 SCHEMA = {

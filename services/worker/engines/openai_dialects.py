@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from services.mesh.errors import EngineFailed, ResumeRefused, TokenworksError
+from services.mesh.features import TOOLS
 from services.mesh.settings import WorkerSettings
 from services.worker.engine import ChatMessage, EngineRequest
 from services.worker.engines.llamacpp_calls import LACKS, LlamaCalls
@@ -170,6 +171,8 @@ async def _tokenizing(
         features=_features(kind, settings),
         lacks=(("chat_text", "this server shows the tokens of a chat, not its text"),),
     )
+    if not await _takes_tools(server, served):
+        dialect = replace(dialect, features=tuple(name for name in dialect.features if name != TOOLS))
     if not await _tells_ids(server, kind, served):
         dialect = replace(dialect, lacks=(*dialect.lacks, ("token_ids", "this server tells none")))
     return dialect
@@ -192,6 +195,18 @@ async def _tells_ids(server: OpenAiServer, kind: ServerKind, served: str) -> boo
         return bool(choice.get("token_ids"))
     except (TokenworksError, KeyError, TypeError, ValueError):
         return False
+
+
+async def _takes_tools(server: OpenAiServer, served: str) -> bool:
+    """Whether it was started with a parser of calls (vLLM's --enable-auto-tool-choice); costs one token."""
+    tool = {"type": "function", "function": {"name": "none", "parameters": {"type": "object", "properties": {}}}}
+    messages = [{"role": "user", "content": "the"}]
+    body = {"model": served, "messages": messages, "max_tokens": 1, "tools": [tool], "tool_choice": "auto"}
+    try:
+        await server.ask("POST", "/v1/chat/completions", body)
+    except TokenworksError:
+        return False
+    return True
 
 
 async def _llamacpp(server: OpenAiServer, settings: WorkerSettings) -> Dialect:
