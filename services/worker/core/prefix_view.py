@@ -96,6 +96,11 @@ class PrefixView:
         """Blocks known to be held."""
         return len(self._blocks)
 
+    @property
+    def waiting(self) -> int:
+        """Prompts whose next block is not there."""
+        return sum(map(len, self._waiting.values()))
+
     def prompted(self, model: str, chain: Chain, token_ids: Sequence[int]) -> None:
         """A prompt is computed, or was.
 

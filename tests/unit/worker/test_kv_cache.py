@@ -3,6 +3,7 @@ from hypothesis import given
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from services.worker.core.kv_cache import BLOCK_TOKENS, Holding, KvCache, blocks_for, chain_hashes
+from services.worker.engine import BlockKind
 
 PROMPT = list(range(10 * BLOCK_TOKENS))
 
@@ -141,3 +142,42 @@ class AnyUseOfTheCache(RuleBasedStateMachine):
 
 
 TestAnyUseOfTheCache = AnyUseOfTheCache.TestCase
+
+
+def test_who_wants_to_know_is_told_of_every_block_that_comes_and_goes() -> None:
+    cache, known = KvCache(12, told_as="m"), dict[int, tuple[int, ...]]()
+
+    def compute(token_ids: list[int]) -> None:
+        holding = held(cache, token_ids)
+        cache.know(holding, chain_hashes(token_ids), len(token_ids), token_ids)
+        cache.release(holding)
+        for change in cache.take_changes():
+            assert change.model == "m"
+            if change.kind is BlockKind.REMOVED:
+                for each in change.hashes:
+                    del known[change_key(each)]
+                continue
+            assert change.parent is None or change.parent in known
+            for place, each in enumerate(change.hashes):
+                known[change_key(each)] = change.token_ids[place * BLOCK_TOKENS : (place + 1) * BLOCK_TOKENS]
+        assert len(known) == cache.known_blocks
+
+    def change_key(block: int | bytes) -> int:
+        assert isinstance(block, int)
+        return block
+
+    for seed in range(8):
+        prompt = [*PROMPT[: 3 * BLOCK_TOKENS], *[seed] * (4 * BLOCK_TOKENS)]
+        compute(prompt)
+        for block, tokens in zip(chain_hashes(prompt), _blocks(prompt), strict=True):
+            assert known[block] == tokens
+
+
+def _blocks(token_ids: list[int]) -> list[tuple[int, ...]]:
+    return [tuple(token_ids[at : at + BLOCK_TOKENS]) for at in range(0, len(token_ids), BLOCK_TOKENS)]
+
+
+def test_nobody_is_told_where_nobody_wants_to_know() -> None:
+    cache = KvCache(100)
+    computed(cache, PROMPT)
+    assert cache.take_changes() == []
