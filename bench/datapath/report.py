@@ -30,7 +30,15 @@ _NOTICED: Final = (
     "memory per stream, KB",
     "errors among 2,000 streams",
     "their added gap p99, ms",
-    "gap p99 of 500 without → with a slow reader, ms",
+    "gap p99 of 500 without → with a slow reader, ms (router grew by, MB)",
+)
+_COMPARED: Final = (
+    ("per request", 64, 20.0, "us_per_request"),
+    ("per token, 8 streams", 8, 20.0, "us_per_token"),
+    ("per token, 64 streams", 64, 20.0, "us_per_token"),
+    ("per token, 256 streams", 256, 20.0, "us_per_token"),
+    ("per token, 64 streams, back to back", 64, 0.0, "us_per_token"),
+    ("request of 256 tokens", 64, 20.0, "us_per_request_of_256"),
 )
 
 
@@ -53,6 +61,24 @@ def tables(subjects: Sequence[Figures], plain: Figures, missing: Mapping[str, st
     if missing:
         lines += ["", *[f"{name} was not measured: {why}" for name, why in missing.items()]]
     return "\n".join(lines) + "\n"
+
+
+def comparison(ours: Sequence[Figures], peers: Sequence[Figures]) -> str:
+    """Our costs over the lowest of the peers', as a table; below 1, ours costs less."""
+    rows = []
+    for label, streams, step_ms, what in _COMPARED:
+        costs = {each["name"]: cost_of(each, streams, step_ms, what) for each in peers}
+        known = {name: cost.median for name, cost in costs.items() if cost is not None}
+        if not known:
+            continue
+        best = min(known, key=known.__getitem__)
+        row = [label, f"{best}: {known[best]:,.1f}"]
+        for each in ours:
+            cost = cost_of(each, streams, step_ms, what)
+            row.append(f"{cost.median / known[best]:.2f}" if cost is not None else _NOTHING)
+        rows.append(row)
+    heads = ("20 ms apart where nothing else is said", "lowest of the others", *[each["name"] for each in ours])
+    return "\n".join(_table(heads, rows)) + "\n" if rows else ""
 
 
 def _cost_row(each: Figures) -> list[str]:
@@ -78,7 +104,11 @@ def _noticed_row(each: Figures, plain: Figures) -> list[str]:
         f"{held['rss_bytes_per_stream'] / 1000:.0f}" if held else _NOTHING,
         f"{held['errors']:,}" if held else _NOTHING,
         f"{gap_ms:.1f}" if gap_ms is not None and math.isfinite(gap_ms) else _NOTHING,
-        f"{slow['gap_p99_without_ms']:.0f} → {slow['gap_p99_with_ms']:.0f}" if slow else _NOTHING,
+        (
+            f"{slow['gap_p99_without_ms']:.0f} → {slow['gap_p99_with_ms']:.0f} ({slow['rss_growth_bytes'] / 1e6:.1f})"
+            if slow
+            else _NOTHING
+        ),
     ]
 
 

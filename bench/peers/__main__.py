@@ -14,7 +14,7 @@ from bench.datapath.__main__ import say
 from bench.datapath.measure import QUICK, Plan, measured
 from bench.datapath.ours import SUBJECTS
 from bench.datapath.processes import raise_open_files
-from bench.datapath.report import tables
+from bench.datapath.report import comparison, tables
 from bench.datapath.subject import NoRouter, Subject
 from bench.peers import dynamo, litellm_proxy, nginx, sglang_router, smg, vllm_router
 from bench.peers.peer import NotInstalled
@@ -57,6 +57,14 @@ def main() -> None:
     figures = {"plan": repr(plan), "plain": plain, "subjects": subjects, "missing": missing}
     path = write(options.out, figures)
     table = tables(subjects, plain, missing)
+    names_of_ours = {each.name for each in SUBJECTS}
+    others = [each for each in subjects if each["name"] not in names_of_ours]
+    ours = [each for each in subjects if each["name"] in names_of_ours]
+    routers = [each for each in others if each["name"] != nginx.PEER.name]
+    compared = [("other LLM routers", routers), (nginx.PEER.name, [each for each in others if each not in routers])]
+    for whom, figures_of_them in compared:
+        if compared_table := comparison(ours, figures_of_them):
+            table += f"\nOurs over the lowest of {whom}; below 1, ours costs less:\n\n{compared_table}"
     machine = hardware()
     told = f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}, Python {machine['python']}"
     text = f"Measured by `make bench-peers` on {told}.\n\n{table}"

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from bench.datapath.report import tables
+from bench.datapath.report import comparison, tables
 
 
 def costs(**changes: float) -> dict[str, Any]:
@@ -40,14 +40,25 @@ def test_time_to_first_token_and_gaps_are_told_beyond_those_without_a_router() -
         "name": "smg",
         "ttft": [{"ttft_p50_ms": 1.25, "ttft_p99_ms": 4.0}],
         "hold": {"gap_p99_ms": 225.5, "rss_bytes_per_stream": 50_400.0, "errors": 3},
-        "slow": {"gap_p99_without_ms": 105.0, "gap_p99_with_ms": 106.4},
+        "slow": {"gap_p99_without_ms": 105.0, "gap_p99_with_ms": 106.4, "rss_growth_bytes": 1_500_000},
         "kill": [{"lost": 25}, {"lost": 21}],
     }
     told = row(tables([figures], PLAIN, {}), "smg", of=1)
-    assert told[1:] == ["0.75 / 3.0", "21 to 25", "50", "3", "20.5", "105 → 106"]
+    assert told[1:] == ["0.75 / 3.0", "21 to 25", "50", "3", "20.5", "105 → 106 (1.5)"]
 
 
 def test_what_was_not_measured_is_said_and_not_invented() -> None:
     table = tables([{"name": "smg"}], PLAIN, {"nginx": "no nginx on the path"})
     assert "nginx was not measured: no nginx on the path" in table
     assert set(row(table, "smg")[2:]) <= {"-", "- · - · -"}
+
+
+def test_ours_are_compared_with_the_lowest_of_the_others() -> None:
+    ours = {"name": "ours", "costs": [costs(us_per_token=9.0)]}
+    peers = [
+        {"name": "smg", "costs": [costs(us_per_token=36.0)]},
+        {"name": "vllm", "costs": [costs(us_per_token=30.0)]},
+    ]
+    told = row(comparison([ours], peers), "per token, 64 streams")
+    assert told == ["per token, 64 streams", "vllm: 30.0", "0.30"]
+    assert comparison([ours], []) == ""
