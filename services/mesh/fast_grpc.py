@@ -55,7 +55,7 @@ class FastGrpcServer:
         self._guard = Guard(telemetry, max_message_bytes, frozenset(untraced_methods))
         self._health = HealthServicer()
         self._names: list[str] = []
-        self._listener: asyncio.Server | None = None
+        self._listeners: list[asyncio.Server] = []
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self)
         life.on_ready_changed(self._set_health)
 
@@ -93,20 +93,26 @@ class FastGrpcServer:
         add = reflection_pb2_grpc.add_ServerReflectionServicer_to_server
         add(ReflectionServicer(names), self)
         await self._set_health(False)
+        self.port = await self.listen(host, port, shared=shared)
+        return self.port
+
+    async def listen(self, host: str, port: int, *, shared: bool = False) -> int:
+        """Serves on one more address, as `start` does."""
         try:
-            self._listener = await asyncio.get_running_loop().create_server(
+            listener = await asyncio.get_running_loop().create_server(
                 lambda: _ServerConnection(self), host, port, backlog=_BACKLOG, reuse_port=shared or None
             )
         except OSError as error:
             raise OSError(f"gRPC cannot listen on {host}:{port}: {error}; free the port or set another") from error
-        self.port = self._listener.sockets[0].getsockname()[1]
-        return self.port
+        self._listeners.append(listener)
+        bound: int = listener.sockets[0].getsockname()[1]
+        return bound
 
     async def drain(self, grace_s: float) -> None:
         """Stops accepting, lets running calls finish for `grace_s`, then cancels them."""
         self.draining = True
-        if self._listener is not None:
-            self._listener.close()
+        for listener in self._listeners:
+            listener.close()
         for connection in list(self.connections):
             connection.say_goodbye()
         running = self._running()

@@ -40,13 +40,23 @@ class HttpServer:
         )
         self.port = 0
 
-    async def start(self, host: str, port: int) -> int:
-        """Binds and serves; the bound port (`port` 0 picks a free one). Raises OSError: the address is taken."""
+    async def start(self, host: str, port: int, *, shared: bool = False) -> int:
+        """Binds and serves; the bound port (`port` 0 picks a free one).
+
+        Args:
+            shared: other processes may listen on the same port; the kernel deals connections out among them.
+
+        Raises:
+            OSError: the address is taken.
+        """
         await self._runner.setup()
-        site = web.TCPSite(self._runner, host, port)
-        await site.start()
+        await self.listen(host, port, shared=shared)
         self.port = self._runner.addresses[0][1]
         return self.port
+
+    async def listen(self, host: str, port: int, *, shared: bool = False) -> None:
+        """Serves on one more address, as `start` does."""
+        await web.TCPSite(self._runner, host, port, reuse_port=shared or None).start()
 
     async def stop(self) -> None:
         await self._runner.cleanup()

@@ -51,7 +51,10 @@ class RouterSettings(Section):
     id: Identifier = "router-0"
     port: Port = 7600
     http_port: Port = 7680
-    max_in_flight: Annotated[int, Field(ge=1)] = 4096
+    processes: Annotated[int, Field(ge=1, le=256)] = 1  # that share the two ports; router-0.0, router-0.1…
+    process_http_port: Port = 0  # where the first of them alone serves HTTP, the next on the next; 0: none does
+    shared_ports: bool = False  # other routers listen on the same ports; set for each of several processes
+    max_in_flight: Annotated[int, Field(ge=1)] = 4096  # of one process
     max_queue_s: Annotated[float, Field(gt=0)] = 60.0  # a worker predicted to queue longer is not picked
     heartbeat_timeout_s: Annotated[float, Field(gt=0)] = 2.0
     placement_ttl_s: Annotated[float, Field(gt=0, le=3600)] = 10.0

@@ -23,6 +23,7 @@ from services.router.core.policy import Decision, decide
 from services.router.core.records import DecisionRecord
 from services.router.core.request import Asked
 from services.router.core.scores import Ask
+from services.router.core.tally import Tally
 from services.router.measures import Measures
 
 _SPAN_CANDIDATES = 5
@@ -33,11 +34,15 @@ class Placing:
 
     Args:
         max_queue_s: a worker predicted to queue a request longer is not picked.
+
+    Attributes:
+        tally: of what was carried out, for the other routers.
     """
 
     def __init__(
         self, fleet: Fleet, *, max_queue_s: float, clock: Clock, rng: Random, telemetry: Telemetry, measures: Measures
     ) -> None:
+        self.tally = Tally()
         self._fleet = fleet
         self._max_queue_s = max_queue_s
         self._clock = clock
@@ -103,6 +108,12 @@ class Placing:
         """The request is on its way to the decision's worker."""
         worker, now_s = decision.worker, self._clock.monotonic_s()
         self._fleet.prefixes.placed(asked.prompt.chain, worker.slot, now_s)
+        self.tally.add(
+            worker.name,
+            worker.beat.epoch,
+            prefill_tokens=max(0, ask.prompt_tokens - decision.cached_tokens),
+            prompt_tokens=ask.prompt_tokens,
+        )
         plan = self._fleet.plans.get(asked.model)
         if plan is not None and decision.workload_class is not None:
             plan.placed(decision.workload_class, worker.pool)

@@ -23,6 +23,7 @@ from services.router.core.records import DecisionRecord
 from services.router.direct import Direct
 from services.router.dispatch import Dispatcher
 from services.router.messages import Message
+from services.router.others import ASKED_BY, Others
 from services.router.relay import Relay
 from tokenworks.v1 import inference_pb2 as wire
 
@@ -34,9 +35,12 @@ WORKER: Final = "x-tokenworks-worker"
 class RouterService:
     """The four methods; `register` puts them on a server."""
 
-    def __init__(self, dispatcher: Dispatcher, direct: Direct, fleet: Fleet, keys: KeyStore, clock: Clock) -> None:
+    def __init__(
+        self, dispatcher: Dispatcher, direct: Direct, others: Others, *, fleet: Fleet, keys: KeyStore, clock: Clock
+    ) -> None:
         self._dispatcher = dispatcher
         self._direct = direct
+        self._others = others
         self._fleet = fleet
         self._keys = keys
         self._clock = clock
@@ -76,11 +80,16 @@ class RouterService:
     async def explain(self, request: wire.ExplainRequest, context: ServerCall) -> wire.Explanation:
         tenant = self._tenant(context)
         record = self._dispatcher.records.of(request.request_id, tenant)
-        if record is None:
-            raise UnknownRequest(
-                f"request {request.request_id!r} of tenant {tenant!r} is not among this router's recent ones"
-            )
-        return explanation_of(record)
+        if record is not None:
+            return explanation_of(record)
+        if not metadata_value(context, ASKED_BY):
+            found = await self._others.explain(request, metadata_value(context, "authorization"))
+            if found is not None:
+                return found
+        raise UnknownRequest(
+            f"request {request.request_id!r} of tenant {tenant!r} is not among the recent ones of this router or of"
+            f" the {len(self._others.addresses())} others"
+        )
 
     async def list_models(self, request: wire.ListModelsRequest, context: ServerCall) -> wire.ListModelsResponse:
         self._tenant(context)

@@ -28,6 +28,7 @@ from services.router.dispatch import Dispatcher
 from services.router.feed import Feed
 from services.router.gateway import Gateway
 from services.router.measures import Measures
+from services.router.others import Others
 from services.router.placing import Placing
 from services.router.service import RouterService
 from services.router.sessions import Sessions
@@ -139,11 +140,19 @@ async def wire(
 
     grpc = FastGrpcServer(telemetry, life, max_message_bytes=mesh.max_message_bytes)
     keys = KeyStore(settings.keys_file)
-    RouterService(dispatcher, direct, fleet, keys, clock).register(grpc)
+    others = Others(router.id, placing.tally, fleet, bus, clock)
+    RouterService(dispatcher, direct, others, fleet=fleet, keys=keys, clock=clock).register(grpc)
     gateway = Gateway(dispatcher, direct, fleet=fleet, keys=keys, clock=clock, telemetry=telemetry)
     http = HttpServer(telemetry, life, routes=gateway.routes(), max_body_bytes=mesh.max_message_bytes)
-    grpc_port = await grpc.start(mesh.host, router.port)
-    http_port = await http.start(mesh.host, router.http_port)
+    grpc_port = await grpc.start(mesh.host, router.port, shared=router.shared_ports)
+    http_port = await http.start(mesh.host, router.http_port, shared=router.shared_ports)
+    own_port = grpc_port
+    if router.shared_ports:
+        own_port = await grpc.listen(mesh.host, 0)
+        if router.process_http_port:
+            await http.listen(mesh.host, router.process_http_port)
+    life.spawn(others.listen(), "other routers")
+    life.spawn(others.speak(f"{settings.advertise_host}:{own_port}"), "word to other routers")
 
     # Last in, first out: first the requests, then what carries them.
     life.on_stop("last events", partial(_flush, bus), _STOPPING_S)

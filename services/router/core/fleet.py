@@ -172,6 +172,15 @@ class Fleet:
         self._write(worker, now_s)
         return Placed(worker, model, slo_class, prompt_tokens, completion_tokens, correction)
 
+    def placed_by_others(
+        self, worker: str, epoch: str, *, requests: int, prefill_tokens: int, prompt_tokens: int, now_s: float
+    ) -> None:
+        """Other routers sent requests to a worker; counts until a heartbeat shows them."""
+        known = self._workers.get(worker)
+        if known is not None and known.beat.epoch == epoch:
+            known.correct(Correction(now_s, requests, prefill_tokens, prompt_tokens))
+            self._write(known, now_s)
+
     def prefilled(self, placed: Placed, now_s: float) -> None:
         """The request's first token came."""
         if not placed.done:
