@@ -104,7 +104,7 @@ async def test_an_engine_that_says_it_runs_on_another_device_is_logged_by_name(
     worker: Worker, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert worker.beat.simulated is False
-    assert "the engine says that it runs on 'cuda: NVIDIA L4', but nvidia-h100-sxm is told by acme-power" in "".join(
+    assert "the engine says that it runs on 'cuda: NVIDIA L4', but acme-power tells of nvidia-h100-sxm" in "".join(
         record.getMessage() for record in caplog.get_records("setup")
     )
 

@@ -77,14 +77,12 @@ def disagreements(
     """What of the machine and of the engine's own word does not agree with the accelerator, a sentence each."""
     found = []
     if info.platform and contradicts(info.platform, accelerator, catalogue):
-        found.append(
-            f"the engine says that it runs on {info.platform!r}, but {accelerator.key} is"
-            f" {'declared by worker.accelerator' if detected_by == DECLARED else f'told by {detected_by}'}"
-        )
+        told = "worker.accelerator is" if detected_by == DECLARED else f"{detected_by} tells of"
+        found.append(f"the engine says that it runs on {info.platform!r}, but {told} {accelerator.key}")
     if detected_by == DECLARED and sightings and not _own(accelerator, sightings, catalogue):
         seen = [device for each in sightings for device in each.visible if device.cpu == accelerator.cpu]
         what = ", ".join(dict.fromkeys(str(each) for each in seen)) or "no such device"
-        found.append(f"worker.accelerator = {accelerator.key!r} is declared, but this machine has {what}")
+        found.append(f"worker.accelerator is {accelerator.key}, but this machine has {what}")
     return found
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.mesh.accelerators import load_catalogue, read_catalogue, split_devices
@@ -28,6 +28,7 @@ def declared(**rows: Any) -> dict[str, Any]:
     return {"accelerators": rows}
 
 
+@settings(deadline=None)
 @given(key=st.sampled_from(sorted(CATALOGUE.accelerators)), devices=st.integers(2, 9999))
 def test_several_devices_are_one_accelerator_with_all_their_figures(key: str, devices: int) -> None:
     one, several = CATALOGUE.accelerator(key), CATALOGUE.accelerator(f"{key}-x{devices}")

@@ -2,7 +2,7 @@ import random
 from collections import defaultdict
 from decimal import Decimal
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.mesh.events import Event
@@ -216,6 +216,7 @@ def test_a_complete_request_is_let_go_and_the_oldest_beyond_the_bound() -> None:
     ]
 
 
+@settings(deadline=None)
 @given(events=lives(), seed=st.integers(0, 2**32), cut=st.integers(1, 5))
 def test_the_books_end_up_the_same_in_any_order_and_any_batches(events: list[Event], seed: int, cut: int) -> None:
     in_order = _book(_ledger(), *events)

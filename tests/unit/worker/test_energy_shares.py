@@ -1,6 +1,6 @@
 """Who gets which part of measured energy."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.mesh.events import MODELLED
@@ -123,6 +123,7 @@ def test_energy_that_is_partly_modelled_is_not_called_measured() -> None:
     assert (one.energy_uj, one.energy_source) == (37, MODELLED)
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.one_of(

@@ -1,7 +1,7 @@
 """Measured energy is split to the microjoule between work and idling."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.worker.core.devices import Reading
@@ -19,6 +19,7 @@ READINGS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(idle_w=st.floats(0.0, 500.0), readings=READINGS)
 def test_what_was_measured_is_work_or_idling_or_waits_to_the_microjoule(
     idle_w: float, readings: list[tuple[float, float | None, int | None, float, bool]]
