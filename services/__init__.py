@@ -12,6 +12,8 @@
         services/router/placing.py  services/router/core/policy.py  services/router/core/records.py
     It rests on heartbeats, samples of steps, and the plan in force.
         services/router/feed.py  services/router/core/fleet.py  services/router/core/plans.py
+    Or straight: the router signs a placement, the client streams from the worker, and that delivers, prices and reports.
+        services/router/direct.py  services/mesh/placement.py  tokenworks/paths.py  services/worker/deliveries.py
  6. It travels on the one session to that worker; the worker checks it and gives it to its engine.
         services/router/session.py  services/worker/session.py  services/worker/requests.py
  7. The engine makes tokens, in steps that all its requests share.
@@ -25,6 +27,8 @@
         services/worker/outgoing.py
  9. The relay passes bytes on, knows what came and what the client has taken, and goes on elsewhere when a worker fails.
         services/router/relay.py  services/router/messages.py
+    A client goes on elsewhere by itself, with what it has, when a worker or a router fails it.
+        tokenworks/stream.py  tokenworks/mending.py  services/router/core/resumes.py
 10. Facts go to the bus: what was admitted, made, delivered, how long it took, how the worker is.
         services/router/announcer.py  services/worker/reporter.py  services/worker/heartbeat.py
 11. The bus: subjects and guarantees in one table, events and their wire.

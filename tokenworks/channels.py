@@ -80,6 +80,20 @@ def router_channel(address: str) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(address, options=_OPTIONS)
 
 
+async def connected(channel: grpc.aio.Channel, within_s: float) -> bool:
+    """Whether a channel stands, or comes to stand within that time; False at once when an attempt fails."""
+    waiting = (grpc.ChannelConnectivity.IDLE, grpc.ChannelConnectivity.CONNECTING)
+    state = channel.get_state(try_to_connect=True)
+    try:
+        async with asyncio.timeout(within_s):
+            while state in waiting:
+                await channel.wait_for_state_change(state)
+                state = channel.get_state(try_to_connect=True)
+    except TimeoutError:
+        return False
+    return state is grpc.ChannelConnectivity.READY
+
+
 def addresses_of(address: str | Sequence[str]) -> tuple[str, ...]:
     """One or several addresses. Raises ValueError: there is none."""
     addresses = (address,) if isinstance(address, str) else tuple(address)

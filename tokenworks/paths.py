@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import grpc
 
-from tokenworks.channels import Channels, router_channel
+from tokenworks.channels import Channels, connected, router_channel
 from tokenworks.mending import Asked
 from tokenworks.tracing import TRACEPARENT
 from tokenworks.v1 import inference_pb2 as wire
@@ -20,6 +20,7 @@ PLACEMENT: Final = "x-tokenworks-placement"
 _WORKER: Final = "x-tokenworks-worker"
 _GENERATE: Final = "/tokenworks.v1.Worker/Generate"
 _PLACE_WITHIN_S: Final = 10.0
+_CONNECT_WITHIN_S: Final = 2.0
 _RELAY_FOR_S: Final = 30.0
 
 
@@ -55,6 +56,14 @@ class Leg:
         self.call.cancel()
         self._release()
         self._release = lambda: None
+
+
+class WorkerUnreachable(Exception):
+    """No connection came about to the worker of `leg`, which was placed there."""
+
+    def __init__(self, leg: Leg) -> None:
+        super().__init__(f"no connection to worker {leg.worker!r} at {leg.address}")
+        self.leg = leg
 
 
 class Paths:
@@ -121,6 +130,7 @@ class Paths:
 
         Raises:
             grpc.aio.AioRpcError: the router placed nothing.
+            WorkerUnreachable: it named a worker that can't be reached from here.
         """
         metadata = (self.authorization, (TRACEPARENT, traceparent))
         if relayed or not self._direct or self._now_s() < self._relay_until_s:
@@ -132,15 +142,8 @@ class Paths:
         placement: wire.Placement = await asking
         self._silent = 0
         address = placement.address
-        stream = self._workers.take(address).unary_stream(
-            _GENERATE,
-            request_serializer=wire.GenerateRequest.SerializeToString,
-            response_deserializer=wire.GenerateResponse.FromString,
-        )
-        call = stream(request, timeout=timeout_s, metadata=((PLACEMENT, placement.token), (TRACEPARENT, traceparent)))
-        calling(call)
-        return Leg(
-            call,
+        leg = Leg(
+            asking,
             Asked.A_WORKER,
             request.resume_from,
             placement.worker,
@@ -149,6 +152,19 @@ class Paths:
             address,
             _release=lambda: self._workers.give_back(address),
         )
+        channel = self._workers.take(address)
+        if not await connected(channel, _CONNECT_WITHIN_S):
+            raise WorkerUnreachable(leg)
+        stream = channel.unary_stream(
+            _GENERATE,
+            request_serializer=wire.GenerateRequest.SerializeToString,
+            response_deserializer=wire.GenerateResponse.FromString,
+        )
+        leg.call = stream(
+            request, timeout=timeout_s, metadata=((PLACEMENT, placement.token), (TRACEPARENT, traceparent))
+        )
+        calling(leg.call)
+        return leg
 
     def answered(self, leg: Leg) -> None:
         """The first message of a leg came."""

@@ -18,7 +18,7 @@ import grpc
 
 from tokenworks.errors import CallError, GenerateError, error_of
 from tokenworks.mending import Asked, Mend, mend
-from tokenworks.paths import Leg, Paths
+from tokenworks.paths import Leg, Paths, WorkerUnreachable
 from tokenworks.tracing import RequestTrace
 from tokenworks.v1 import inference_pb2 as wire
 
@@ -141,9 +141,16 @@ class Generation:
             try:
                 if self._leg is None:
                     self._leg = await self._open()
+                    if self._closed:  # meanwhile, by another task
+                        self._leg.end()
+                        break
                 message = await self._leg.call.read()
+            except WorkerUnreachable as error:
+                self._leg = error.leg
+                await self._mend(CallError("Unreachable", str(error), code=grpc.StatusCode.UNAVAILABLE), error)
+                continue
             except grpc.aio.AioRpcError as error:
-                await self._mend(error)
+                await self._mend(error_of(error), error)
                 continue
             except asyncio.CancelledError:
                 if self._closed and not _being_cancelled():
@@ -211,10 +218,9 @@ class Generation:
             request.resumed_s = now_s - self._sent_at_s
         return request
 
-    async def _mend(self, error: grpc.aio.AioRpcError) -> None:
+    async def _mend(self, named: CallError, error: Exception) -> None:
         """Makes the next call possible after one failed. Raises GenerateError: nothing can."""
         leg, self._leg = self._leg, None
-        named = error_of(error)
         begun = self._answer.next_index > 0
         asked = leg.asked if leg is not None else Asked.FOR_A_PLACE
         how = mend(named, asked, begun=begun)
@@ -256,7 +262,7 @@ class Generation:
             return Mend.RELAY
         return how
 
-    async def _wait(self, named: CallError, error: grpc.aio.AioRpcError, *, mending: bool) -> None:
+    async def _wait(self, named: CallError, error: Exception, *, mending: bool) -> None:
         """Waits as long as it makes sense to."""
         self._avoided.clear()  # those that failed may be back
         delay_s = min(_LONGEST_DELAY_S, _FIRST_DELAY_S * 2**self._waits)

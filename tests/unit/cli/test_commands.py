@@ -106,6 +106,13 @@ async def test_generate_json_is_one_document_with_the_bill(program):
     assert ended.status == 0
 
 
+async def test_generate_asks_for_a_place_at_a_worker_unless_it_is_to_relay(program):
+    await program.run("generate", "hello", "--max-tokens", 1)
+    assert (program.router.place_calls, len(program.router.requests)) == (1, 1)
+    await program.run("generate", "hello", "--max-tokens", 1, "--relay")
+    assert (program.router.place_calls, len(program.router.requests)) == (1, 2)
+
+
 async def test_failure_is_named_and_the_status_is_1(program):
     program.router.refusals.append(UnknownModel("model 'x' is not served; use one of: y"))
     ended = await program.run("generate", "hello", "--model", "x", "--json")

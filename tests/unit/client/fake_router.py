@@ -86,6 +86,7 @@ class FakeRouter(Script, rpc.RouterServicer):
     placements: list[wire.Placement] = field(default_factory=list)  # none: this router hands out no placements
     no_places: deque[TokenworksError] = field(default_factory=deque)  # one per Place, in order
     placed: list[wire.GenerateRequest] = field(default_factory=list)
+    place_calls: int = 0
     on_place: Callable[[], None] = lambda: None
 
     async def Generate(self, request: wire.GenerateRequest, context: Any) -> AsyncIterator[wire.GenerateResponse]:
@@ -95,6 +96,7 @@ class FakeRouter(Script, rpc.RouterServicer):
 
     async def Place(self, request: wire.GenerateRequest, context: Any) -> wire.Placement:
         self._authenticate(context)
+        self.place_calls += 1
         if self.no_places:
             raise self.no_places.popleft()
         if not self.placements:

@@ -1,6 +1,7 @@
 """A client's ways to the tokens: straight from workers, relayed, and on from where a stream broke."""
 
 import asyncio
+import socket
 from contextlib import AsyncExitStack
 
 import grpc
@@ -17,7 +18,7 @@ from services.mesh.errors import (
     WorkerLost,
 )
 from tests.unit.client.fake_router import KEY, FakeRouter, FakeWorker, placement, serving
-from tokenworks import Client, GenerateError
+from tokenworks import Client, GenerateError, paths
 from tokenworks.channels import Channels
 
 NOWHERE = "127.0.0.1:1"
@@ -93,6 +94,33 @@ async def test_where_no_worker_can_be_reached_the_router_relays_and_goes_on_rela
         for _ in range(3):
             assert await client.generate(text="a", max_tokens=2).text() == "w0 w1 "
     assert (len(router.placed), len(router.requests)) == (1, 3)
+
+
+async def test_worker_that_never_answers_a_connection_is_given_up_soon(monkeypatch):
+    monkeypatch.setattr(paths, "_CONNECT_WITHIN_S", 0.05)
+    with socket.socket() as silent, socket.socket() as filler:  # a backlog that is full: packets are dropped
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(0)
+        filler.connect(silent.getsockname())
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        router = FakeRouter(placements=[placement("silent", address)])
+        async with serving(router) as router_address, Client(router_address, KEY) as client:
+            assert await client.generate(text="a", max_tokens=2).text() == "w0 w1 "
+    assert len(router.requests) == 1
+
+
+async def test_closing_while_a_worker_is_connected_to_ends_the_iteration(monkeypatch):
+    monkeypatch.setattr(paths, "_CONNECT_WITHIN_S", 0.2)
+    placed = asyncio.Event()
+    router = FakeRouter(placements=[placement("far", NOWHERE)], on_place=placed.set)
+    async with serving(router) as address, Client(address, KEY) as client:
+        stream = client.generate(text="a", max_tokens=2)
+        reading = asyncio.create_task(stream.text())
+        async with asyncio.timeout(10):
+            await placed.wait()
+            await stream.aclose()
+            assert await reading == ""
+    assert stream.result is None
 
 
 async def test_one_worker_that_cannot_be_reached_is_avoided_by_clients_that_reach_others():
