@@ -3,19 +3,20 @@
  1. A program asks: prompt, sampling, SLO class, workload. It reads pieces, and gets usage, price and a trace id.
         tokenworks/client.py  tokenworks/stream.py  tokenworks/tracing.py
  2. The router's edge takes the call; errors become statuses, every method has a span and limits.
-        services/router/service.py  services/mesh/rpc.py
+        services/router/service.py  services/mesh/rpc.py  services/mesh/fast_grpc.py  services/mesh/grpc_call.py
  3. Whose key is it? May it come in? Values, size, credit, room: a refusal leaves no trace.
         services/router/access.py  services/mesh/keys.py  services/router/core/admission.py
  4. From its arrival to its end, one place knows the request.
         services/router/dispatch.py
  5. Where to? Filter, score in expected dollars, pick; and the record of why.
         services/router/placing.py  services/router/core/policy.py  services/router/core/records.py
-    It rests on heartbeats, samples of steps, and the plan in force.
-        services/router/feed.py  services/router/core/fleet.py  services/router/core/plans.py
+    It rests on heartbeats, samples of steps, the plan in force, and what other routers have just placed.
+        services/router/feed.py  services/router/core/fleet.py  services/router/core/plans.py  services/router/others.py
     Or straight: the router signs a placement, the client streams from the worker, and that delivers, prices and reports.
         services/router/direct.py  services/mesh/placement.py  tokenworks/paths.py  services/worker/deliveries.py
  6. It travels on the one session to that worker; the worker checks it and gives it to its engine.
-        services/router/session.py  services/worker/session.py  services/worker/requests.py
+        services/router/session.py  services/mesh/grpc_stream.py  services/mesh/http2.py
+        services/worker/session.py  services/worker/requests.py
  7. The engine makes tokens, in steps that all its requests share.
         services/worker/streams.py  services/worker/engine.py  services/worker/engines/llamacpp.py
     A simulated accelerator: batching, KV cache, time and watts of a step.
@@ -26,7 +27,7 @@
  8. One frame per step goes back, with the tokens of all of the router's streams.
         services/worker/outgoing.py
  9. The relay passes bytes on, knows what came and what the client has taken, and goes on elsewhere when a worker fails.
-        services/router/relay.py  services/router/messages.py
+        services/router/relay.py  services/router/messages.py  services/router/http_sinks.py
     A client goes on elsewhere by itself, with what it has, when a worker or a router fails it.
         tokenworks/stream.py  tokenworks/mending.py  services/router/core/resumes.py
 10. Facts go to the bus: what was admitted, made, delivered, how long it took, how the worker is.
