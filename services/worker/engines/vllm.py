@@ -18,10 +18,10 @@ vLLM's engine core is a process of its own. When it dies (out of memory, a devic
 import asyncio
 import importlib.util
 import logging
-import multiprocessing.connection
+import multiprocessing
 import os
 import signal
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from multiprocessing import resource_tracker
@@ -40,20 +40,24 @@ from services.worker.engine import (
     OnFailure,
     OnStep,
 )
-from services.worker.engine_child import WORKER_VARIABLE
-from services.worker.engines.prompts import EncodedRequest, LoadedModel, PromptEncoder
+from services.worker.engine_child import WORKER_VARIABLE, cause_of_death
+from services.worker.engines.prompts import LoadedModel, PromptEncoder
 from services.worker.engines.request_line import Job, RequestLine
 from services.worker.engines.vllm_blocks import TOPIC, BlockReader
 from services.worker.engines.vllm_outputs import DeltaReader, StepCounts, prompts_worked_on
-from services.worker.engines.vllm_requests import check_resume, sampling_fields, structured_fields
+from services.worker.engines.vllm_requests import encode, sampling_fields, structured_fields
 from services.worker.engines.vllm_tokenizer import VllmTokenizer
 
 log = logging.getLogger(__name__)
 
 FEATURES: Final = (LOGPROBS, RESPONSE_FORMAT)
+_ENVIRONMENT: Final = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # where ours are
+}
 _ABORT_DEADLINE_S: Final = 5.0
 _SHUTDOWN_S: Final = 3.0  # for the core to end by itself; there is nothing in it to save
-_EXIT_S: Final = 1.0  # for a dead process to leave its status
 
 
 def vllm_unavailable() -> str:
@@ -130,7 +134,7 @@ class VllmEngine:
         self._tokenizer = VllmTokenizer(self._llm.get_tokenizer())
         loaded = LoadedModel(int(config.model_config.get_vocab_size()), context_tokens)
         encoder = PromptEncoder(self._tokenizer, self._line.model, loaded)
-        self._line.open(on_step, partial(_encode, encoder), self._run, FEATURES)
+        self._line.open(on_step, partial(encode, encoder), self._run, FEATURES)
         self._watcher = asyncio.create_task(self._watch(on_failure), name="vllm-watch")
         return EngineInfo(
             engine="vllm",
@@ -148,8 +152,8 @@ class VllmEngine:
 
     def _build(self, path: str) -> Any:
         """Loads the model; in a thread. vLLM's part of the event loop begins with the first request."""
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # a fork would take the locks of gRPC's threads with it
         os.environ[WORKER_VARIABLE] = str(os.getpid())  # the core inherits it, and ends with this process
         from vllm.config import KVEventsConfig
@@ -322,7 +326,7 @@ class VllmEngine:
         finally:
             for core in self._cores:
                 loop.remove_reader(core.sentinel)
-        self._failed = reason = f"vLLM's engine core has died: {await asyncio.to_thread(_cause, self._cores)}"
+        self._failed = reason = f"vLLM's engine core has died: {await asyncio.to_thread(cause_of_death, self._cores)}"
         self._running.clear()
         self._line.refuse(reason)
         self._line.end_running((EngineFailed.__name__, reason))
@@ -332,12 +336,6 @@ class VllmEngine:
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-async def _encode(encoder: PromptEncoder, request: EngineRequest) -> EncodedRequest:
-    check_resume(request)
-    structured_fields(request.response_format_json)  # refuses what cannot be asked for
-    return await encoder.encode(request)
 
 
 def _sampling_parameters(request: EngineRequest, max_tokens: int) -> Any:
@@ -362,19 +360,6 @@ def _translated(error: Exception) -> TokenworksError:
         told = str(error)
         return PromptTooLong(told) if "maximum context length" in told else InvalidRequest(told)
     return EngineFailed(f"vLLM did not take the request: {error!r}")
-
-
-def _cause(cores: Sequence[Any]) -> str:
-    """Why the engine core has died, as far as its exit status tells; waits a moment for that."""
-    if cores:
-        multiprocessing.connection.wait([core.sentinel for core in cores], _EXIT_S)
-    codes = [core.exitcode for core in cores if not core.is_alive()]
-    if not codes:
-        return "its log has the cause"
-    if codes[0] < 0:
-        killed = signal.Signals(-codes[0]).name
-        return f"it was ended by {killed}" + (" (out of memory?)" if killed == "SIGKILL" else "")
-    return f"it exited with status {codes[0]}, and its log has the cause (out of memory, a device error)"
 
 
 def _platform() -> str:

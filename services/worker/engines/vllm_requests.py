@@ -1,4 +1,4 @@
-"""What a request asks for, in vLLM's words; and what cannot be asked for. Pure, and without vLLM.
+"""What a request asks for, in vLLM's words; and what cannot be asked for. vLLM itself is not imported.
 
 In: `EngineRequest`s. Out: the fields of `SamplingParams` and `StructuredOutputsParams`, or the error that says why not.
 """
@@ -8,9 +8,21 @@ from typing import Any, Final
 
 from services.mesh.errors import InvalidRequest, ResumeRefused, Unsupported
 from services.worker.engine import EngineRequest
+from services.worker.engines.prompts import EncodedRequest, PromptEncoder
 
 _SEED_BITS: Final = 63  # of the 64 of a request: vLLM's seeds are signed
 _GOLDEN: Final = 0x9E37_79B9_7F4A_7C15  # spreads small numbers over 64 bits
+
+
+async def encode(encoder: PromptEncoder, request: EngineRequest) -> EncodedRequest:
+    """What `PromptEncoder.encode` makes, of a request that vLLM can serve.
+
+    Raises:
+        ResumeRefused, InvalidRequest, Unsupported: it cannot; and what the encoder raises.
+    """
+    check_resume(request)
+    structured_fields(request.response_format_json)
+    return await encoder.encode(request)
 
 
 def check_resume(request: EngineRequest) -> None:
