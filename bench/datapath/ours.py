@@ -114,12 +114,9 @@ class _Mesh:
         }
         router = Child(["-m", "services.router"], self._folder / "router.log", self.environment | settings)
         running = Running(kind, "", [router], backends, key=key, beside={"nats-server": self._nats})
-        try:
+        with running.starting():
             router.wait_until(lambda: answers(f"http://127.0.0.1:{http_port}/readyz"), "the router")
             router.wait_until(lambda: _workers(port, key) == BACKENDS, "the router with its workers")
-        except BaseException:
-            running.stop()
-            raise
         running.address = f"127.0.0.1:{http_port if kind == 'http' else port}"
         return running
 

@@ -58,6 +58,14 @@ def tables(subjects: Sequence[Figures], plain: Figures, missing: Mapping[str, st
         "",
         *_table(_NOTICED, [_noticed_row(each, plain) for each in subjects]),
     ]
+    for each in subjects:
+        failed = sum(cost["failed"] + cost["unfinished"] for cost in each.get("costs", ()))
+        if failed:
+            asked = sum(run["requests"] for cost in each["costs"] for run in cost["runs"])
+            lines += [
+                "",
+                f"{each['name']}: {failed:,} of {asked:,} requests failed or took too long; costs are of what came.",
+            ]
     if missing:
         lines += ["", *[f"{name} was not measured: {why}" for name, why in missing.items()]]
     return "\n".join(lines) + "\n"

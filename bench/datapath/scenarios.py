@@ -83,8 +83,14 @@ class Bench:
         return replace(Order(running.kind, running.address, key=running.key, model=running.model), **changes)
 
     def warm_up(self) -> None:
-        """Connections, caches, pools: what only the first requests pay."""
-        self.load.carry_out(self.order(tokens=4, streams=8, requests=64, limit_s=10.0))
+        """Connections, caches, pools: what only the first requests pay.
+
+        Raises:
+            RuntimeError: it answers none of them.
+        """
+        outcome = self.load.carry_out(self.order(tokens=4, streams=8, requests=64, limit_s=20.0))
+        if not outcome.whole:
+            raise RuntimeError(f"it answers no request: {outcome.failures or 'all too late'}")
         self.settle()
 
     def settle(self) -> None:

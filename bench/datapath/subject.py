@@ -1,6 +1,7 @@
 """What is measured: a router that can be started in front of two backends, and the plain backend as the yardstick."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -39,6 +40,15 @@ class Running:
 
     def rss_bytes(self) -> int:
         return sum(process.rss_bytes() for process in self.processes)
+
+    @contextmanager
+    def starting(self) -> Iterator[None]:
+        """Stops everything again when what is done in it fails."""
+        try:
+            yield
+        except BaseException:
+            self.stop()
+            raise
 
     def stop(self) -> None:
         for child in (*self.processes, *self.backends, *self.beside.values()):

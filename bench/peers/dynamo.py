@@ -55,8 +55,10 @@ class Dynamo:
         frontend = [_ENVIRONMENT.python, "-m", "dynamo.frontend", "--http-host", "127.0.0.1", "--http-port", str(port)]
         frontend += ["--router-mode", "round-robin", "--migration-limit", str(self.migrations)]
         router = Child(frontend, folder / "router.log", environment)
-        router.wait_until(lambda: _workers(port) == BACKENDS, "Dynamo's frontend with its workers", _START_S)
-        return Running("http", f"127.0.0.1:{port}", [router], backends)
+        running = Running("http", f"127.0.0.1:{port}", [router], backends)
+        with running.starting():
+            router.wait_until(lambda: _workers(port) == BACKENDS, "Dynamo's frontend with its workers", _START_S)
+        return running
 
 
 def _workers(port: int) -> int:

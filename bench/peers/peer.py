@@ -119,10 +119,11 @@ class HttpPeer:
         port = free_port()
         how = self.run(port, backends, folder)
         router = Child(how.command, folder / "router.log", how.environment)
-        router.wait_until(lambda: answers(f"http://127.0.0.1:{port}{how.ready}"), self.name, _START_S)
         running = Running("http", f"127.0.0.1:{port}", [router], [each.child for each in backends], key=how.key)
         if how.model:
             running.model = how.model
+        with running.starting():
+            router.wait_until(lambda: answers(f"http://127.0.0.1:{port}{how.ready}"), self.name, _START_S)
         return running
 
 

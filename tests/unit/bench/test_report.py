@@ -5,13 +5,16 @@ from typing import Any
 from bench.datapath.report import comparison, tables
 
 
-def costs(**changes: float) -> dict[str, Any]:
+def costs(**changes: Any) -> dict[str, Any]:
     return {
         "streams": 64,
         "step_ms": 20.0,
         "us_per_request": 250.0,
         "us_per_token": 36.0,
         "us_per_request_of_256": 9466.0,
+        "failed": 0,
+        "unfinished": 0,
+        "runs": [{"requests": 256}],
         **changes,
     }
 
@@ -62,3 +65,8 @@ def test_ours_are_compared_with_the_lowest_of_the_others() -> None:
     told = row(comparison([ours], peers), "per token, 64 streams")
     assert told == ["per token, 64 streams", "vllm: 30.0", "0.30"]
     assert comparison([ours], []) == ""
+
+
+def test_requests_that_failed_while_costs_were_measured_are_told() -> None:
+    table = tables([{"name": "smg", "costs": [costs(failed=3, unfinished=1)]}], PLAIN, {})
+    assert "smg: 4 of 256 requests failed or took too long" in table
