@@ -17,7 +17,7 @@ from typing import Final
 
 from services.mesh.bus import Bus, Delivered
 from services.mesh.clock import Clock
-from services.mesh.errors import DuplicateRequest, OutboxFull, QueueFull, ResumeRefused, TokenworksError, Unsupported
+from services.mesh.errors import DuplicateRequest, OutboxFull, QueueFull, TokenworksError, Unsupported
 from services.mesh.events import Outcome, PlacementEnded, PlacementsUsed, RequestFinished
 from services.mesh.placement import LEEWAY_MS, PlacementClaims, PlacementSigner
 from services.mesh.pricing import rates_for
@@ -31,7 +31,7 @@ from services.router.core.open_placements import At, OpenPlacement, OpenPlacemen
 from services.router.core.policy import Decision
 from services.router.core.records import RUNNING
 from services.router.core.request import Asked
-from services.router.core.resumes import check_resumed
+from services.router.core.resumes import check_asks, check_resumed
 from services.router.core.scores import Ask
 from services.router.dispatch import Dispatcher
 from services.router.measures import Measures
@@ -41,7 +41,6 @@ from tokenworks.v1 import inference_pb2 as wire
 
 log = logging.getLogger(__name__)
 
-_MOST_LEGS: Final = 8
 _SWEEP_EVERY_S: Final = 0.5
 
 
@@ -129,7 +128,6 @@ class Direct:
             record=record,
             cached_tokens=decision.cached_tokens,
             traceparent=traceparent,
-            legs=before.legs + 1 if before else 1,
             expires_s=self._clock.monotonic_s() + self._settings.placement_ttl_s + LEEWAY_MS / 1000,
         )
         self._open.add(placement)
@@ -178,19 +176,20 @@ class Direct:
         """Checks the request; the placement of it that is out, when it is to be placed again."""
         before = self._open.of(asked.request_id)
         again = bool(asked.resume_from or request.avoid_workers)
+        records = self._dispatcher.records
+        earlier = records.of(asked.request_id, asked.tenant)
         if asked.resume_from:
             check_resumed(
                 asked.resume_from,
                 len(request.resumed_token_ids.ids),
                 request.resumed_text,
                 features=asked.features,
+                earlier=earlier,
             )
         if before is not None and again:
             if before.asked.tenant != asked.tenant:
                 raise DuplicateRequest(f"request {asked.request_id!r} runs already; use another request_id")
-            if before.legs >= _MOST_LEGS:
-                raise ResumeRefused(f"request {asked.request_id!r} was placed {before.legs} times; send it anew")
-        records = self._dispatcher.records
+            check_asks(asked.request_id, earlier)
         situation = Situation(
             draining=self._dispatcher.draining,
             models=self._fleet.models,
@@ -284,7 +283,8 @@ class Direct:
         """For a placement that is no longer among the open ones."""
         self._fleet.finished(placement.placed, self._clock.monotonic_s())
         if placement.record.outcome == RUNNING:
-            placement.record.outcome, placement.record.delivered = outcome, delivered_tokens
+            placement.record.outcome = outcome
+            placement.record.delivered = max(placement.record.delivered, delivered_tokens)
 
     def _gone(self, at: At) -> bool:
         worker = self._fleet.worker(at.worker)

@@ -262,6 +262,7 @@ class Dispatcher:
             len(request.resumed_token_ids.ids),
             request.resumed_text,
             features=asked.features,
+            earlier=self.records.of(asked.request_id, asked.tenant),
         )
         before = self._relays.get(asked.request_id)
         if before is not None and before.asked.tenant == asked.tenant:

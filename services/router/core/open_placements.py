@@ -33,7 +33,6 @@ class OpenPlacement:
     Attributes:
         cached_tokens: prompt tokens expected in the worker's prefix cache.
         traceparent: context of the span it was placed under.
-        legs: how often it was placed.
         expires_s: the worker refuses it from then on.
         taken_s: when its client was told to have come; None before.
     """
@@ -43,7 +42,6 @@ class OpenPlacement:
     record: DecisionRecord
     cached_tokens: int
     traceparent: str
-    legs: int
     expires_s: float
     taken_s: float | None = None
 

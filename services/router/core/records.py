@@ -11,13 +11,14 @@ RUNNING = "running"
 
 @dataclass(slots=True)
 class DecisionRecord:
-    """The first placement of one request.
+    """The placement of one request; the latest, where it broke off and its client asked again.
 
     Attributes:
         plan: `model:version` in force; empty when none had arrived.
         decision_us: how long the decision took.
         outcome: "running", then why the stream ended.
-        delivered: tokens that reached the client.
+        delivered: tokens that reached the client, as far as is known.
+        asks: how often its client asked for it.
     """
 
     asked: Asked
@@ -32,6 +33,7 @@ class DecisionRecord:
     decision_us: float
     outcome: str = RUNNING
     delivered: int = 0
+    asks: int = 1
 
 
 class DecisionRecords:
@@ -45,7 +47,9 @@ class DecisionRecords:
         return len(self._records)
 
     def add(self, record: DecisionRecord) -> None:
-        self._records.pop(record.asked.request_id, None)
+        earlier = self._records.pop(record.asked.request_id, None)
+        if earlier is not None and earlier.asked.tenant == record.asked.tenant:
+            record.asks, record.delivered = earlier.asks + 1, earlier.delivered
         self._records[record.asked.request_id] = record
         while len(self._records) > self._capacity:
             self._records.popitem(last=False)

@@ -47,7 +47,7 @@ class Out:
             now_s=self.world.now_s,
         )
         record: Any = None  # nothing here looks at it
-        placement = OpenPlacement(asked, placed, record, 0, "", 1, at_s + TTL_S)
+        placement = OpenPlacement(asked, placed, record, 0, "", at_s + TTL_S)
         self.open.add(placement)
         return placement
 
