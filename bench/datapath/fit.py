@@ -65,6 +65,6 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(statistics.median(values), min(values), max(values))
 
 
-def percentile(values: Sequence[float], percent: float) -> float:
-    """Linear between the nearest two, as numpy's; NaN of nothing."""
-    return float(np.percentile(np.asarray(values), percent)) if len(values) else float("nan")
+def percentile(values: Sequence[float], percent: float) -> float | None:
+    """Linear between the nearest two, as numpy's; None of nothing."""
+    return float(np.percentile(np.asarray(values), percent)) if len(values) else None

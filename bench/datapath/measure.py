@@ -172,7 +172,6 @@ def cost_of(figures: Mapping[str, Any], streams: int, step_ms: float, what: str)
 def added_ttft(figures: Mapping[str, Any], plain: Mapping[str, Any], percentile: int) -> Spread | None:
     """Milliseconds beyond what a client without a router waits for its first token."""
     what = f"ttft_p{percentile}_ms"
-    if not figures.get("ttft"):
-        return None
-    without = spread([each[what] for each in plain["ttft"]]).median
-    return spread([each[what] - without for each in figures["ttft"]])
+    those = [each[what] for each in figures.get("ttft", ()) if each[what] is not None]
+    without = [each[what] for each in plain.get("ttft", ()) if each[what] is not None]
+    return spread([each - spread(without).median for each in those]) if those and without else None

@@ -80,7 +80,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of an order; gaps are those of readers that are not slow.
+    """What came of an order; gaps are those of readers that are not slow, None where there were none.
 
     Attributes:
         requests: started. whole: answered in full. unfinished: broken off by the limit, or by their own slowness.
@@ -95,11 +95,11 @@ class Outcome:
     tokens: int
     took_s: float
     client_cpu_s: float
-    ttft_p50_ms: float
-    ttft_p99_ms: float
-    gap_p50_ms: float
-    gap_p99_ms: float
-    gap_max_ms: float
+    ttft_p50_ms: float | None
+    ttft_p99_ms: float | None
+    gap_p50_ms: float | None
+    gap_p99_ms: float | None
+    gap_max_ms: float | None
     failures: dict[str, int] = field(default_factory=dict)
 
 
@@ -133,6 +133,6 @@ def outcome_of(readings: Sequence[Reading], took_s: float, client_cpu_s: float) 
         ttft_p99_ms=percentile(ttfts_ms, 99),
         gap_p50_ms=percentile(gaps_ms, 50),
         gap_p99_ms=percentile(gaps_ms, 99),
-        gap_max_ms=max(gaps_ms, default=float("nan")),
+        gap_max_ms=max(gaps_ms, default=None),
         failures=dict(failures.most_common(5)),
     )

@@ -3,7 +3,6 @@
 A figure is the median of the repetitions; where they lie apart by more than a tenth, least and most stand beside it.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -104,24 +103,27 @@ def _cost_row(each: Figures) -> list[str]:
 
 def _noticed_row(each: Figures, plain: Figures) -> list[str]:
     held, slow, kills = each.get("hold"), each.get("slow"), each.get("kill")
-    gap_ms = held["gap_p99_ms"] - plain["hold"]["gap_p99_ms"] if held and plain.get("hold") else None
+    with_ms, without_ms = (held or {}).get("gap_p99_ms"), plain.get("hold", {}).get("gap_p99_ms")
+    gap_ms = with_ms - without_ms if with_ms is not None and without_ms is not None else None
     return [
         each["name"],
         f"{_shown(added_ttft(each, plain, 50), 2)} / {_shown(added_ttft(each, plain, 99), 1)}",
         _whole([kill["lost"] for kill in kills]) if kills else _NOTHING,
         f"{held['rss_bytes_per_stream'] / 1000:.0f}" if held else _NOTHING,
         f"{held['errors']:,}" if held else _NOTHING,
-        f"{gap_ms:.1f}" if gap_ms is not None and math.isfinite(gap_ms) else _NOTHING,
-        (
-            f"{slow['gap_p99_without_ms']:.0f} → {slow['gap_p99_with_ms']:.0f} ({slow['rss_growth_bytes'] / 1e6:.1f})"
-            if slow
-            else _NOTHING
-        ),
+        _NOTHING if gap_ms is None else f"{gap_ms:.1f}",
+        _slow(slow) if slow else _NOTHING,
     ]
 
 
+def _slow(slow: Figures) -> str:
+    gaps = [slow["gap_p99_without_ms"], slow["gap_p99_with_ms"]]
+    shown = " → ".join(_NOTHING if gap_ms is None else f"{gap_ms:.0f}" for gap_ms in gaps)
+    return f"{shown} ({slow['rss_growth_bytes'] / 1e6:.1f})"
+
+
 def _shown(figure: Spread | None, digits: int) -> str:
-    if figure is None or not math.isfinite(figure.median):
+    if figure is None:
         return _NOTHING
     shown = f"{figure.median:,.{digits}f}"
     if figure.most - figure.least > _APART * abs(figure.median):
