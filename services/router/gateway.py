@@ -7,9 +7,11 @@ it the engine's work. Requests of keys made for it are sent on (307) to the work
 
 import asyncio
 from collections.abc import Callable
+from typing import Final
 from urllib.parse import urlencode
 
 from aiohttp import HttpVersion11, web
+from aiohttp.abc import AbstractStreamWriter
 
 from services.mesh.clock import Clock
 from services.mesh.errors import UnknownModel
@@ -26,6 +28,8 @@ from services.router.http_sinks import EventSink, WholeSink
 from services.router.relay import Relay
 from services.router.service import describe, served_models
 from tokenworks.v1 import inference_pb2 as wire
+
+_MOST_SEED: Final = (1 << 64) - 1
 
 
 class Gateway:
@@ -67,29 +71,41 @@ class Gateway:
         caller = caller_of(request.headers.get("Authorization", ""), self._keys)
         wanted = parse(await body_of(request))
         traceparent = current_traceparent() or fresh_traceparent()
-        if caller.direct_http and (there := self._direct.place_http(wanted.request, caller.tenant, traceparent)):
+        if (
+            wanted.n == 1  # several answers come together here only
+            and caller.direct_http
+            and (there := self._direct.place_http(wanted.request, caller.tenant, traceparent))
+        ):
             return _sent_on(request, there, traceparent)
-        relay = self._dispatcher.admit(wanted.request, caller.tenant, traceparent)
+        relays: list[Relay] = []
         try:
+            for index in range(wanted.n):
+                asked = wanted.request if index == 0 else _another(wanted.request, relays[0].asked.request_id, index)
+                relays.append(self._dispatcher.admit(asked, caller.tenant, traceparent))
             answer = Answer(
                 kind,
-                relay.asked.request_id,
-                relay.asked.model,
-                relay.admitted_unix_ms // 1000,
+                relays[0].asked.request_id,
+                relays[0].asked.model,
+                relays[0].admitted_unix_ms // 1000,
                 include_usage=wanted.include_usage,
+                answers=wanted.n,
             )
             send = self._stream if wanted.stream else self._whole
-            return await send(request, relay, answer)
+            return await send(request, relays, answer)
         finally:
-            self._dispatcher.close(relay)
-            describe(relay)
+            for relay in relays:
+                self._dispatcher.close(relay)
+            if relays:
+                describe(relays[0])
 
-    async def _stream(self, request: web.Request, relay: Relay, answer: Answer) -> web.StreamResponse:
-        sink = EventSink(answer)
-        relay.attach(sink)
-        await sink.begun()
+    async def _stream(self, request: web.Request, relays: list[Relay], answer: Answer) -> web.StreamResponse:
+        sinks = [EventSink(answer if index == 0 else answer.beside(index)) for index in range(len(relays))]
+        for relay, sink in zip(relays, sinks, strict=True):
+            relay.attach(sink)
+        for sink in sinks:
+            await sink.begun()
         response = web.StreamResponse(
-            headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache", **_told(relay)}
+            headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache", **_told(relays[0])}
         )
         chunked = request.version >= HttpVersion11
         if chunked:
@@ -97,27 +113,27 @@ class Gateway:
         writer = await response.prepare(request)
         if writer is None or request.transport is None:
             raise ConnectionResetError("the client left before its answer began")
-        sink.open(request.transport, chunked=chunked)
-        relay.flush()
-        while await sink.held():
-            await writer.drain()
-            await asyncio.sleep(0)  # a turn for the others, should the connection be full again at once
+        for relay, sink in zip(relays, sinks, strict=True):
+            sink.open(request.transport, chunked=chunked)
             relay.flush()
+        await asyncio.gather(*(_poured(relay, sink, writer) for relay, sink in zip(relays, sinks, strict=True)))
         await response.write_eof()
         return response
 
-    async def _whole(self, request: web.Request, relay: Relay, answer: Answer) -> web.StreamResponse:
-        sink, sent = WholeSink(), False
-        relay.attach(sink)
+    async def _whole(self, request: web.Request, relays: list[Relay], answer: Answer) -> web.StreamResponse:
+        sinks, sent = [WholeSink() for _ in relays], False
+        for relay, sink in zip(relays, sinks, strict=True):
+            relay.attach(sink)
         try:
-            messages = await sink.all()
-            response = web.Response(body=answer.whole(messages), content_type="application/json", headers=_told(relay))
+            body = answer.whole(*[await sink.all() for sink in sinks])
+            response = web.Response(body=body, content_type="application/json", headers=_told(relays[0]))
             await response.prepare(request)
             await response.write_eof()
             sent = True
         finally:
             if not sent:
-                relay.recall()
+                for relay in relays:
+                    relay.recall()
         return response
 
     async def _models(self, request: web.Request) -> web.StreamResponse:
@@ -141,6 +157,24 @@ def _sent_on(request: web.Request, there: wire.Placement, traceparent: str) -> w
     """To the same path of the placement's worker; the client sends its body there again."""
     query = urlencode({PLACEMENT: there.token, TRACEPARENT: traceparent})
     return web.Response(status=307, headers={"Location": f"{there.http_url}{request.path}?{query}"})
+
+
+async def _poured(relay: Relay, sink: EventSink, writer: AbstractStreamWriter) -> None:
+    """Until everything of one answer is written."""
+    while await sink.held():
+        await writer.drain()
+        await asyncio.sleep(0)  # a turn for the others, should the connection be full again at once
+        relay.flush()
+
+
+def _another(request: wire.GenerateRequest, first_id: str, index: int) -> wire.GenerateRequest:
+    """The request for another answer to the same call, under an id of its own; a seed draws another one."""
+    another = wire.GenerateRequest()
+    another.CopyFrom(request)
+    another.request_id = f"{first_id}-{index}"
+    if another.sampling.HasField("seed"):
+        another.sampling.seed = (request.sampling.seed + index) & _MOST_SEED
+    return another
 
 
 def _told(relay: Relay) -> dict[str, str]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from aiohttp import web
 
-from services.mesh.errors import TokenworksError
+from services.mesh.errors import TokenworksError, Unsupported
 from services.mesh.openai.answers import Answer, Kind, error_event
 from services.mesh.openai.edge import PLACEMENT, body_of, guarded, told
 from services.mesh.openai.requests import Wanted, parse_chat, parse_completion
@@ -41,6 +41,8 @@ class Gateway:
 
     async def _generate(self, request: web.Request, kind: Kind, parse: Callable[[bytes], Wanted]) -> web.StreamResponse:
         wanted = parse(await body_of(request))
+        if wanted.n > 1:
+            raise Unsupported(f"n = {wanted.n}: a placement is for one answer; ask the router for several")
         traceparent = current_traceparent() or fresh_traceparent()
         delivery = await self._deliveries.open(request.query.get(PLACEMENT, ""), wanted.request, traceparent)
         try:

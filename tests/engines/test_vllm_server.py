@@ -14,7 +14,7 @@ from tests.engines.vllm_server import SharedServer
 
 class TestVllmServer(EngineContract):
     server: ClassVar = SharedServer()
-    subject = Subject("vllm-server", server.serve, unavailable)
+    subject = Subject("vllm-server", server.serve, unavailable, server.serve_alone)
 
     @pytest_asyncio.fixture(scope="class", loop_scope="class", autouse=True)
     @classmethod

@@ -90,8 +90,17 @@ def _tail(log: Path) -> str:
     return log.read_text(errors="replace")[-3000:]
 
 
+@asynccontextmanager
+async def _in_front_of(url: str, process: asyncio.subprocess.Process, **changes: Any) -> AsyncIterator[Running]:
+    base = {**SMALL, "models": (MODEL,), "openai_url": url, "accelerator": "cpu-epyc-turin"}
+    engine = OpenAiEngine(WorkerSettings(**{**base, **changes}), SystemClock(), watch_s=0.2)
+    kill = partial(os.killpg, process.pid, signal.SIGKILL)
+    async with started(Running(engine, MODEL, kill=kill)) as running:
+        yield running
+
+
 class SharedServer:
-    """One server for all cases, until one kills it; the next case starts another."""
+    """One server for all cases but the one that kills it."""
 
     def __init__(self) -> None:
         self._stack = AsyncExitStack()
@@ -100,13 +109,15 @@ class SharedServer:
     @asynccontextmanager
     async def serve(self, directory: Path, **changes: Any) -> AsyncIterator[Running]:
         """The engine in front of the server."""
-        if self._running is None or self._running[1].returncode is not None:
-            await self.close()
+        if self._running is None:
             self._running = await self._stack.enter_async_context(vllm_server(directory))
-        url, process = self._running
-        base = {**SMALL, "models": (MODEL,), "openai_url": url, "accelerator": "cpu-epyc-turin"}
-        engine = OpenAiEngine(WorkerSettings(**{**base, **changes}), SystemClock(), watch_s=0.2)
-        async with started(Running(engine, MODEL, kill=partial(os.killpg, process.pid, signal.SIGKILL))) as running:
+        async with _in_front_of(*self._running, **changes) as running:
+            yield running
+
+    @asynccontextmanager
+    async def serve_alone(self, directory: Path, **changes: Any) -> AsyncIterator[Running]:
+        """The engine in front of a server that nobody else uses."""
+        async with vllm_server(directory) as server, _in_front_of(*server, **changes) as running:
             yield running
 
     async def close(self) -> None:

@@ -4,7 +4,8 @@ The fixed parts of a stream's events are made once per stream, so that a token c
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from copy import copy
 from typing import Any, Final, Literal
 
 from services.mesh.errors import TokenworksError, face
@@ -23,61 +24,134 @@ _CODES: Final = {  # names that OpenAI's clients know; others keep ours
 _REASONS: Final = {"stop": "stop", "length": "length", "budget": "length"}  # others end like a stop
 
 
+class _Ends:
+    """The ends of one call's answers: what follows the last of them."""
+
+    def __init__(self, answers: int) -> None:
+        self._left = answers
+        self._finishes: list[wire.Finish] = []
+
+    def add(self, finish: wire.Finish) -> Sequence[wire.Finish]:
+        """Every finish, once the last has come; empty before."""
+        self._left -= 1
+        self._finishes.append(finish)
+        return () if self._left else self._finishes
+
+
 class Answer:
-    """One request's answers; `created` is in seconds since 1970.
+    """One answer to a call; `created` is in seconds since 1970.
 
     Args:
         include_usage: a stream ends with an event that carries the usage.
+        answers: how many there are to the same call; the others are `beside` this one.
     """
 
-    def __init__(self, kind: Kind, request_id: str, model: str, created: int, *, include_usage: bool = False) -> None:
+    def __init__(
+        self,
+        kind: Kind,
+        request_id: str,
+        model: str,
+        created: int,
+        *,
+        include_usage: bool = False,
+        answers: int = 1,
+    ) -> None:
         self._chat = kind == "chat"
         self._include_usage = include_usage
-        self._started = False
         self._base: dict[str, Any] = {
             "id": f"{'chatcmpl' if self._chat else 'cmpl'}-{request_id}",
             "created": created,
             "model": model,
         }
+        self._ends = _Ends(answers)
+        self._begin(0)
+
+    def beside(self, index: int) -> "Answer":
+        """Another answer to the same call, from 1."""
+        other = copy(self)
+        other._begin(index)
+        return other
+
+    def _begin(self, index: int) -> None:
+        self._index = index
+        self._started = False
+        self._called = False
+        self._shown = 0  # characters of text
         opened = json.dumps({**self._base, "object": self._object(streamed=True)})[:-1]
         inner = '"delta":{"content":%s}' if self._chat else '"text":%s'
-        outer = ',"usage":null}' if include_usage else "}"
-        self._token = f'data: {_escaped(opened)},"choices":[{{"index":0,{inner},"finish_reason":null}}]{outer}\n\n'
+        outer = ',"usage":null}' if self._include_usage else "}"
+        choice = f'{{"index":{index},{inner},"finish_reason":null}}'
+        self._token = f'data: {_escaped(opened)},"choices":[{choice}]{outer}\n\n'
 
     def events(self, message: wire.GenerateResponse) -> bytes:
-        """The server-sent events of one message, the end of the stream included in the last."""
+        """The server-sent events of one message, the end of the stream included in the last of the last answer."""
         parts = []
         if not self._started and self._chat:
-            opening: dict[str, Any] = {"index": 0, "delta": {"role": "assistant", "content": ""}}
-            parts.append(self._event([opening]))
+            parts.append(self._event([self._choice(delta={"role": "assistant", "content": ""})]))
         self._started = True
-        if message.text:
+        if message.logprobs:
+            shown = {"delta": {"content": message.text}} if self._chat else {"text": message.text}
+            parts.append(self._event([self._choice(**shown, logprobs=self._logprobs(message.logprobs))]))
+        elif message.text:
             parts.append((self._token % json.dumps(message.text)).encode())
+        if message.tool_calls_json:
+            self._called = True
+            parts.append(self._event([self._choice(delta={"tool_calls": json.loads(message.tool_calls_json)})]))
         if message.HasField("finish"):
-            finish = message.finish
-            ending: dict[str, Any] = {"index": 0, "finish_reason": finish_reason(finish)}
-            ending.update(delta={}) if self._chat else ending.update(text="")
-            parts.append(self._event([ending]))
-            if self._include_usage:
-                parts.append(self._event([], usage=usage_of(finish), tokenworks=account_of(finish)))
-            parts.append(DONE)
+            reason = finish_reason(message.finish, called=self._called)
+            ending: dict[str, Any] = {"delta": {}} if self._chat else {"text": ""}
+            parts.append(self._event([self._choice(**ending, finish_reason=reason)]))
+            if finishes := self._ends.add(message.finish):
+                if self._include_usage:
+                    parts.append(self._event([], usage=usage_of(*finishes), tokenworks=account_of(*finishes)))
+                parts.append(DONE)
         return b"".join(parts)
 
-    def whole(self, messages: Sequence[wire.GenerateResponse]) -> bytes:
-        """The answer in one piece; the last message holds the Finish."""
-        finish = messages[-1].finish
-        text = "".join(each.text for each in messages)
-        choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": finish_reason(finish)}
-        choice.update({"message": {"role": "assistant", "content": text}} if self._chat else {"text": text})
+    def whole(self, *answers: Sequence[wire.GenerateResponse]) -> bytes:
+        """All answers in one piece: of each its messages, the last of which holds the Finish."""
+        finishes = [messages[-1].finish for messages in answers]
         return json.dumps(
             {
                 **self._base,
                 "object": self._object(streamed=False),
-                "choices": [choice],
-                "usage": usage_of(finish),
-                "tokenworks": account_of(finish),
+                "choices": [self._whole_choice(index, messages) for index, messages in enumerate(answers)],
+                "usage": usage_of(*finishes),
+                "tokenworks": account_of(*finishes),
             }
         ).encode()
+
+    def _whole_choice(self, index: int, messages: Sequence[wire.GenerateResponse]) -> dict[str, Any]:
+        text = "".join(each.text for each in messages)
+        calls = _joined_calls(messages)
+        logprobs = [logprob for each in messages for logprob in each.logprobs]
+        self._shown = 0
+        choice: dict[str, Any] = {
+            "index": index,
+            "logprobs": self._logprobs(logprobs) if logprobs else None,
+            "finish_reason": finish_reason(messages[-1].finish, called=bool(calls)),
+        }
+        if not self._chat:
+            return choice | {"text": text}
+        said: dict[str, Any] = {"role": "assistant", "content": text}
+        if calls:
+            said |= {"content": text or None, "tool_calls": calls}
+        return choice | {"message": said}
+
+    def _choice(self, **fields: Any) -> dict[str, Any]:
+        return {"index": self._index, "finish_reason": None, **fields}
+
+    def _logprobs(self, told: Iterable[wire.TokenLogprob]) -> dict[str, Any]:
+        """In the form of the chat, or in that of completions, with offsets into the answer."""
+        if self._chat:
+            return {"content": [_spelt(each, top_logprobs=[_spelt(top) for top in each.top]) for each in told]}
+        form: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        for each in told:
+            form["tokens"].append(each.text)
+            form["token_logprobs"].append(each.logprob)
+            form["top_logprobs"].append({top.text: top.logprob for top in each.top})
+            form["text_offset"].append(self._shown)
+            self._shown += len(each.text)
+        return form
 
     def _object(self, *, streamed: bool) -> str:
         if not self._chat:
@@ -85,43 +159,69 @@ class Answer:
         return "chat.completion.chunk" if streamed else "chat.completion"
 
     def _event(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
-        for choice in choices:
-            choice.setdefault("finish_reason", None)
         usage = {"usage": None} if self._include_usage else {}
         body = {**self._base, "object": self._object(streamed=True), "choices": choices, **usage, **more}
         return b"data: " + json.dumps(body).encode() + b"\n\n"
 
 
-def finish_reason(finish: wire.Finish) -> str:
-    """In OpenAI's words."""
-    return _REASONS.get(finish.reason, "stop")
+def _spelt(told: wire.TokenLogprob | wire.TokenLogprob.Alternative, **more: Any) -> dict[str, Any]:
+    return {"token": told.text, "logprob": told.logprob, "bytes": list(told.text.encode()), **more}
 
 
-def usage_of(finish: wire.Finish) -> dict[str, Any]:
-    usage = finish.usage
+def _joined_calls(messages: Sequence[wire.GenerateResponse]) -> list[dict[str, Any]]:
+    """The calls that a stream's deltas make up."""
+    calls: dict[int, dict[str, Any]] = {}
+    for message in messages:
+        for delta in json.loads(message.tool_calls_json or "[]"):
+            index = int(delta.get("index") or 0)
+            call = calls.setdefault(index, {"id": "", "type": "function", "function": {"name": "", "arguments": ""}})
+            call["id"] = delta.get("id") or call["id"]
+            told = delta.get("function") or {}
+            call["function"]["name"] += told.get("name") or ""
+            call["function"]["arguments"] += told.get("arguments") or ""
+    return [calls[index] for index in sorted(calls)]
+
+
+def finish_reason(finish: wire.Finish, *, called: bool = False) -> str:
+    """In OpenAI's words; `called`: the answer calls a tool."""
+    reason = _REASONS.get(finish.reason, "stop")
+    return "tool_calls" if called and reason == "stop" else reason
+
+
+def usage_of(*finishes: wire.Finish) -> dict[str, Any]:
+    """Of a call's answers together; each read the prompt, and is billed for it."""
+    usages = [finish.usage for finish in finishes]
+    prompt_tokens = sum(usage.prompt_tokens for usage in usages)
+    completion_tokens = sum(usage.completion_tokens for usage in usages)
     return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_prompt_tokens},
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": sum(usage.cached_prompt_tokens for usage in usages)},
     }
 
 
-def account_of(finish: wire.Finish) -> dict[str, Any]:
+def account_of(*finishes: wire.Finish) -> dict[str, Any]:
     """What OpenAI's fields have no place for: the price in nano-dollars, and who made the tokens."""
-    return {
-        "finish_reason": finish.reason,
-        "price_nusd": finish.price_nusd,
-        "segments": [
-            {
-                "worker": each.worker,
-                "accelerator": each.accelerator,
-                "from_index": each.from_index,
-                "count": each.count,
-            }
-            for each in finish.segments
-        ],
-    }
+    (first, *others) = [
+        {
+            "finish_reason": finish.reason,
+            "price_nusd": finish.price_nusd,
+            "segments": [
+                {
+                    "worker": each.worker,
+                    "accelerator": each.accelerator,
+                    "from_index": each.from_index,
+                    "count": each.count,
+                }
+                for each in finish.segments
+            ],
+        }
+        for finish in finishes
+    ]
+    if not others:
+        return first
+    return {"price_nusd": sum(finish.price_nusd for finish in finishes), "choices": [first, *others]}
 
 
 def error_body(error: TokenworksError) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """OpenAI's request bodies, as HTTP clients send them, to GenerateRequests.
 
-Every field of the two bodies is accounted for: understood, without effect here, or refused by name. What no engine here
-can do (tools, structured output, log probabilities, several answers) is refused rather than left out of the answer.
+Every field of the two bodies is accounted for: understood, without effect here, or refused by name. What only some
+engines can do (tools, a response format, log probabilities) goes with the request, to one that can.
 Beside OpenAI's fields a body may carry ours: slo_class, workload, session_id, request_id, top_k, ignore_eos.
 """
 
@@ -19,18 +19,12 @@ _IGNORED: Final = frozenset({
 })  # fmt: skip
 # Accepted only at the values that ask for nothing.
 _NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
-    "n": (1,),
     "best_of": (1,),
     "echo": (False,),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
     "suffix": ("",),
     "logit_bias": ({},),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "audio": (),
     "prediction": (),
@@ -40,17 +34,23 @@ _NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
     "service_tier": ("auto", "default"),
 }
 _ROLES: Final = {"developer": "system"}  # others as they are
+_MOST_ANSWERS: Final = 16
 _MOST_UINT32: Final = (1 << 32) - 1
 _MOST_UINT64: Final = (1 << 64) - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A request, and how its answer is to be sent."""
+    """A request, and how its answer is to be sent.
+
+    Attributes:
+        n: how many answers; the request is for one.
+    """
 
     request: wire.GenerateRequest
     stream: bool
     include_usage: bool
+    n: int = 1
 
 
 def parse_chat(body: bytes) -> Wanted:
@@ -65,6 +65,12 @@ def parse_chat(body: bytes) -> Wanted:
     request.chat.SetInParent()
     for index, message in enumerate(messages):
         request.chat.messages.append(_message(index, message))
+    _tools(fields, request)
+    alternatives = fields.take_whole("top_logprobs", _MOST_UINT32)
+    if fields.take_flag("logprobs"):
+        request.sampling.logprobs = alternatives or 0
+    elif alternatives:
+        raise InvalidRequest(f"top_logprobs = {alternatives}, is for log probabilities; set logprobs, or leave it out")
     return _finish(fields, request)
 
 
@@ -84,6 +90,10 @@ def parse_completion(body: bytes) -> Wanted:
         raise Unsupported(f"prompt has {len(prompt)} prompts; send each in a request of its own")
     elif prompt is not None:
         raise InvalidRequest(f"prompt = {_shown(prompt)}, must be a string or a list of token ids")
+    if fields.values.get("logprobs") is False:  # what the chat's field says for none
+        del fields.values["logprobs"]
+    if (alternatives := fields.take_whole("logprobs", _MOST_UINT32)) is not None:
+        request.sampling.logprobs = alternatives
     return _finish(fields, request)
 
 
@@ -149,12 +159,35 @@ def _finish(fields: _Fields, request: wire.GenerateRequest) -> Wanted:
     request.session_id = fields.take_text("session_id") or cache_key
     request.request_id = fields.take_text("request_id")
     _sampling(fields, request.sampling)
+    shape = fields.take("response_format", dict, "an object")
+    if shape and shape != {"type": "text"}:
+        request.response_format_json = json.dumps(shape)
+    n = fields.take_whole("n", _MOST_UINT32)
+    if n is not None and not 1 <= n <= _MOST_ANSWERS:
+        raise InvalidSampling(f"n = {n}, must be from 1 to {_MOST_ANSWERS}")
     stream = fields.take_flag("stream")
     options = fields.take("stream_options", dict, "an object") or {}
     if options and not stream:
         raise InvalidRequest("stream_options are for streams; set stream, or leave them out")
     fields.refuse_what_is_left()
-    return Wanted(request, stream, bool(options.get("include_usage")))
+    return Wanted(request, stream, bool(options.get("include_usage")), n or 1)
+
+
+def _tools(fields: _Fields, request: wire.GenerateRequest) -> None:
+    tools = fields.take("tools", list, "a list of tools")
+    choice = fields.values.pop("tool_choice", None)
+    if choice is not None and not isinstance(choice, str | dict):
+        raise InvalidRequest(f"tool_choice = {_shown(choice)}, must be a string or an object")
+    if not tools:
+        if choice not in (None, "none", "auto"):
+            raise InvalidRequest(f"tool_choice = {_shown(choice)}, but there are no tools; send some, or leave it out")
+        return
+    for index, tool in enumerate(tools):
+        if not isinstance(tool, dict) or tool.get("type") != "function" or not isinstance(tool.get("function"), dict):
+            raise InvalidRequest(f"tools[{index}] = {_shown(tool)}, must be of type function, with a function")
+    request.tools_json = json.dumps(tools)
+    if choice is not None:
+        request.tool_choice_json = json.dumps(choice)
 
 
 def _sampling(fields: _Fields, sampling: wire.Sampling) -> None:
@@ -185,13 +218,29 @@ def _message(index: int, message: Any) -> wire.ChatMessage:
     where = f"messages[{index}]"
     if not isinstance(message, dict):
         raise InvalidRequest(f"{where} = {_shown(message)}, must be an object with a role and a content")
-    for name in ("tool_calls", "function_call", "audio"):
+    for name in ("function_call", "audio"):
         if message.get(name):
             raise Unsupported(f"{where}.{name} is supported by no engine here; leave it out")
     role = message.get("role")
     if not isinstance(role, str):
         raise InvalidRequest(f"{where}.role = {_shown(role)}, must be a string")
-    return wire.ChatMessage(role=_ROLES.get(role, role), content=_content(where, message.get("content")))
+    calls = message.get("tool_calls")
+    if calls is not None and not (isinstance(calls, list) and all(isinstance(each, dict) for each in calls)):
+        raise InvalidRequest(f"{where}.tool_calls = {_shown(calls)}, must be a list of calls")
+    return wire.ChatMessage(
+        role=_ROLES.get(role, role),
+        content=_content(where, message.get("content")),
+        tool_calls_json=json.dumps(calls) if calls else "",
+        tool_call_id=_text(where, "tool_call_id", message),
+        name=_text(where, "name", message),
+    )
+
+
+def _text(where: str, name: str, message: dict[str, Any]) -> str:
+    value = message.get(name)
+    if value is not None and not isinstance(value, str):
+        raise InvalidRequest(f"{where}.{name} = {_shown(value)}, must be a string")
+    return value or ""
 
 
 def _content(where: str, content: Any) -> str:

@@ -55,6 +55,16 @@ class EngineContract(Generation, Resuming, Ending, Load, Failing, Features):
 
         return serve
 
+    @pytest.fixture
+    def mortal(self, request: pytest.FixtureRequest, directory: Path) -> Fresh:
+        """An engine of the case's own, whose process may be killed."""
+        subject = _subject(request)
+
+        def serve(**changes: Any) -> AbstractAsyncContextManager[Running]:
+            return (subject.serve_alone or subject.serve)(directory, **changes)
+
+        return serve
+
 
 def _subject(request: pytest.FixtureRequest) -> Subject:
     found: Subject = request.cls.subject

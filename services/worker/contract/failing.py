@@ -13,8 +13,8 @@ _QUICKLY_S: Final = 20.0  # of which most is for machines that are busy
 
 
 class Failing:
-    async def test_killed_in_mid_stream_it_fails_with_a_reason_and_ends_what_ran(self, fresh: Fresh) -> None:
-        async with fresh() as engine:
+    async def test_killed_in_mid_stream_it_fails_with_a_reason_and_ends_what_ran(self, mortal: Fresh) -> None:
+        async with mortal() as engine:
             failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
             engine.on_failure = lambda reason: None if failed.done() else failed.set_result(reason)
             sequences = await _streaming(engine)

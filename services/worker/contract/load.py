@@ -76,7 +76,8 @@ class Load:
             made = await engine.generate(prompt, max_tokens=SOME)
             loads = [step.load for step in engine.steps[seen:] if step.load is not None]
             assert sum(load.prefill_tokens for load in loads) == made.prompt_tokens - made.cached_prompt_tokens
-            assert sum(load.decode_sequences for load in loads) == SOME - 1
+            # Fewer where several tokens came at once, and were taken for one step.
+            assert 0 < sum(load.decode_sequences for load in loads) < SOME
 
     async def test_statistics_follow_what_runs(self, engine: Running) -> None:
         sequence = await engine.submit(PROMPT, max_tokens=400)

@@ -28,11 +28,13 @@ class Subject:
         serve: called with a directory of its own and changes to its `WorkerSettings`; gives the engine started, and
             stops it on leaving.
         unavailable: why it cannot run here; empty when it can.
+        serve_alone: like `serve`, for a case that kills the process; None: what `serve` makes shares none with others.
     """
 
     name: str
     serve: Serve
     unavailable: Callable[[], str] = lambda: ""
+    serve_alone: Serve | None = None
 
 
 def plugged_in(name: str, settings: Mapping[str, Any] | None = None) -> Subject:

@@ -160,7 +160,6 @@ async def test_errors_have_openais_classes_and_name_what_is_wrong(router: Router
         {"tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]},
         {"response_format": {"type": "json_object"}},
         {"logprobs": True},
-        {"n": 2},
         {"logit_bias": {"50256": -100}},
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}]},
     ],
