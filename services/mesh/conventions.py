@@ -86,6 +86,7 @@ BUS_DEAD: Final = "tokenworks.bus.dead"  # undecodable, put aside on tw.dead.<du
 HW_ENERGY: Final = "hw.energy"
 HW_POWER: Final = "hw.power"
 UTILISATION: Final = "tokenworks.worker.utilisation"
+COMPLAINTS: Final = "tokenworks.engine.complaints"  # answers of which a server told what cannot be
 
 # Metrics: the meter's
 BOOKED_TOKENS: Final = "tokenworks.meter.booked.tokens"  # {token}, by gen_ai.token.type

@@ -3,7 +3,7 @@
 In: requests as they begin and end. Out: OpenTelemetry, under the names of `mesh/conventions.py`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,6 +15,7 @@ from services.mesh import conventions as names
 from services.mesh.errors import TokenworksError
 from services.mesh.events import RequestLatency
 from services.mesh.telemetry import Telemetry, context_of
+from services.worker.engine import EngineStats
 from services.worker.hardware.power_meter import PowerMeter
 from services.worker.identity import Identity
 from services.worker.requests import Order
@@ -77,6 +78,17 @@ class Instruments:
         self._telemetry.meter.create_observable_gauge(names.HW_POWER, [watts], "W", "Power drawn")
         self._telemetry.meter.create_observable_gauge(names.UTILISATION, [busy], "1", "Utilisation, 0 to 1")
         self._telemetry.meter.create_observable_counter(names.HW_ENERGY, [joules], "J", "Energy drawn, idling included")
+
+    def watch_honesty(self, stats: Callable[[], EngineStats]) -> None:
+        """Publishes from here on how often a server told what cannot be."""
+        labels = {names.WORKER: self._identity.worker}
+
+        def complaints(_: CallbackOptions) -> Iterable[Observation]:
+            return (Observation(stats().complaints, labels),)
+
+        self._telemetry.meter.create_observable_counter(
+            names.COMPLAINTS, [complaints], "{answer}", "Answers of which a server told what cannot be"
+        )
 
     def begin(self, order: Order) -> Span | None:
         """The request's span, a child of the router's; None while no span is exported."""

@@ -13,7 +13,7 @@ from services.mesh.placement import METADATA_KEY
 from services.mesh.rpc import metadata_value, require_mesh_secret
 from services.mesh.telemetry import current_traceparent, fresh_traceparent
 from services.worker.deliveries import Deliveries
-from services.worker.engine import EngineInfo
+from services.worker.engine import EngineInfo, EngineStats
 from services.worker.engine_life import EngineLife
 from services.worker.hardware.power_meter import PowerMeter
 from services.worker.identity import Identity
@@ -103,7 +103,7 @@ class WorkerService(pb_grpc.WorkerServicer):
             failed_because=engine.failed_because,
             restarts=engine.restarts,
             state=engine.state,
-            **(_of_engine(engine.info) if engine.info else {"note": "the engine is starting"}),
+            **(_of_engine(engine.info, engine.stats()) if engine.info else {"note": "the engine is starting"}),
         )
 
     async def close_sessions(self) -> None:
@@ -113,7 +113,10 @@ class WorkerService(pb_grpc.WorkerServicer):
         await self._no_session.wait()
 
 
-def _of_engine(info: EngineInfo) -> dict[str, Any]:
+def _of_engine(info: EngineInfo, stats: EngineStats) -> dict[str, Any]:
+    note = info.note
+    if stats.complaints:
+        note = f"{note}; told {stats.complaints} times what cannot be, last of {stats.complaint}".removeprefix("; ")
     return {
         "engine": info.engine,
         "simulated": info.simulated,
@@ -121,7 +124,7 @@ def _of_engine(info: EngineInfo) -> dict[str, Any]:
         "context_tokens": info.context_tokens,
         "max_batch": info.max_batch,
         "kv_capacity_tokens": info.kv_capacity_tokens,
-        "note": info.note,
+        "note": note,
         "features": info.features,
         "tokenizer": info.tokenizer,
     }

@@ -156,6 +156,7 @@ async def wire(
                 await life.hold("starting")
 
     instruments.watch_hardware(power)
+    instruments.watch_honesty(engine.stats)
     life.on_stop("engine", partial(engine.stop, 0.0), _STEP_S)
     await engine.start(streams.on_step, engine_changed)
     keeping = life.spawn(engine.keep(), "engine")

@@ -1,6 +1,7 @@
 """What llama.cpp in the process promises beyond what every engine does: real text, whole characters, our signals."""
 
 import asyncio
+import json
 import os
 import signal
 from pathlib import Path
@@ -8,13 +9,16 @@ from pathlib import Path
 import pytest
 
 from services.mesh.clock import SystemClock
-from services.mesh.errors import EngineFailed, InvalidRequest, ResumeRefused
+from services.mesh.errors import EngineFailed, InvalidRequest, ResumeRefused, Unsupported
 from services.mesh.settings import WorkerSettings
+from services.worker.contract.features import TOOL
 from services.worker.contract.running import Running, refused, started
 from services.worker.engine import ChatMessage, FinishReason, Prompt
 from services.worker.engines.llamacpp import WHEEL_MODEL, LlamaCppEngine, llamacpp_unavailable
 from tests.contract.engine_subjects import tiny_llamacpp_settings
+from tests.contract.tiny_gguf import TOOL_TEMPLATE, write_tiny_gguf
 
+CALLS = json.dumps([{"id": "c1", "type": "function", "function": {"name": "look_up", "arguments": "{}"}}])
 REAL = WorkerSettings(models=(WHEEL_MODEL,), accelerator="cpu-epyc-turin", llamacpp_slots=2, llamacpp_slot_tokens=256)
 
 
@@ -118,3 +122,25 @@ async def test_file_that_is_no_model_fails_the_start_with_its_name(tmp_path: Pat
 )
 def test_why_it_cannot_run_is_said(settings: WorkerSettings, says: str) -> None:
     assert says in llamacpp_unavailable(settings)
+
+
+async def test_tools_are_taken_where_the_template_has_a_place_for_them(tmp_path: Path) -> None:
+    write_tiny_gguf(tmp_path / "tiny.gguf", TOOL_TEMPLATE)
+    tools = json.dumps([TOOL])
+    chat = Prompt(chat=(ChatMessage("user", "what is it"),))
+    async with started(running(needs(tiny_llamacpp_settings(tmp_path)))) as engine:
+        assert engine.info.features == ("logprobs", "response_format", "tools")
+        plain = await engine.generate(chat, max_tokens=12)
+        made = await engine.generate(chat, max_tokens=12, ignore_eos=False, tools_json=tools)
+        # The model is random, so it calls nothing; but it reads of the tools, and what it makes is counted and told.
+        assert made.prompt_tokens > plain.prompt_tokens + len(tools) // 4
+        assert (made.count, made.finish) == (12, FinishReason.LENGTH)
+        assert made.text
+        assert not engine.engine.stats().complaints
+        forced = {"tools_json": tools, "tool_choice_json": '"required"'}
+        assert "tool_choice" in await refused(engine, Unsupported, chat, **forced)
+        assert "logprobs" in await refused(engine, Unsupported, chat, tools_json=tools, logprobs=1)
+        assert "tools" in await refused(engine, InvalidRequest, "what is it", tools_json=tools)
+        assert "response_format" in await refused(engine, InvalidRequest, chat, response_format_json='{"type": "poem"}')
+        answered = (*(chat.chat or ()), ChatMessage("assistant", "", CALLS), ChatMessage("tool", "a word", "", "c1"))
+        assert (await engine.generate(Prompt(chat=answered), max_tokens=2)).count == 2

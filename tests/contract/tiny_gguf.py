@@ -36,7 +36,18 @@ _CHAT_TEMPLATE: Final = (
 )
 
 
-def write_tiny_gguf(path: Path) -> None:
+TOOL_TEMPLATE: Final = (
+    "{% if tools %}<|im_start|>system\nCall one of {% for tool in tools %}{{ tool | tojson }}{% endfor %} as "
+    '<tool_call>{"name": "n", "arguments": {}}</tool_call><|im_end|>\n{% endif %}'
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}"
+    "{% for call in message.tool_calls or [] %}<tool_call>\n"
+    '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}\n'
+    "</tool_call>{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def write_tiny_gguf(path: Path, chat_template: str = _CHAT_TEMPLATE) -> None:
     """Writes the model to `path`; a file that is there is replaced."""
     tokens, merges = _vocabulary()
     metadata: list[tuple[str, int, Any]] = [
@@ -59,7 +70,7 @@ def write_tiny_gguf(path: Path) -> None:
         ("tokenizer.ggml.bos_token_id", _U32, tokens.index(_SPECIALS[0])),
         ("tokenizer.ggml.eos_token_id", _U32, tokens.index(_SPECIALS[2])),
         ("tokenizer.ggml.add_bos_token", _BOOL, False),
-        ("tokenizer.chat_template", _STRING, _CHAT_TEMPLATE),
+        ("tokenizer.chat_template", _STRING, chat_template),
     ]
     tensors = _tensors(len(tokens))
     head = struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(metadata))

@@ -1,6 +1,8 @@
 import asyncio
+import json
 
 from services.mesh.errors import QueueFull
+from services.worker.engine import TokenLogprob
 from services.worker.outgoing import Outgoing
 from tokenworks.v1 import inference_pb2 as pb
 
@@ -85,3 +87,17 @@ async def test_the_writer_ends_when_nothing_waits_and_nothing_will_come() -> Non
     assert await outgoing.wait() is True
     outgoing.take()
     assert await outgoing.wait() is False
+
+
+async def test_what_few_answers_have_beside_their_tokens_grows_together_and_stays_with_its_stream() -> None:
+    outgoing = Outgoing()
+    put(outgoing, 1, 0, [10], "a")
+    outgoing.chunk(1, "r-1", 1).add((TokenLogprob("a", -0.5, (("a", -0.5), ("b", -1.5))),), '[{"index": 0}]')
+    put(outgoing, 1, 1, [11], "b")
+    outgoing.chunk(1, "r-1", 2).add((TokenLogprob("b", -0.25),), '[{"index": 1}]')
+    put(outgoing, 2, 0, [20], "x")
+    found = responses(outgoing.take_frame()[0])
+    assert [(each.text, each.logprob) for each in found[1].logprobs] == [("a", -0.5), ("b", -0.25)]
+    assert [top.text for top in found[1].logprobs[0].top] == ["a", "b"]
+    assert json.loads(found[1].tool_calls_json) == [{"index": 0}, {"index": 1}]
+    assert (len(found[2].logprobs), found[2].tool_calls_json) == (0, "")

@@ -87,6 +87,12 @@ def test_a_prompt_has_three_forms(request_: dict[str, object], prompt: Prompt) -
         ({"sampling": pb.Sampling(stop=[""])}, InvalidSampling, "none empty"),
         ({"sampling": pb.Sampling(stop=["x"] * 17)}, InvalidSampling, "stop has 17"),
         ({"sampling": pb.Sampling(n=2)}, Unsupported, "n is 2"),
+        ({"sampling": pb.Sampling(logprobs=21)}, InvalidSampling, "logprobs is 21"),
+        ({"tools_json": "[{}]"}, InvalidRequest, "tools are for chats"),
+        ({"tools_json": "{}"}, InvalidRequest, "must be a JSON list"),
+        ({"response_format_json": "[]"}, InvalidRequest, "must be a JSON object"),
+        ({"response_format_json": "{"}, InvalidRequest, "response_format_json is not JSON"),
+        ({"response_format_json": "{}", "sampling": pb.Sampling(ignore_eos=True)}, Unsupported, "ignore_eos"),
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name(
@@ -94,6 +100,25 @@ def test_what_cannot_be_done_is_refused_by_name(
 ) -> None:
     with pytest.raises(error, match=says):
         relayed(opened(**request_), 1, 8192)
+
+
+def test_what_a_request_needs_beyond_plain_generation_is_named() -> None:
+    message = pb.ChatMessage(role="tool", content="x", tool_call_id="c1", name="f", tool_calls_json="[]")
+    request = relayed(
+        opened(
+            chat=pb.Chat(messages=[message]),
+            tools_json="[{}]",
+            tool_choice_json='"auto"',
+            response_format_json='{"type": "json_object"}',
+            sampling=pb.Sampling(logprobs=0),
+        ),
+        1,
+        8192,
+    ).engine
+    assert request.features == ("logprobs", "response_format", "tools")
+    assert request.prompt.chat == (ChatMessage("tool", "x", "[]", "c1", "f"),)
+    assert (request.sampling.logprobs, request.tools_json, request.tool_choice_json) == (0, "[{}]", '"auto"')
+    assert relayed(opened(), 1, 8192).engine.features == ()
 
 
 def test_a_request_without_a_prompt_is_refused() -> None:
