@@ -19,7 +19,7 @@ install: ## Fill .venv (every target that needs it does so by itself)
 .PHONY: run
 run: ## Start the mesh on this machine; ENGINE=vllm MODEL=<dir or name> for a real model, TRACES=phoenix, ARGS="--once"
 	$(SET_UP) $(EXTRAS) $(if $(filter phoenix,$(TRACES)),phoenix)
-	$(if $(filter vllm,$(ENGINE)),@$(HAS_VLLM) || $(PY) scripts/set_up_engines.py)
+	$(if $(filter vllm,$(ENGINE)),@$(HAS_VLLM) || VENV=$(ENGINES_VENV) PYTHON=$(PYTHON) scripts/set_up --engines)
 	@exec $(PY) scripts/foreground.py $(VENV)/bin/tokenworks up $(if $(TRACES),--traces $(TRACES)) \
 	$(if $(ENGINE),--engine "$(ENGINE)") $(if $(MODEL),--model "$(MODEL)") $(if $(URL),--url "$(URL)") $(ARGS)
 
@@ -79,6 +79,12 @@ bench-datapath: ## What relaying and placing costs our router; ARGS="--quick" to
 bench-peers: ## The same beside other routers, installed under .bench/; goes on where it was broken off, FRESH=1 begins anew
 	$(SET_UP) $(EXTRAS) dev
 	FRESH=$(FRESH) $(PY) -m bench.peers $(ARGS)
+
+.PHONY: bench-engines
+bench-engines: ## Measure with vLLM's CPU build: unlike engines under one name, and the worker's CPU against vLLM's server
+	@VENV=$(ENGINES_VENV) PYTHON=$(PYTHON) scripts/set_up --engines
+	$(ENGINES_VENV)/bin/python -m bench.mixed_replay
+	$(ENGINES_VENV)/bin/python -m bench.worker_cpu
 
 .PHONY: compose-test
 compose-test: ## Build deploy/compose.yaml, start it, use it, restart it, tear it down

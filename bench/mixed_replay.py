@@ -41,9 +41,19 @@ SIMULATED: Final = ("nvidia-h100-sxm", "nvidia-l4", "amd-mi300x", "intel-gaudi3"
 READY_S: Final = 300.0
 REPLAY_S: Final = 300.0
 STOP_S: Final = 60.0
-# Half of this machine each: an accelerator has one row in the books, and the two engines are to be told apart.
-_CPU: Final = {"memory_gb": 8, "bandwidth_tb_s": 0.02, "bf16_tflops": 1.0, "tdp_w": 60, "rate_usd_per_hour": "0.05"}
-_CPUS: Final = {"cpu-vllm": "this machine's processor, as vLLM uses it", "cpu-llamacpp": "…, as llama.cpp uses it"}
+# Half of this machine each: an accelerator has one row in the books, and the two engines are to be told apart. They are
+# the cheapest, and soon busy: what would be late there goes to the others.
+_CPUS: Final = ("cpu-vllm", "cpu-llamacpp")
+_CPU: Final = {
+    "vendor": "this machine",
+    "name": "its processor",
+    "memory_gb": 8,
+    "bandwidth_tb_s": 0.02,
+    "bf16_tflops": 1.0,
+    "tdp_w": 60,
+    "rate_usd_per_hour": "0.05",
+    "cpu": True,
+}
 _SHAPE: Final = {
     "parameters": 200_000,
     "layers": 2,
@@ -57,13 +67,13 @@ _SHAPE: Final = {
 
 
 def write_trace(path: Path, requests: int) -> None:
-    """`requests` short ones, the same every time, at about 15 per second."""
+    """`requests` short ones, the same every time, at about 60 per second."""
     drawn, at_s = Random(3), 0.0
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(("arrival_s", "prompt_tokens", "completion_tokens"))
         for _ in range(requests):
-            at_s += drawn.expovariate(15.0)
+            at_s += drawn.expovariate(60.0)
             rows.writerow((f"{at_s:.3f}", drawn.randint(10, 60), drawn.randint(8, 64)))
 
 
@@ -75,7 +85,6 @@ def settings_of(folder: Path, llamacpp_url: str) -> dict[str, Any]:
             "accelerator": accelerator,
             "models": [MODEL],
             "engine": "simulated",
-            "worker": {"speed": 0.05},  # a tiny model on a large accelerator would leave nothing to the others
         }
         for index, accelerator in enumerate(SIMULATED)
     ]
@@ -99,11 +108,10 @@ def settings_of(folder: Path, llamacpp_url: str) -> dict[str, Any]:
             "worker": {"openai_url": llamacpp_url, "max_batch": 8},
         },
     ]
-    cpus = {key: _CPU | {"vendor": "this machine", "name": name, "cpu": True} for key, name in _CPUS.items()}
     return {
         "mesh": {"data_dir": str(folder / "data")},
         "fleet": {"workers": [*real, *simulated]},
-        "catalogue": {"models": {MODEL: _SHAPE}, "accelerators": cpus},
+        "catalogue": {"models": {MODEL: _SHAPE}, "accelerators": dict.fromkeys(_CPUS, _CPU)},
     }
 
 
@@ -167,10 +175,15 @@ async def mesh(environment: dict[str, str], folder: Path) -> AsyncIterator[None]
 
 async def _stands(file: Path) -> bool:
     """Whether all services of the mesh that keeps its addresses in `file` are ready."""
+    addresses = _addresses(file)
+    return bool(addresses) and all([await probe(address) == "ready" for address in addresses])
+
+
+def _addresses(file: Path) -> tuple[str, ...]:
+    """Where each service says whether it is ready; none while the file is not there."""
     if not file.exists():
-        return False
-    access = Access(**tomllib.loads(file.read_text(encoding="utf-8")))
-    return all([await probe(address) == "ready" for address in access.http.values()])
+        return ()
+    return tuple(Access(**tomllib.loads(file.read_text(encoding="utf-8"))).http.values())
 
 
 async def replay(environment: dict[str, str], trace: Path) -> dict[str, Any]:
