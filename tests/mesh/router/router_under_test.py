@@ -33,16 +33,18 @@ async def eventually(holds: Callable[[], bool], what: str) -> None:
 
 @dataclass
 class Answer:
-    """A whole stream as a client saw it."""
+    """A whole stream as a client saw it; `first` where it begins with a later token than the first."""
 
+    first: int = 0
     messages: list[pb.GenerateResponse] = field(default_factory=list)
     trace_id: str = ""
     worker: str = ""
 
     def add(self, message: pb.GenerateResponse) -> None:
-        assert message.first_index == self.tokens, "a gap or a repeat"
+        first = self.first + self.tokens
+        assert message.first_index == first, "a gap or a repeat"
         assert message.text == text_of(message.first_index, message.token_count)
-        assert list(message.token_ids) == list(range(self.tokens, self.tokens + message.token_count))
+        assert list(message.token_ids) == list(range(first, first + message.token_count))
         assert not self.messages or not self.messages[-1].HasField("finish")
         self.messages.append(message)
 
