@@ -116,7 +116,10 @@ class Gateway:
         for relay, sink in zip(relays, sinks, strict=True):
             sink.open(request.transport, chunked=chunked)
             relay.flush()
-        await asyncio.gather(*(_poured(relay, sink, writer) for relay, sink in zip(relays, sinks, strict=True)))
+        if len(relays) == 1:  # needs no task of its own
+            await _poured(relays[0], sinks[0], writer)
+        else:
+            await asyncio.gather(*(_poured(relay, sink, writer) for relay, sink in zip(relays, sinks, strict=True)))
         await response.write_eof()
         return response
 

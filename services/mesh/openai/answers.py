@@ -6,6 +6,7 @@ The fixed parts of a stream's events are made once per stream, so that a token c
 import json
 from collections.abc import Iterable, Sequence
 from copy import copy
+from json.encoder import encode_basestring_ascii
 from typing import Any, Final, Literal
 
 from services.mesh.errors import TokenworksError, face
@@ -78,13 +79,16 @@ class Answer:
         self._called = False
         self._shown = 0  # characters of text
         opened = json.dumps({**self._base, "object": self._object(streamed=True)})[:-1]
-        inner = '"delta":{"content":%s}' if self._chat else '"text":%s'
+        inner, closing = ('"delta":{"content":', "}") if self._chat else ('"text":', "")
         outer = ',"usage":null}' if self._include_usage else "}"
-        choice = f'{{"index":{index},{inner},"finish_reason":null}}'
-        self._token = f'data: {_escaped(opened)},"choices":[{choice}]{outer}\n\n'
+        self._before = f'data: {opened},"choices":[{{"index":{index},{inner}'.encode()
+        self._after = f'{closing},"finish_reason":null}}]{outer}\n\n'.encode()
 
     def events(self, message: wire.GenerateResponse) -> bytes:
         """The server-sent events of one message, the end of the stream included in the last of the last answer."""
+        plain = not (message.logprobs or message.tool_calls_json or message.HasField("finish"))
+        if plain and self._started:
+            return self._shown_text(message.text) if message.text else b""
         parts = []
         if not self._started and self._chat:
             parts.append(self._event([self._choice(delta={"role": "assistant", "content": ""})]))
@@ -93,7 +97,7 @@ class Answer:
             shown = {"delta": {"content": message.text}} if self._chat else {"text": message.text}
             parts.append(self._event([self._choice(**shown, logprobs=self._logprobs(message.logprobs))]))
         elif message.text:
-            parts.append((self._token % json.dumps(message.text)).encode())
+            parts.append(self._shown_text(message.text))
         if message.tool_calls_json:
             self._called = True
             parts.append(self._event([self._choice(delta={"tool_calls": json.loads(message.tool_calls_json)})]))
@@ -106,6 +110,9 @@ class Answer:
                     parts.append(self._event([], usage=usage_of(*finishes), tokenworks=account_of(*finishes)))
                 parts.append(DONE)
         return b"".join(parts)
+
+    def _shown_text(self, text: str) -> bytes:
+        return self._before + encode_basestring_ascii(text).encode("ascii") + self._after
 
     def whole(self, *answers: Sequence[wire.GenerateResponse]) -> bytes:
         """All answers in one piece: of each its messages, the last of which holds the Finish."""
@@ -251,8 +258,3 @@ def model_body(model: wire.Model, created: int) -> dict[str, Any]:
         "workers": model.workers,
         "simulated": model.simulated,
     }
-
-
-def _escaped(text: str) -> str:
-    """`text` for use in a %-format."""
-    return text.replace("%", "%%")
