@@ -5,8 +5,8 @@ This package is what a program imports to use a mesh: the client and the generat
 
 from tokenworks.client import Client
 from tokenworks.errors import CallError, GenerateError
-from tokenworks.stream import Generation, Piece, Result, Segment
+from tokenworks.stream import Generation, Piece, Result, Segment, TokenLogprob
 
-__all__ = ["CallError", "Client", "GenerateError", "Generation", "Piece", "Result", "Segment"]
+__all__ = ["CallError", "Client", "GenerateError", "Generation", "Piece", "Result", "Segment", "TokenLogprob"]
 
 __version__ = "0.1.0"

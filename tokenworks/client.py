@@ -13,6 +13,7 @@ costs no connection. Every request carries a W3C `traceparent` and a request id,
 """
 
 import asyncio
+import json
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
@@ -72,7 +73,7 @@ class Client:
         *,
         text: str | None = None,
         token_ids: Sequence[int] | None = None,
-        chat: Sequence[Mapping[str, str]] | None = None,
+        chat: Sequence[Mapping[str, Any]] | None = None,
         model: str = DEFAULT_MODEL,
         max_tokens: int | None = None,
         temperature: float | None = None,
@@ -83,6 +84,10 @@ class Client:
         ignore_eos: bool = False,
         frequency_penalty: float | None = None,
         presence_penalty: float | None = None,
+        logprobs: int | None = None,
+        response_format: Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
+        tool_choice: str | Mapping[str, Any] | None = None,
         slo_class: str = "",
         workload: str = "",
         session_id: str = "",
@@ -93,10 +98,14 @@ class Client:
         """A request; it is sent when the stream is first read.
 
         Args:
-            text, token_ids, chat: the prompt, in exactly one form; chat is `{"role": …, "content": …}` per turn.
+            text, token_ids, chat: the prompt, in exactly one form; chat is `{"role": …, "content": …}` per turn, and
+                `tool_calls`, `tool_call_id` and `name` as OpenAI's messages have them.
             max_tokens, temperature, top_p, top_k, seed, stop: None or empty: the engine's default. See `Sampling` in
                 `protos/tokenworks/v1/inference.proto` for the ranges.
             ignore_eos: go on to max_tokens.
+            logprobs: of each token, with so many alternatives, 0 to 20.
+            response_format, tools, tool_choice: as in OpenAI's API. Refused by name where no engine of the model has
+                them; an answer with one of them, or with logprobs, is not gone on with elsewhere when it breaks.
             slo_class: the promise asked for; empty: the mesh's default.
             workload: a label for who wants what; usage can be grouped by it.
             session_id: turns that share a prefix.
@@ -124,7 +133,11 @@ class Client:
                 ignore_eos=ignore_eos,
                 frequency_penalty=frequency_penalty,
                 presence_penalty=presence_penalty,
+                logprobs=logprobs,
             ),
+            response_format_json=json.dumps(response_format) if response_format else "",
+            tools_json=json.dumps(list(tools)) if tools else "",
+            tool_choice_json=json.dumps(tool_choice) if tool_choice else "",
             slo_class=slo_class,
             workload=workload,
             session_id=session_id,
@@ -135,7 +148,7 @@ class Client:
             request.token_ids.ids.extend(token_ids)
             request.token_ids.SetInParent()
         elif chat is not None:
-            request.chat.messages.extend(wire.ChatMessage(role=turn["role"], content=turn["content"]) for turn in chat)
+            request.chat.messages.extend(map(_message, chat))
             request.chat.SetInParent()
         return Generation(
             self._paths,
@@ -194,3 +207,15 @@ class Client:
                 if failure.reason not in _ANOTHER_MAY_KNOW:
                     break
         raise failure from cause
+
+
+def _message(turn: Mapping[str, Any]) -> wire.ChatMessage:
+    """One turn of a chat; an assistant's that only calls tools has no content."""
+    calls = turn.get("tool_calls")
+    return wire.ChatMessage(
+        role=turn["role"],
+        content=turn.get("content") or "",
+        tool_calls_json=json.dumps(calls) if calls else "",
+        tool_call_id=turn.get("tool_call_id", ""),
+        name=turn.get("name", ""),
+    )

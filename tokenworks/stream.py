@@ -7,9 +7,10 @@ request id. Any other ends the iteration with `GenerateError`.
 """
 
 import asyncio
+import json
 import random
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
@@ -29,13 +30,29 @@ _MOST_BREAKS: Final = 8
 _MEND_FOR_S: Final = 15.0  # after a break, until the next token
 
 
+class TokenLogprob(NamedTuple):
+    """How likely a token was, as a natural logarithm, and the likeliest in its place, best first."""
+
+    text: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
 class Piece(NamedTuple):
-    """Tokens `first_index` to `first_index + token_count - 1`; `token_ids` is empty where the engine reports none."""
+    """Tokens `first_index` to `first_index + token_count - 1`.
+
+    Attributes:
+        token_ids: empty where the engine reports none.
+        logprobs: one per token, where they were asked for.
+        tool_calls: OpenAI's `delta.tool_calls`, where the model calls a tool.
+    """
 
     first_index: int
     token_count: int
     text: str
     token_ids: Sequence[int]
+    logprobs: tuple[TokenLogprob, ...] = ()
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +77,17 @@ class Result:
     completion_tokens: int
     price_nusd: int
     segments: tuple[Segment, ...]
+
+
+def _piece(message: wire.GenerateResponse) -> Piece:
+    if not message.logprobs and not message.tool_calls_json:
+        return Piece(message.first_index, message.token_count, message.text, message.token_ids)
+    logprobs = tuple(
+        TokenLogprob(each.text, each.logprob, tuple((other.text, other.logprob) for other in each.top))
+        for each in message.logprobs
+    )
+    tool_calls = tuple(json.loads(message.tool_calls_json)) if message.tool_calls_json else ()
+    return Piece(message.first_index, message.token_count, message.text, message.token_ids, logprobs, tool_calls)
 
 
 class _Answer:
@@ -164,10 +192,10 @@ class Generation:
                 self._paths.answered(self._leg)
             if message.HasField("finish"):
                 self._take(message.finish, self._leg)
-            if message.token_count:
+            if message.token_count or message.tool_calls_json:
                 self._check_contiguous(message)
                 self._note(message, self._leg)
-                return Piece(message.first_index, message.token_count, message.text, message.token_ids)
+                return _piece(message)
         raise StopAsyncIteration
 
     async def text(self) -> str:

@@ -50,13 +50,19 @@ class Script:
                     self.reached_hold.set()
                     await asyncio.Event().wait()
                 if index not in self.skip:
-                    yield wire.GenerateResponse(
+                    message = wire.GenerateResponse(
                         request_id=request.request_id,
                         first_index=index,
                         token_ids=[index],
                         text=f"w{index} ",
                         token_count=1,
                     )
+                    if request.sampling.HasField("logprobs"):
+                        likely = message.logprobs.add(text=f"w{index} ", logprob=-0.5)
+                        likely.top.add(text="x ", logprob=-1.5)
+                    if request.tools_json:
+                        message.tool_calls_json = '[{"index": 0, "function": {"arguments": "{}"}}]'
+                    yield message
         except asyncio.CancelledError:
             self.cancelled.set()
             raise

@@ -1,4 +1,5 @@
 import asyncio
+import json
 import re
 
 import grpc
@@ -11,7 +12,7 @@ from opentelemetry.trace import SpanKind
 from services.mesh import conventions as names
 from services.mesh.errors import EngineFailed, InvalidSampling, NoWorker, QueueFull, UnknownModel
 from tests.unit.client.fake_router import KEY, FakeRouter, serving
-from tokenworks import CallError, Client, GenerateError
+from tokenworks import CallError, Client, GenerateError, TokenLogprob
 from tokenworks.identity import new_request_id
 
 SOON_S = 0.01
@@ -49,6 +50,34 @@ async def test_request_carries_prompt_sampling_and_labels():
     assert not first.sampling.HasField("top_p")
     assert (list(first.sampling.stop), first.session_id) == (["."], "s")
     assert (list(second.token_ids.ids), second.sampling.ignore_eos) == ([1, 2, 3], True)
+
+
+async def test_features_are_asked_for_and_come_with_the_pieces():
+    tools = [{"type": "function", "function": {"name": "clock"}}]
+    chat = [
+        {"role": "user", "content": "What time is it?"},
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "c1", "function": {"name": "clock"}}]},
+        {"role": "tool", "content": "noon", "tool_call_id": "c1"},
+    ]
+    router = FakeRouter()
+    async with serving(router) as address, Client(address, KEY) as client:
+        stream = client.generate(
+            chat=chat,
+            max_tokens=1,
+            logprobs=1,
+            response_format={"type": "json_object"},
+            tools=tools,
+            tool_choice="auto",
+        )
+        (piece,) = [each async for each in stream]
+    asked = router.requests[0]
+    assert json.loads(asked.tools_json) == tools
+    assert (asked.response_format_json, asked.tool_choice_json) == ('{"type": "json_object"}', '"auto"')
+    assert asked.sampling.logprobs == 1
+    assert [each.tool_call_id for each in asked.chat.messages] == ["", "", "c1"]
+    assert json.loads(asked.chat.messages[1].tool_calls_json)[0]["id"] == "c1"
+    assert piece.logprobs == (TokenLogprob("w0 ", -0.5, (("x ", -1.5),)),)
+    assert piece.tool_calls == ({"index": 0, "function": {"arguments": "{}"}},)
 
 
 async def test_empty_token_ids_are_still_a_prompt_of_that_form():
