@@ -130,7 +130,7 @@ class Http2Connection(asyncio.Protocol):
             self.abort(f"the peer does not speak HTTP/2 as it should: {error}")
             return
         self._handle_events()
-        self._flush()
+        self.flush_soon()  # after the calls that began just now, which have something to say at once
 
     def pause_writing(self) -> None:
         self._full = True
