@@ -13,6 +13,7 @@ from services.mesh.openai.answers import Answer, error_event
 from services.router.messages import Message
 from tokenworks.v1 import inference_pb2 as wire
 
+_parse: Final = wire.GenerateResponse.FromString
 _HIGH_WATER_BYTES: Final = 32 << 10  # buffered for one client before its messages are held and merged
 
 
@@ -52,17 +53,16 @@ class EventSink:
             return False
         if transport.is_closing():
             return False  # its handler is about to be cancelled
-        self._write(transport, self._answer.events(wire.GenerateResponse.FromString(message.data)))
+        events = self._answer.events(_parse(message.data))
+        transport.write(b"%x\r\n%b\r\n" % (len(events), events) if self._chunked else events)
         return True
 
     def ended(self, error: TokenworksError | None) -> None:
         self._ended, self._error = True, error
         if error is not None and self._transport is not None:
-            self._write(self._transport, error_event(error))
+            events = error_event(error)
+            self._transport.write(b"%x\r\n%b\r\n" % (len(events), events) if self._chunked else events)
         self._news.set()
-
-    def _write(self, transport: asyncio.Transport, events: bytes) -> None:
-        transport.write(b"%x\r\n%b\r\n" % (len(events), events) if self._chunked else events)
 
 
 class WholeSink:

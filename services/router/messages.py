@@ -141,8 +141,10 @@ class Journal:
         return (self._ids if len(self._ids) == self.next_index else ()), "".join(self._texts)
 
     def _fold(self) -> None:
-        parts = [wire.GenerateResponse.FromString(data) for data in self._unread]
-        for part in parts:
+        parse, texts = wire.GenerateResponse.FromString, []
+        for data in self._unread:
+            part = parse(data)
             self._ids.extend(part.token_ids)
-        self._texts.append("".join(part.text for part in parts))
+            texts.append(part.text)
+        self._texts.append("".join(texts))
         self._unread.clear()

@@ -183,6 +183,11 @@ class Relay:
             self._mailbox.close(error)
 
     def chunk(self, chunk: wire.StreamChunk) -> None:
+        if not chunk.last and self.segments[-1].count and chunk.first_index == self.journal.next_index:
+            # As nearly all are; what stands below says the same and more.
+            if not self.put(Message(chunk.response, chunk.token_count)):
+                self._owner.overflowed(self)
+            return
         broke = chunk.last and chunk.HasField("error")
         if broke and not chunk.token_count:
             self._owner.failed(self, _error_of(chunk.error))
