@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from services.mesh import events
-from services.mesh.events import ControlAnswered, Drain, Event
+from services.mesh.events import ControlAnswered, Drain, Event, GapAnswered, GapRequested
 from tokenworks.v1 import events_pb2, planning_pb2
 
 T = TypeVar("T")
@@ -38,6 +38,7 @@ MESSAGES: Final[dict[type, type[Message]]] = {
     events.PlacementsMade: events_pb2.PlacementsMade,
     events.CreditChanged: events_pb2.CreditChanged,
     events.PriceBookOpened: events_pb2.PriceBookOpened,
+    events.DriftFound: events_pb2.DriftFound,
     events.WorkloadClass: planning_pb2.WorkloadClass,
     events.Share: planning_pb2.Share,
     events.TimingCoefficients: planning_pb2.TimingCoefficients,
@@ -45,6 +46,8 @@ MESSAGES: Final[dict[type, type[Message]]] = {
     events.Prediction: planning_pb2.Prediction,
     events.Evidence: planning_pb2.Evidence,
     events.RoutingPlan: planning_pb2.RoutingPlan,
+    events.GapRequested: events_pb2.GapRequested,
+    events.GapAnswered: events_pb2.GapAnswered,
     events.Drain: events_pb2.Drain,
     events.ControlAnswered: events_pb2.ControlAnswered,
 }
@@ -167,6 +170,21 @@ def decode_drain(body: bytes) -> Drain:
 def encode_answer(answer: ControlAnswered) -> bytes:
     """The body of a reply to a control request."""
     return to_message(answer).SerializeToString()
+
+
+def encode_gap(gap: GapRequested | GapAnswered) -> bytes:
+    """The body of a request on `tw.gaps.<publisher>`, or of the reply to it."""
+    return to_message(gap).SerializeToString()
+
+
+def decode_gap_request(body: bytes) -> GapRequested:
+    """Raises ValueError: `body` is no GapRequested."""
+    return from_message(GapRequested, _parse(events_pb2.GapRequested, body))
+
+
+def decode_gap_answer(body: bytes) -> GapAnswered:
+    """Raises ValueError: `body` is no GapAnswered."""
+    return from_message(GapAnswered, _parse(events_pb2.GapAnswered, body))
 
 
 def decode_answer(body: bytes) -> ControlAnswered:

@@ -295,6 +295,27 @@ class PriceBookOpened:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DriftFound:
+    """The meter's audit found that books, witnesses or streams do not agree, or has made them agree again.
+
+    Attributes:
+        subject: the request, tenant, publisher or worker that it is about.
+        done: what was done about it, or what would do.
+    """
+
+    meter: str
+    kind: str
+    subject: str
+    tenant: str
+    expected: int
+    found: int
+    what: str
+    repaired: bool
+    done: str
+    at_unix_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkloadClass:
     """Requests of one SLO class whose prompts and answers fall into one bucket; `_to` 0 means no end."""
 
@@ -389,6 +410,27 @@ class RoutingPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GapRequested:
+    """A reader lacks these events of `publisher` (`<service>.<instance>.<channel>`): send them to their stream again."""
+
+    publisher: str
+    epoch: str
+    sequences: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GapAnswered:
+    """`sent` has the stream again; of the others asked for the publisher holds nothing any more.
+
+    Attributes:
+        last: the highest number published on the channel; 0 where the epoch is an earlier one.
+    """
+
+    sent: tuple[int, ...]
+    last: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Drain:
     """Take no new work, finish or move what runs within `grace_ms`, then exit."""
 
@@ -413,4 +455,5 @@ Event = (
     | CreditChanged
     | PriceBookOpened
     | RoutingPlan
+    | DriftFound
 )

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from services.mesh.subjects import CHANNELS, CONTROL_TEMPLATE, DEAD_TEMPLATE, STREAMS
+from services.mesh.subjects import CHANNELS, CONTROL_TEMPLATE, DEAD_TEMPLATE, GAPS_TEMPLATE, STREAMS
 
 PATH: Final = Path(__file__).parents[2] / "docs" / "events.md"
 
@@ -31,11 +31,14 @@ def render() -> str:
             f"| `{subject}` | {channel.event.__name__} | {channel.stream or 'none'} | {channel.delivery} "
             f"| {', '.join(channel.publishers)} | {', '.join(channel.readers)} |"
         )
-    control, dead = (each.replace("{", "<").replace("}", ">") for each in (CONTROL_TEMPLATE, DEAD_TEMPLATE))
+    control, gaps, dead = (
+        each.replace("{", "<").replace("}", ">") for each in (CONTROL_TEMPLATE, GAPS_TEMPLATE, DEAD_TEMPLATE)
+    )
     lines += [
         "",
-        f"`{control}` takes requests (`ControlRequested`) and answers `ControlAnswered`. What a durable reader cannot",
-        f"decode goes to `{dead}` with the reason in the header `tw-reason`.",
+        f"`{control}` takes requests (`ControlRequested`) and answers `ControlAnswered`; `{gaps}` takes `GapRequested`,",
+        "has the publisher send what a reader lacks to its stream again, and answers `GapAnswered`. What a durable",
+        f"reader cannot decode, or fails on again and again, goes to `{dead}` with the reason in the header `tw-reason`.",
         "",
         "## Streams",
         "",

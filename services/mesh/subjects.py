@@ -12,6 +12,7 @@ from typing import Final
 
 from services.mesh.events import (
     CreditChanged,
+    DriftFound,
     Event,
     LatencyObserved,
     PlacementsMade,
@@ -71,6 +72,7 @@ STREAMS: Final = (
     Stream("TW_CREDIT", ("tw.credit.*",), file=True, max_age_s=0, max_bytes=256 << 20, last_per_subject=True),
     Stream("TW_PRICES", ("tw.prices.*",), file=True, max_age_s=0, max_bytes=64 << 20, last_per_subject=True),
     Stream("TW_PLAN", ("tw.plan.*",), file=True, max_age_s=0, max_bytes=64 << 20, last_per_subject=True),
+    Stream("TW_AUDIT", ("tw.audit.*",), file=True, max_age_s=30 * 86_400, max_bytes=64 << 20),
     Stream("TW_DEAD", ("tw.dead.*",), file=True, max_age_s=30 * 86_400, max_bytes=64 << 20),
 )
 
@@ -185,9 +187,35 @@ PLAN: Final = Channel(
     says="Where the optimizer wants each workload class, the shadow prices, and the timing it believes in.",
 )
 
-CHANNELS: Final = (TOKENS, LATENCY, ADMITTED, FINISHED, FLEET, PREFIXES, PLACEMENTS, ROUTERS, CREDIT, PRICES, PLAN)
+AUDIT: Final = Channel(
+    name="audit",
+    template="tw.audit.{meter}",
+    event=DriftFound,
+    stream="TW_AUDIT",
+    delivery=Delivery.EXACTLY_ONCE_EFFECT,
+    publishers=("meter",),
+    readers=("operators",),
+    says="Books, witnesses or streams that do not agree, and what the meter did to make them agree again.",
+)
+
+CHANNELS: Final = (
+    TOKENS,
+    LATENCY,
+    ADMITTED,
+    FINISHED,
+    FLEET,
+    PREFIXES,
+    PLACEMENTS,
+    ROUTERS,
+    CREDIT,
+    PRICES,
+    PLAN,
+    AUDIT,
+)
 CONTROL_TEMPLATE: Final = "tw.control.{worker}"  # request/reply: Drain -> ControlAnswered
-DEAD_TEMPLATE: Final = "tw.dead.{durable}"  # what a durable reader could not decode, with the reason in a header
+GAPS_TEMPLATE: Final = "tw.gaps.{publisher}"  # request/reply: GapRequested -> GapAnswered
+# What a durable reader could not decode, or failed on again and again, with the reason in a header.
+DEAD_TEMPLATE: Final = "tw.dead.{durable}"
 
 _BY_EVENT: Final = {channel.event: channel for channel in CHANNELS}
 _FIELD: Final = re.compile(r"\{([a-z_]+)\}")
@@ -229,3 +257,8 @@ def dead_subject(durable: str) -> str:
 
 def control_subject(worker: str) -> str:
     return CONTROL_TEMPLATE.replace("{worker}", escape(worker))
+
+
+def gaps_subject(publisher: str) -> str:
+    """Where `<service>.<instance>` takes requests for events that a reader lacks."""
+    return GAPS_TEMPLATE.replace("{publisher}", escape(publisher))

@@ -370,6 +370,48 @@ class PriceBookOpened(_message.Message):
     first_unix_ms: int
     def __init__(self, label: _Optional[str] = ..., body_json: _Optional[str] = ..., first_unix_ms: _Optional[int] = ...) -> None: ...
 
+class DriftFound(_message.Message):
+    __slots__ = ("meter", "kind", "subject", "tenant", "expected", "found", "what", "repaired", "done", "at_unix_ms")
+    METER_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    SUBJECT_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_FIELD_NUMBER: _ClassVar[int]
+    FOUND_FIELD_NUMBER: _ClassVar[int]
+    WHAT_FIELD_NUMBER: _ClassVar[int]
+    REPAIRED_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    AT_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    meter: str
+    kind: str
+    subject: str
+    tenant: str
+    expected: int
+    found: int
+    what: str
+    repaired: bool
+    done: str
+    at_unix_ms: int
+    def __init__(self, meter: _Optional[str] = ..., kind: _Optional[str] = ..., subject: _Optional[str] = ..., tenant: _Optional[str] = ..., expected: _Optional[int] = ..., found: _Optional[int] = ..., what: _Optional[str] = ..., repaired: bool = ..., done: _Optional[str] = ..., at_unix_ms: _Optional[int] = ...) -> None: ...
+
+class GapRequested(_message.Message):
+    __slots__ = ("publisher", "epoch", "sequences")
+    PUBLISHER_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    publisher: str
+    epoch: str
+    sequences: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, publisher: _Optional[str] = ..., epoch: _Optional[str] = ..., sequences: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class GapAnswered(_message.Message):
+    __slots__ = ("sent", "last")
+    SENT_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    sent: _containers.RepeatedScalarFieldContainer[int]
+    last: int
+    def __init__(self, sent: _Optional[_Iterable[int]] = ..., last: _Optional[int] = ...) -> None: ...
+
 class ControlRequested(_message.Message):
     __slots__ = ("drain",)
     DRAIN_FIELD_NUMBER: _ClassVar[int]

@@ -24,39 +24,45 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ctokenworks/v1/metering.proto\x12\rtokenworks.v1\",\n\x0bUsageFilter\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x0e\n\x06values\x18\x02 \x03(\t\"z\n\x0fGetUsageRequest\x12\x14\n\x0c\x66rom_unix_ms\x18\x01 \x01(\x03\x12\x12\n\nto_unix_ms\x18\x02 \x01(\x03\x12\x10\n\x08group_by\x18\x03 \x03(\t\x12+\n\x07\x66ilters\x18\x04 \x03(\x0b\x32\x1a.tokenworks.v1.UsageFilter\"\x97\x01\n\x08UsageKey\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x10\n\x08workload\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\x04 \x01(\t\x12\x0e\n\x06worker\x18\x05 \x01(\t\x12\x0c\n\x04pool\x18\x06 \x01(\t\x12\x11\n\tslo_class\x18\x07 \x01(\t\x12\x14\n\x0c\x66rom_unix_ms\x18\x08 \x01(\x03\"\xe7\x02\n\x08UsageRow\x12$\n\x03key\x18\x01 \x01(\x0b\x32\x17.tokenworks.v1.UsageKey\x12\x10\n\x08requests\x18\x02 \x01(\x04\x12\x15\n\rprompt_tokens\x18\x03 \x01(\x04\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x04 \x01(\x04\x12\x18\n\x10generated_tokens\x18\x05 \x01(\x04\x12\x18\n\x10\x64\x65livered_tokens\x18\x06 \x01(\x04\x12\x12\n\nprice_nusd\x18\x07 \x01(\x03\x12\x15\n\ruse_cost_nusd\x18\x08 \x01(\x03\x12\x18\n\x10\x65nergy_cost_nusd\x18\t \x01(\x03\x12\x11\n\tdevice_ns\x18\n \x01(\x04\x12\x11\n\tenergy_uj\x18\x0b \x01(\x04\x12\x19\n\x11\x66inished_requests\x18\x0c \x01(\x04\x12\x18\n\x10slo_met_requests\x18\r \x01(\x04\x12\x1a\n\x12measured_energy_uj\x18\x0e \x01(\x04\"u\n\x10GetUsageResponse\x12%\n\x04rows\x18\x01 \x03(\x0b\x32\x17.tokenworks.v1.UsageRow\x12&\n\x05total\x18\x02 \x01(\x0b\x32\x17.tokenworks.v1.UsageRow\x12\x12\n\nlag_events\x18\x03 \x01(\x04\"d\n\x11WatchUsageRequest\x12\x10\n\x08group_by\x18\x01 \x03(\t\x12+\n\x07\x66ilters\x18\x02 \x03(\x0b\x32\x1a.tokenworks.v1.UsageFilter\x12\x10\n\x08\x65very_ms\x18\x03 \x01(\r\"G\n\nUsageDelta\x12%\n\x04rows\x18\x01 \x03(\x0b\x32\x17.tokenworks.v1.UsageRow\x12\x12\n\nat_unix_ms\x18\x02 \x01(\x03\"I\n\x10SetBudgetRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x12\n\nlimit_nusd\x18\x02 \x01(\x03\x12\x11\n\tunlimited\x18\x03 \x01(\x08\"\"\n\x10GetBudgetRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\"~\n\x06\x42udget\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x12\n\nlimit_nusd\x18\x02 \x01(\x03\x12\x11\n\tunlimited\x18\x03 \x01(\x08\x12\x12\n\nspent_nusd\x18\x04 \x01(\x03\x12\x16\n\x0eremaining_nusd\x18\x05 \x01(\x03\x12\x11\n\texhausted\x18\x06 \x01(\x08\"\'\n\x11GetRequestRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\xd6\x01\n\x0b\x42illSegment\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\x02 \x01(\t\x12\x0c\n\x04pool\x18\x03 \x01(\t\x12\x12\n\nfrom_index\x18\x04 \x01(\r\x12\r\n\x05\x63ount\x18\x05 \x01(\r\x12\x11\n\tdevice_ns\x18\x06 \x01(\x04\x12\x11\n\tenergy_uj\x18\x07 \x01(\x04\x12\x15\n\ruse_cost_nusd\x18\x08 \x01(\x03\x12\x18\n\x10\x65nergy_cost_nusd\x18\t \x01(\x03\x12\x1a\n\x12measured_energy_uj\x18\n \x01(\x04\"\x83\x04\n\x0bRequestBill\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x10\n\x08workload\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x11\n\tslo_class\x18\x05 \x01(\t\x12\x0f\n\x07outcome\x18\x06 \x01(\t\x12\x15\n\rprompt_tokens\x18\x07 \x01(\x04\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x08 \x01(\x04\x12\x18\n\x10generated_tokens\x18\t \x01(\x04\x12\x18\n\x10\x64\x65livered_tokens\x18\n \x01(\x04\x12\x12\n\nprice_nusd\x18\x0b \x01(\x03\x12\x15\n\ruse_cost_nusd\x18\x0c \x01(\x03\x12\x18\n\x10\x65nergy_cost_nusd\x18\r \x01(\x03\x12\x13\n\x0bmargin_nusd\x18\x0e \x01(\x03\x12,\n\x08segments\x18\x0f \x03(\x0b\x32\x1a.tokenworks.v1.BillSegment\x12\x12\n\nprice_book\x18\x10 \x01(\t\x12\x10\n\x08trace_id\x18\x11 \x01(\t\x12\x14\n\x07slo_met\x18\x12 \x01(\x08H\x00\x88\x01\x01\x12\x0e\n\x06ttft_s\x18\x13 \x01(\x01\x12\x0e\n\x06tpot_s\x18\x14 \x01(\x01\x12\x18\n\x10\x61\x64mitted_unix_ms\x18\x15 \x01(\x03\x12\x18\n\x10\x66inished_unix_ms\x18\x16 \x01(\x03\x42\n\n\x08_slo_met2\xf7\x02\n\x05Meter\x12K\n\x08GetUsage\x12\x1e.tokenworks.v1.GetUsageRequest\x1a\x1f.tokenworks.v1.GetUsageResponse\x12K\n\nWatchUsage\x12 .tokenworks.v1.WatchUsageRequest\x1a\x19.tokenworks.v1.UsageDelta0\x01\x12\x43\n\tSetBudget\x12\x1f.tokenworks.v1.SetBudgetRequest\x1a\x15.tokenworks.v1.Budget\x12\x43\n\tGetBudget\x12\x1f.tokenworks.v1.GetBudgetRequest\x1a\x15.tokenworks.v1.Budget\x12J\n\nGetRequest\x12 .tokenworks.v1.GetRequestRequest\x1a\x1a.tokenworks.v1.RequestBillb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ctokenworks/v1/metering.proto\x12\rtokenworks.v1\"\x0e\n\x0c\x41uditRequest\"\x99\x01\n\x05\x44rift\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x10\n\x08\x65xpected\x18\x04 \x01(\x03\x12\r\n\x05\x66ound\x18\x05 \x01(\x03\x12\x0c\n\x04what\x18\x06 \x01(\t\x12\x10\n\x08repaired\x18\x07 \x01(\x08\x12\x0c\n\x04\x64one\x18\x08 \x01(\t\x12\x12\n\nat_unix_ms\x18\t \x01(\x03\"\x9b\x02\n\rAuditResponse\x12&\n\x08standing\x18\x01 \x03(\x0b\x32\x14.tokenworks.v1.Drift\x12&\n\x08repaired\x18\x02 \x03(\x0b\x32\x14.tokenworks.v1.Drift\x12\x18\n\x10requests_checked\x18\x03 \x01(\x04\x12\x0e\n\x06rounds\x18\x04 \x01(\x04\x12\x1b\n\x13round_ended_unix_ms\x18\x05 \x01(\x03\x12\x18\n\x10generated_tokens\x18\x06 \x01(\x04\x12\x18\n\x10\x64\x65livered_tokens\x18\x07 \x01(\x04\x12\x16\n\x0emissing_events\x18\x08 \x01(\x04\x12\x13\n\x0blost_events\x18\t \x01(\x04\x12\x12\n\nlag_events\x18\n \x01(\x04\",\n\x0bUsageFilter\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x0e\n\x06values\x18\x02 \x03(\t\"z\n\x0fGetUsageRequest\x12\x14\n\x0c\x66rom_unix_ms\x18\x01 \x01(\x03\x12\x12\n\nto_unix_ms\x18\x02 \x01(\x03\x12\x10\n\x08group_by\x18\x03 \x03(\t\x12+\n\x07\x66ilters\x18\x04 \x03(\x0b\x32\x1a.tokenworks.v1.UsageFilter\"\x97\x01\n\x08UsageKey\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x10\n\x08workload\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\x04 \x01(\t\x12\x0e\n\x06worker\x18\x05 \x01(\t\x12\x0c\n\x04pool\x18\x06 \x01(\t\x12\x11\n\tslo_class\x18\x07 \x01(\t\x12\x14\n\x0c\x66rom_unix_ms\x18\x08 \x01(\x03\"\xe7\x02\n\x08UsageRow\x12$\n\x03key\x18\x01 \x01(\x0b\x32\x17.tokenworks.v1.UsageKey\x12\x10\n\x08requests\x18\x02 \x01(\x04\x12\x15\n\rprompt_tokens\x18\x03 \x01(\x04\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x04 \x01(\x04\x12\x18\n\x10generated_tokens\x18\x05 \x01(\x04\x12\x18\n\x10\x64\x65livered_tokens\x18\x06 \x01(\x04\x12\x12\n\nprice_nusd\x18\x07 \x01(\x03\x12\x15\n\ruse_cost_nusd\x18\x08 \x01(\x03\x12\x18\n\x10\x65nergy_cost_nusd\x18\t \x01(\x03\x12\x11\n\tdevice_ns\x18\n \x01(\x04\x12\x11\n\tenergy_uj\x18\x0b \x01(\x04\x12\x19\n\x11\x66inished_requests\x18\x0c \x01(\x04\x12\x18\n\x10slo_met_requests\x18\r \x01(\x04\x12\x1a\n\x12measured_energy_uj\x18\x0e \x01(\x04\"u\n\x10GetUsageResponse\x12%\n\x04rows\x18\x01 \x03(\x0b\x32\x17.tokenworks.v1.UsageRow\x12&\n\x05total\x18\x02 \x01(\x0b\x32\x17.tokenworks.v1.UsageRow\x12\x12\n\nlag_events\x18\x03 \x01(\x04\"d\n\x11WatchUsageRequest\x12\x10\n\x08group_by\x18\x01 \x03(\t\x12+\n\x07\x66ilters\x18\x02 \x03(\x0b\x32\x1a.tokenworks.v1.UsageFilter\x12\x10\n\x08\x65very_ms\x18\x03 \x01(\r\"G\n\nUsageDelta\x12%\n\x04rows\x18\x01 \x03(\x0b\x32\x17.tokenworks.v1.UsageRow\x12\x12\n\nat_unix_ms\x18\x02 \x01(\x03\"I\n\x10SetBudgetRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x12\n\nlimit_nusd\x18\x02 \x01(\x03\x12\x11\n\tunlimited\x18\x03 \x01(\x08\"\"\n\x10GetBudgetRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\"~\n\x06\x42udget\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x12\n\nlimit_nusd\x18\x02 \x01(\x03\x12\x11\n\tunlimited\x18\x03 \x01(\x08\x12\x12\n\nspent_nusd\x18\x04 \x01(\x03\x12\x16\n\x0eremaining_nusd\x18\x05 \x01(\x03\x12\x11\n\texhausted\x18\x06 \x01(\x08\"\'\n\x11GetRequestRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\xd6\x01\n\x0b\x42illSegment\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\x02 \x01(\t\x12\x0c\n\x04pool\x18\x03 \x01(\t\x12\x12\n\nfrom_index\x18\x04 \x01(\r\x12\r\n\x05\x63ount\x18\x05 \x01(\r\x12\x11\n\tdevice_ns\x18\x06 \x01(\x04\x12\x11\n\tenergy_uj\x18\x07 \x01(\x04\x12\x15\n\ruse_cost_nusd\x18\x08 \x01(\x03\x12\x18\n\x10\x65nergy_cost_nusd\x18\t \x01(\x03\x12\x1a\n\x12measured_energy_uj\x18\n \x01(\x04\"\x83\x04\n\x0bRequestBill\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x10\n\x08workload\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x11\n\tslo_class\x18\x05 \x01(\t\x12\x0f\n\x07outcome\x18\x06 \x01(\t\x12\x15\n\rprompt_tokens\x18\x07 \x01(\x04\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x08 \x01(\x04\x12\x18\n\x10generated_tokens\x18\t \x01(\x04\x12\x18\n\x10\x64\x65livered_tokens\x18\n \x01(\x04\x12\x12\n\nprice_nusd\x18\x0b \x01(\x03\x12\x15\n\ruse_cost_nusd\x18\x0c \x01(\x03\x12\x18\n\x10\x65nergy_cost_nusd\x18\r \x01(\x03\x12\x13\n\x0bmargin_nusd\x18\x0e \x01(\x03\x12,\n\x08segments\x18\x0f \x03(\x0b\x32\x1a.tokenworks.v1.BillSegment\x12\x12\n\nprice_book\x18\x10 \x01(\t\x12\x10\n\x08trace_id\x18\x11 \x01(\t\x12\x14\n\x07slo_met\x18\x12 \x01(\x08H\x00\x88\x01\x01\x12\x0e\n\x06ttft_s\x18\x13 \x01(\x01\x12\x0e\n\x06tpot_s\x18\x14 \x01(\x01\x12\x18\n\x10\x61\x64mitted_unix_ms\x18\x15 \x01(\x03\x12\x18\n\x10\x66inished_unix_ms\x18\x16 \x01(\x03\x42\n\n\x08_slo_met2\xbb\x03\n\x05Meter\x12K\n\x08GetUsage\x12\x1e.tokenworks.v1.GetUsageRequest\x1a\x1f.tokenworks.v1.GetUsageResponse\x12K\n\nWatchUsage\x12 .tokenworks.v1.WatchUsageRequest\x1a\x19.tokenworks.v1.UsageDelta0\x01\x12\x43\n\tSetBudget\x12\x1f.tokenworks.v1.SetBudgetRequest\x1a\x15.tokenworks.v1.Budget\x12\x43\n\tGetBudget\x12\x1f.tokenworks.v1.GetBudgetRequest\x1a\x15.tokenworks.v1.Budget\x12J\n\nGetRequest\x12 .tokenworks.v1.GetRequestRequest\x1a\x1a.tokenworks.v1.RequestBill\x12\x42\n\x05\x41udit\x12\x1b.tokenworks.v1.AuditRequest\x1a\x1c.tokenworks.v1.AuditResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tokenworks.v1.metering_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_USAGEFILTER']._serialized_start=47
-  _globals['_USAGEFILTER']._serialized_end=91
-  _globals['_GETUSAGEREQUEST']._serialized_start=93
-  _globals['_GETUSAGEREQUEST']._serialized_end=215
-  _globals['_USAGEKEY']._serialized_start=218
-  _globals['_USAGEKEY']._serialized_end=369
-  _globals['_USAGEROW']._serialized_start=372
-  _globals['_USAGEROW']._serialized_end=731
-  _globals['_GETUSAGERESPONSE']._serialized_start=733
-  _globals['_GETUSAGERESPONSE']._serialized_end=850
-  _globals['_WATCHUSAGEREQUEST']._serialized_start=852
-  _globals['_WATCHUSAGEREQUEST']._serialized_end=952
-  _globals['_USAGEDELTA']._serialized_start=954
-  _globals['_USAGEDELTA']._serialized_end=1025
-  _globals['_SETBUDGETREQUEST']._serialized_start=1027
-  _globals['_SETBUDGETREQUEST']._serialized_end=1100
-  _globals['_GETBUDGETREQUEST']._serialized_start=1102
-  _globals['_GETBUDGETREQUEST']._serialized_end=1136
-  _globals['_BUDGET']._serialized_start=1138
-  _globals['_BUDGET']._serialized_end=1264
-  _globals['_GETREQUESTREQUEST']._serialized_start=1266
-  _globals['_GETREQUESTREQUEST']._serialized_end=1305
-  _globals['_BILLSEGMENT']._serialized_start=1308
-  _globals['_BILLSEGMENT']._serialized_end=1522
-  _globals['_REQUESTBILL']._serialized_start=1525
-  _globals['_REQUESTBILL']._serialized_end=2040
-  _globals['_METER']._serialized_start=2043
-  _globals['_METER']._serialized_end=2418
+  _globals['_AUDITREQUEST']._serialized_start=47
+  _globals['_AUDITREQUEST']._serialized_end=61
+  _globals['_DRIFT']._serialized_start=64
+  _globals['_DRIFT']._serialized_end=217
+  _globals['_AUDITRESPONSE']._serialized_start=220
+  _globals['_AUDITRESPONSE']._serialized_end=503
+  _globals['_USAGEFILTER']._serialized_start=505
+  _globals['_USAGEFILTER']._serialized_end=549
+  _globals['_GETUSAGEREQUEST']._serialized_start=551
+  _globals['_GETUSAGEREQUEST']._serialized_end=673
+  _globals['_USAGEKEY']._serialized_start=676
+  _globals['_USAGEKEY']._serialized_end=827
+  _globals['_USAGEROW']._serialized_start=830
+  _globals['_USAGEROW']._serialized_end=1189
+  _globals['_GETUSAGERESPONSE']._serialized_start=1191
+  _globals['_GETUSAGERESPONSE']._serialized_end=1308
+  _globals['_WATCHUSAGEREQUEST']._serialized_start=1310
+  _globals['_WATCHUSAGEREQUEST']._serialized_end=1410
+  _globals['_USAGEDELTA']._serialized_start=1412
+  _globals['_USAGEDELTA']._serialized_end=1483
+  _globals['_SETBUDGETREQUEST']._serialized_start=1485
+  _globals['_SETBUDGETREQUEST']._serialized_end=1558
+  _globals['_GETBUDGETREQUEST']._serialized_start=1560
+  _globals['_GETBUDGETREQUEST']._serialized_end=1594
+  _globals['_BUDGET']._serialized_start=1596
+  _globals['_BUDGET']._serialized_end=1722
+  _globals['_GETREQUESTREQUEST']._serialized_start=1724
+  _globals['_GETREQUESTREQUEST']._serialized_end=1763
+  _globals['_BILLSEGMENT']._serialized_start=1766
+  _globals['_BILLSEGMENT']._serialized_end=1980
+  _globals['_REQUESTBILL']._serialized_start=1983
+  _globals['_REQUESTBILL']._serialized_end=2498
+  _globals['_METER']._serialized_start=2501
+  _globals['_METER']._serialized_end=2944
 # @@protoc_insertion_point(module_scope)

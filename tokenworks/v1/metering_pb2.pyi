@@ -6,6 +6,56 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class AuditRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Drift(_message.Message):
+    __slots__ = ("kind", "subject", "tenant", "expected", "found", "what", "repaired", "done", "at_unix_ms")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    SUBJECT_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_FIELD_NUMBER: _ClassVar[int]
+    FOUND_FIELD_NUMBER: _ClassVar[int]
+    WHAT_FIELD_NUMBER: _ClassVar[int]
+    REPAIRED_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    AT_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    subject: str
+    tenant: str
+    expected: int
+    found: int
+    what: str
+    repaired: bool
+    done: str
+    at_unix_ms: int
+    def __init__(self, kind: _Optional[str] = ..., subject: _Optional[str] = ..., tenant: _Optional[str] = ..., expected: _Optional[int] = ..., found: _Optional[int] = ..., what: _Optional[str] = ..., repaired: bool = ..., done: _Optional[str] = ..., at_unix_ms: _Optional[int] = ...) -> None: ...
+
+class AuditResponse(_message.Message):
+    __slots__ = ("standing", "repaired", "requests_checked", "rounds", "round_ended_unix_ms", "generated_tokens", "delivered_tokens", "missing_events", "lost_events", "lag_events")
+    STANDING_FIELD_NUMBER: _ClassVar[int]
+    REPAIRED_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_CHECKED_FIELD_NUMBER: _ClassVar[int]
+    ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    ROUND_ENDED_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    DELIVERED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MISSING_EVENTS_FIELD_NUMBER: _ClassVar[int]
+    LOST_EVENTS_FIELD_NUMBER: _ClassVar[int]
+    LAG_EVENTS_FIELD_NUMBER: _ClassVar[int]
+    standing: _containers.RepeatedCompositeFieldContainer[Drift]
+    repaired: _containers.RepeatedCompositeFieldContainer[Drift]
+    requests_checked: int
+    rounds: int
+    round_ended_unix_ms: int
+    generated_tokens: int
+    delivered_tokens: int
+    missing_events: int
+    lost_events: int
+    lag_events: int
+    def __init__(self, standing: _Optional[_Iterable[_Union[Drift, _Mapping]]] = ..., repaired: _Optional[_Iterable[_Union[Drift, _Mapping]]] = ..., requests_checked: _Optional[int] = ..., rounds: _Optional[int] = ..., round_ended_unix_ms: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., delivered_tokens: _Optional[int] = ..., missing_events: _Optional[int] = ..., lost_events: _Optional[int] = ..., lag_events: _Optional[int] = ...) -> None: ...
+
 class UsageFilter(_message.Message):
     __slots__ = ("field", "values")
     FIELD_FIELD_NUMBER: _ClassVar[int]

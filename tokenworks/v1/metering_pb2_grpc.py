@@ -61,6 +61,11 @@ class MeterStub(object):
                 request_serializer=tokenworks_dot_v1_dot_metering__pb2.GetRequestRequest.SerializeToString,
                 response_deserializer=tokenworks_dot_v1_dot_metering__pb2.RequestBill.FromString,
                 _registered_method=True)
+        self.Audit = channel.unary_unary(
+                '/tokenworks.v1.Meter/Audit',
+                request_serializer=tokenworks_dot_v1_dot_metering__pb2.AuditRequest.SerializeToString,
+                response_deserializer=tokenworks_dot_v1_dot_metering__pb2.AuditResponse.FromString,
+                _registered_method=True)
 
 
 class MeterServicer(object):
@@ -100,6 +105,13 @@ class MeterServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Audit(self, request, context):
+        """Whether what was generated, delivered and billed agrees, and what was or can be done where it does not.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MeterServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -127,6 +139,11 @@ def add_MeterServicer_to_server(servicer, server):
                     servicer.GetRequest,
                     request_deserializer=tokenworks_dot_v1_dot_metering__pb2.GetRequestRequest.FromString,
                     response_serializer=tokenworks_dot_v1_dot_metering__pb2.RequestBill.SerializeToString,
+            ),
+            'Audit': grpc.unary_unary_rpc_method_handler(
+                    servicer.Audit,
+                    request_deserializer=tokenworks_dot_v1_dot_metering__pb2.AuditRequest.FromString,
+                    response_serializer=tokenworks_dot_v1_dot_metering__pb2.AuditResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -266,6 +283,33 @@ class Meter(object):
             '/tokenworks.v1.Meter/GetRequest',
             tokenworks_dot_v1_dot_metering__pb2.GetRequestRequest.SerializeToString,
             tokenworks_dot_v1_dot_metering__pb2.RequestBill.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Audit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tokenworks.v1.Meter/Audit',
+            tokenworks_dot_v1_dot_metering__pb2.AuditRequest.SerializeToString,
+            tokenworks_dot_v1_dot_metering__pb2.AuditResponse.FromString,
             options,
             channel_credentials,
             insecure,
