@@ -113,7 +113,7 @@ async def test_every_shape_of_method_works_with_grpcios_client(channel: grpc.aio
 async def test_requests_may_be_compressed(server: FastGrpcServer) -> None:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", compression=grpc.Compression.Gzip) as channel:
         call = channel.unary_unary("/test.Echo/Once")
-        assert await call(b"y" * 100_000, timeout=DEADLINE_S) == b"y" * 100_000  # type: ignore[comparison-overlap]
+        assert await call(b"y" * 100_000, timeout=DEADLINE_S) == b"y" * 100_000
         with pytest.raises(grpc.aio.AioRpcError) as caught:  # small on the wire, not inflated
             await call(b"y" * (LIMIT_BYTES + 1), timeout=DEADLINE_S)
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -188,7 +188,7 @@ async def test_pushes_stop_when_the_client_does_not_read_and_go_on_when_it_does(
             read += 1
         await eventually(room)
     echo.go_on.set()
-    assert await call.read() is grpc.aio.EOF  # type: ignore[attr-defined]
+    assert await call.read() is grpc.aio.EOF
 
 
 async def test_running_calls_end_within_the_grace_and_new_ones_are_turned_away(
@@ -266,7 +266,7 @@ async def test_bad_bytes_end_their_connection_and_nothing_else(
         if chance.random() < 0.3:
             mangled += chance.randbytes(chance.randint(1, 200))
         await send(bytes(mangled))
-    assert await channel.unary_unary("/test.Echo/Once")(b"fine", timeout=DEADLINE_S) == b"fine"  # type: ignore[comparison-overlap]
+    assert await channel.unary_unary("/test.Echo/Once")(b"fine", timeout=DEADLINE_S) == b"fine"
 
 
 async def _recorded_request(server: FastGrpcServer) -> bytes:
