@@ -11,14 +11,15 @@ refuse work instead of doing work nobody will count. Best-effort channels skip t
 
 `consume` gives a durable reader its messages in batches: when the handler returns they are acked, when it raises they
 come again. `watch` gives a reader what is new (and, for last-per-subject channels, what stands), with no acks. `replay`
-gives a reader what a stream holds, from its first message on, once.
+gives a reader what a stream holds, from its first message on, once. `ask_again` has a publisher send to its stream once
+more what a reader lacks: every publisher keeps the last of what the server has acknowledged.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from services.mesh.events import ControlAnswered, Drain, Event
+from services.mesh.events import ControlAnswered, Drain, Event, GapAnswered
 from services.mesh.subjects import Channel
 
 
@@ -114,14 +115,38 @@ class Bus(Protocol):
         """
         ...
 
-    async def replay(self, channels: Sequence[Channel], handler: BatchHandler, *, batch: int = 256) -> int:
+    async def replay(
+        self, channels: Sequence[Channel], handler: BatchHandler, *, batch: int = 256, after_sequence: int = 0
+    ) -> int:
         """Feeds the handler, in stream order, what the channels' stream holds as this is called; how many that was.
+
+        Args:
+            after_sequence: only what is behind this position of the stream.
 
         Nothing is acked or changed; what cannot be decoded is passed over, as it was put aside when it was consumed.
         What the handler raises ends the replay. All channels must belong to one stream.
 
         Raises:
             BusUnavailable: the connection was lost before the end; start over.
+        """
+        ...
+
+    async def acked_up_to(self, channels: Sequence[Channel], durable: str) -> int:
+        """The position in the channels' stream up to which a durable reader has acked everything; 0 for a new one.
+
+        Raises:
+            BusUnavailable: the server does not say.
+        """
+        ...
+
+    async def ask_again(self, publisher: str, epoch: str, sequences: Sequence[int], timeout_s: float) -> GapAnswered:
+        """Has a publisher send these events to their stream again; readers drop those they have.
+
+        Args:
+            publisher: as in `EventId`; `sequences`: at most `publishing.MOST_AGAIN`.
+
+        Raises:
+            BusUnavailable: nobody answered in time: the publisher is gone, or there is no connection.
         """
         ...
 

@@ -411,7 +411,7 @@ class RoutingPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GapRequested:
-    """A reader lacks these events of `publisher` (`<service>.<instance>.<channel>`): send them to their stream again."""
+    """A reader lacks these events of `publisher`, which is `<service>.<instance>.<channel>`: send them again."""
 
     publisher: str
     epoch: str

@@ -36,9 +36,10 @@ def render() -> str:
     )
     lines += [
         "",
-        f"`{control}` takes requests (`ControlRequested`) and answers `ControlAnswered`; `{gaps}` takes `GapRequested`,",
-        "has the publisher send what a reader lacks to its stream again, and answers `GapAnswered`. What a durable",
-        f"reader cannot decode, or fails on again and again, goes to `{dead}` with the reason in the header `tw-reason`.",
+        f"`{control}` takes requests (`ControlRequested`) and answers `ControlAnswered`; `{gaps}` takes",
+        "`GapRequested`, has the publisher send what a reader lacks to its stream again, and answers `GapAnswered`. What",
+        f"a durable reader cannot decode, or fails on again and again, goes to `{dead}` with the reason in the header",
+        "`tw-reason`.",
         "",
         "## Streams",
         "",

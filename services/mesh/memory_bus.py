@@ -16,9 +16,9 @@ from typing import Final, TypeVar
 
 from services.mesh.bus import BatchHandler, ControlHandler, EventId, Handler
 from services.mesh.clock import Clock, SystemClock
-from services.mesh.codec import decode_answer, encode_answer, encode_drain
+from services.mesh.codec import decode_answer, decode_gap_answer, encode_answer, encode_drain, encode_gap
 from services.mesh.errors import BusUnavailable, WorkerLost
-from services.mesh.events import ControlAnswered, Drain, Event
+from services.mesh.events import ControlAnswered, Drain, Event, GapAnswered, GapRequested
 from services.mesh.publishing import MESSAGE_ID, Publisher
 from services.mesh.reading import (
     DurableReader,
@@ -88,6 +88,11 @@ class _MemoryStream:
         self.messages[stored.sequence] = stored
         return [stored]
 
+    def lose(self, event_id: str) -> None:
+        for sequence, stored in list(self.messages.items()):
+            if stored.headers.get(MESSAGE_ID) == event_id:
+                del self.messages[sequence]
+
 
 class _Cursor:
     """A durable reader's place in a stream; what came back comes first."""
@@ -109,6 +114,11 @@ class _Cursor:
             if stored is not None and (channel := channel_at(stored.subject)) and channel.name in channels:
                 return self._given(stored)
         return None
+
+    @property
+    def floor(self) -> int:
+        """The sequence number up to which everything is acked."""
+        return min(self.attempts, default=self._next) - 1
 
     def put_back(self, sequence: int) -> None:
         if sequence in self.attempts and sequence not in self._returned:
@@ -204,6 +214,14 @@ class MemoryBroker:
         self._buses.append(bus)
         return bus
 
+    def publisher(self, name: str) -> "MemoryBus | None":
+        """The open bus, the latest, of `<service>.<instance>`."""
+        return next((bus for bus in reversed(self._buses) if bus.name == name and not bus.closed), None)
+
+    def lose(self, stream: str, event_id: str) -> None:
+        """A stream no longer has a message that it acknowledged."""
+        self._streams[stream].lose(event_id)
+
     def redeliver(self, durable: str) -> None:
         """Gives a durable reader everything that it was given before once more."""
         for (_, name), cursor in self._cursors.items():
@@ -295,6 +313,15 @@ class MemoryBus:
         self._counts = counts
         self._closed = False
 
+    @property
+    def name(self) -> str:
+        """`<service>.<instance>`."""
+        return self._publisher.name
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
     async def connect(self) -> None:
         if not self.broker.up:
             raise BusUnavailable("the broker is down; set broker.up = True")
@@ -352,14 +379,41 @@ class MemoryBus:
         finally:
             self.broker.watches.discard(watch)
 
-    async def replay(self, channels: Sequence[Channel], handler: BatchHandler, *, batch: int = 256) -> int:
+    async def replay(
+        self, channels: Sequence[Channel], handler: BatchHandler, *, batch: int = 256, after_sequence: int = 0
+    ) -> int:
         stream, wanted = stream_of(channels, "replay"), frozenset(channel.name for channel in channels)
         if not self.broker.up or self._closed:
             raise BusUnavailable(f"the replay of {stream} broke off after 0 messages: the broker is down")
-        held = [each for each in self.broker.standing(stream) if _channel_name(each) in wanted]
+        held = [
+            each
+            for each in self.broker.standing(stream)
+            if each.sequence > after_sequence and _channel_name(each) in wanted
+        ]
         for start in range(0, len(held), batch):
             await handler(legible([_Taken(each, self.broker, None) for each in held[start : start + batch]]))
         return len(held)
+
+    async def acked_up_to(self, channels: Sequence[Channel], durable: str) -> int:
+        if not self.broker.up or self._closed:
+            raise BusUnavailable(f"the broker does not say how far {durable} is: it is down")
+        return self.broker.cursor(stream_of(channels, durable), durable).floor
+
+    async def ask_again(self, publisher: str, epoch: str, sequences: Sequence[int], timeout_s: float) -> GapAnswered:
+        await asyncio.sleep(0)  # as on a network, others go first
+        name = publisher.rpartition(".")[0]
+        asked = self.broker.publisher(name) if self.broker.up and not self._closed else None
+        if asked is None:
+            raise BusUnavailable(f"publisher {name!r} gave no answer within {timeout_s:g} s")
+        gap = GapRequested(publisher=publisher, epoch=epoch, sequences=tuple(sequences))
+        return decode_gap_answer(encode_gap(asked.send_again(encode_gap(gap))))
+
+    def send_again(self, gap: bytes) -> GapAnswered:
+        """What a publisher does when it is asked for a gap. Raises ValueError: it is not this one's."""
+        found, answer = self._publisher.again(gap)
+        for message in found:
+            self.broker.put(message.subject, message.headers, message.body)
+        return answer
 
     async def request_drain(self, worker: str, drain: Drain, timeout_s: float) -> ControlAnswered:
         await asyncio.sleep(0)  # as on a network, others go first

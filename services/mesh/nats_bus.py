@@ -1,4 +1,4 @@
-"""The bus on NATS: JetStream for facts that count, core NATS for heartbeats and control. Only this file imports nats.
+"""The bus on NATS: JetStream for facts that count, core NATS for heartbeats and control.
 
 Links. A `_Link` is one connection, from its opening, which reconciles the streams, to its loss; then everything starts
 over on a new one, for as long as the bus is open. The client library's own reconnecting is switched off: it sends what
@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import nats.errors
 import nats.js.errors
@@ -25,10 +25,11 @@ from nats.js import JetStreamContext, api
 
 from services.mesh.bus import BatchHandler, ControlHandler, EventId, Handler
 from services.mesh.clock import Clock
-from services.mesh.codec import decode_answer, encode_answer, encode_drain
+from services.mesh.codec import decode_answer, decode_gap_answer, encode_answer, encode_drain, encode_gap
 from services.mesh.errors import BusUnavailable, SettingInvalid, WorkerLost
-from services.mesh.events import ControlAnswered, Drain, Event
+from services.mesh.events import ControlAnswered, Drain, Event, GapAnswered, GapRequested
 from services.mesh.inflow import ConnectionLost, PlainInflow, PullInflow
+from services.mesh.nats_streams import ephemeral, reconcile_consumer, reconcile_stream
 from services.mesh.publishing import MAX_BODY_BYTES, MESSAGE_ID, Publisher
 from services.mesh.reading import (
     DEAD_REASON,
@@ -43,7 +44,7 @@ from services.mesh.reading import (
 )
 from services.mesh.sending import RETRY_S, Sender, causes
 from services.mesh.settings import NatsSettings
-from services.mesh.subjects import STREAMS, Channel, Delivery, Stream, control_subject, dead_subject
+from services.mesh.subjects import STREAMS, Channel, Delivery, control_subject, dead_subject, gaps_subject
 from services.mesh.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
@@ -51,16 +52,11 @@ log = logging.getLogger(__name__)
 _CALL_S: Final = 5.0  # any one request to the server
 _CLOSE_S: Final = 2.0
 _PING_S: Final = 5
-_ACK_WAIT_S: Final = 10.0  # after this an unsettled message comes again; a live reader keeps what it works on
 _REDELIVER_S: Final = 0.25
-_EPHEMERAL_S: Final = 60.0  # a watch's consumer that nobody reads is gone after this
-_DUPLICATE_WINDOW_S: Final = 120.0
 # Of one subscription, in the library: callbacks never wait, so that it stays near nothing.
 _PENDING_MESSAGES: Final = 8192
 _PENDING_BYTES: Final = 64 << 20
 _WATCH_BATCH: Final = 64
-_REPLICAS_NEED_CLUSTER: Final = 10074  # JetStream's error codes
-_UPDATE_IMPOSSIBLE: Final = 10052
 # The library forces a flush when this much is buffered, and swallows a cancellation that it meets there. What is in
 # flight is bounded by the sender's windows.
 _NO_FORCED_FLUSH: Final = 1 << 30
@@ -161,18 +157,9 @@ class NatsBus:
         self, channels: Sequence[Channel], durable: str, handler: BatchHandler, *, batch: int = 256
     ) -> None:
         stream = stream_of(channels, durable)
-        config = api.ConsumerConfig(
-            name=durable,
-            durable_name=durable,
-            filter_subjects=[channel.wildcard for channel in channels],
-            deliver_policy=api.DeliverPolicy.ALL,
-            ack_policy=api.AckPolicy.EXPLICIT,
-            ack_wait=_ACK_WAIT_S,
-            max_ack_pending=max(1024, 4 * batch),
-        )
 
         async def read(link: _Link) -> None:
-            await link.js.add_consumer(stream, config)
+            await reconcile_consumer(link.js, stream, channels, durable)
             bury = partial(self._bury, link, durable)
             reader = DurableReader(durable, handler, self._counts, bury, batch=batch, retry_s=_REDELIVER_S)
             async with link.pulled(stream, durable, batch) as inflow:
@@ -196,11 +183,14 @@ class NatsBus:
                     read = partial(self._watch_subject, watcher, subject)
                     tasks.create_task(self._on_every_link(f"watching {subject}", read))
 
-    async def replay(self, channels: Sequence[Channel], handler: BatchHandler, *, batch: int = 256) -> int:
+    async def replay(
+        self, channels: Sequence[Channel], handler: BatchHandler, *, batch: int = 256, after_sequence: int = 0
+    ) -> int:
         subjects = [channel.wildcard for channel in channels]
         name = f"replay-{secrets.token_hex(8)}"
         stream = stream_of(channels, name)
-        config = _ephemeral(name, subjects, api.DeliverPolicy.ALL)
+        policy = api.DeliverPolicy.BY_START_SEQUENCE if after_sequence else api.DeliverPolicy.ALL
+        config = ephemeral(name, subjects, policy, after_sequence + 1 if after_sequence else 0)
         replayed = 0
         try:
             link = await self._next_link()
@@ -214,6 +204,29 @@ class NatsBus:
         except _FAILURES as error:
             raise BusUnavailable(f"the replay of {stream} broke off after {replayed} messages: {error!r}") from error
         return replayed
+
+    async def acked_up_to(self, channels: Sequence[Channel], durable: str) -> int:
+        stream = stream_of(channels, durable)
+        try:
+            async with asyncio.timeout(_CALL_S):
+                link = await self._next_link()
+                floor = (await link.js.consumer_info(stream, durable)).ack_floor
+        except nats.js.errors.NotFoundError:
+            return 0
+        except _FAILURES as error:
+            raise BusUnavailable(f"the server does not say how far {durable} is in {stream}: {error!r}") from error
+        return floor.stream_seq if floor else 0
+
+    async def ask_again(self, publisher: str, epoch: str, sequences: Sequence[int], timeout_s: float) -> GapAnswered:
+        gap = GapRequested(publisher=publisher, epoch=epoch, sequences=tuple(sequences))
+        subject = gaps_subject(publisher.rpartition(".")[0])
+        try:
+            async with asyncio.timeout(timeout_s):
+                link = await self._next_link()
+                reply = await link.client.request(subject, encode_gap(gap), timeout=timeout_s)
+            return decode_gap_answer(reply.data)
+        except (ValueError, *_FAILURES) as error:
+            raise BusUnavailable(f"publisher {publisher!r} gave no answer within {timeout_s:g} s: {error!r}") from error
 
     async def request_drain(self, worker: str, drain: Drain, timeout_s: float) -> ControlAnswered:
         try:
@@ -271,7 +284,7 @@ class NatsBus:
                         f"the NATS server's max_payload is {client.max_payload}; it must be >= {MAX_BODY_BYTES}"
                     )
                 for stream in STREAMS:
-                    await _reconcile(link.js, stream, self._settings.replicas)
+                    await reconcile_stream(link.js, stream, self._settings)
             except BaseException as error:
                 await link.close()
                 # A wrong setting stops a process at its start; later the server may be put right.
@@ -324,8 +337,30 @@ class NatsBus:
         )
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(sender.run(), name="sender")
+            tasks.create_task(self._serve_gaps(link), name="gaps")
             await link.lost.wait()
             raise ConnectionLost("the connection is closed")
+
+    async def _serve_gaps(self, link: _Link) -> None:
+        """Sends to their streams again what readers ask for. Raises ConnectionLost."""
+        inflow = PlainInflow()
+        async with link.subscribed(gaps_subject(self._publisher.name), inflow):
+            while True:
+                for request in await inflow.take(1):
+                    try:
+                        found, answer = self._publisher.again(request.body)
+                    except ValueError as reason:
+                        log.warning("%s: a request for a gap is passed over: %s", self._publisher.name, reason)
+                        continue
+                    try:
+                        for each in found:
+                            await link.js.publish(each.subject, each.body, timeout=_CALL_S, headers=each.headers)
+                    except _FAILURES as error:
+                        log.warning("%s cannot send again what a reader lacks: %r", self._publisher.name, error)
+                        continue
+                    log.info("%s sent %d events again that a reader lacked", self._publisher.name, len(found))
+                    if request.reply:
+                        await link.client.publish(request.reply, encode_gap(answer))
 
     async def _next_link(self) -> _Link:
         """The link, once there is one. Raises BusUnavailable: the bus is closed."""
@@ -355,7 +390,7 @@ class NatsBus:
     ) -> None:
         name = f"watch-{secrets.token_hex(8)}"
         policy = api.DeliverPolicy.LAST_PER_SUBJECT if last else api.DeliverPolicy.NEW
-        await link.js.add_consumer(stream, _ephemeral(name, subjects, policy))
+        await link.js.add_consumer(stream, ephemeral(name, subjects, policy))
         async with link.pulled(stream, name, _WATCH_BATCH) as inflow:
             while True:
                 for message in await inflow.take(_WATCH_BATCH):
@@ -373,52 +408,3 @@ class NatsBus:
         # The server's message ids are per stream, so that a burial which is tried again is kept once.
         headers[MESSAGE_ID] = f"{durable}:{message.subject}:{message.stream_sequence}"
         await link.js.publish(dead_subject(durable), message.body, timeout=_CALL_S, headers=headers)
-
-
-def _ephemeral(name: str, subjects: Sequence[str], policy: api.DeliverPolicy) -> api.ConsumerConfig:
-    """A consumer that acks nothing and goes with its reader."""
-    return api.ConsumerConfig(
-        name=name,
-        filter_subjects=list(subjects),
-        deliver_policy=policy,
-        ack_policy=api.AckPolicy.NONE,
-        inactive_threshold=_EPHEMERAL_S,
-        num_replicas=1,
-        mem_storage=True,
-    )
-
-
-async def _reconcile(js: JetStreamContext, stream: Stream, replicas: int) -> None:
-    """Makes the stream as the table says.
-
-    Raises:
-        SettingInvalid: the server cannot have it so, whatever the time.
-        nats.js.errors.APIError: not now.
-    """
-    wanted: dict[str, Any] = {
-        "subjects": list(stream.subjects),
-        "storage": api.StorageType.FILE if stream.file else api.StorageType.MEMORY,
-        "retention": api.RetentionPolicy.LIMITS,
-        "discard": api.DiscardPolicy.OLD,
-        "max_age": stream.max_age_s,
-        "max_bytes": stream.max_bytes,
-        "max_msgs_per_subject": 1 if stream.last_per_subject else -1,
-        "num_replicas": replicas,
-        "duplicate_window": _DUPLICATE_WINDOW_S,
-    }
-    try:
-        try:
-            found = (await js.stream_info(stream.name)).config
-        except nats.js.errors.NotFoundError:
-            found = (await js.add_stream(api.StreamConfig(name=stream.name, **wanted))).config
-        if any(getattr(found, name) != value for name, value in wanted.items()):
-            await js.update_stream(found, **wanted)
-    except nats.js.errors.APIError as error:
-        if error.err_code == _REPLICAS_NEED_CLUSTER:
-            raise SettingInvalid(f"nats.replicas = {replicas}: this server is not one of a cluster; use 1") from error
-        if error.err_code == _UPDATE_IMPOSSIBLE:
-            raise SettingInvalid(
-                f"stream {stream.name} cannot be made what this version needs: {error.description}; drain it, then"
-                " delete it, and it is made anew"
-            ) from error
-        raise

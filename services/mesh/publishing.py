@@ -4,12 +4,16 @@ bounded outbox until the server has it.
 In: events and who publishes them. Out: `Outgoing` messages, in one outbox per channel and in the order of their
 sequence numbers. A transport (`nats_bus.py`, `memory_bus.py`) sends what `Outbox.next_to_send` gives and tells which
 sequence numbers were acknowledged; where a connection was lost it starts over from the first that was not.
+
+What was acknowledged last is kept beside the outbox, within bounds, for readers that lack it: a server can lose what it
+acknowledged (a disk put back from a backup, a limit reached). It is sent again without its message id, which the server
+would take for one that it has; the readers know it by `ce-id`.
 """
 
 import asyncio
 import secrets
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -20,17 +24,21 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from services.mesh import conventions as names
 from services.mesh.bus import EventId
 from services.mesh.clock import Clock
-from services.mesh.codec import encode
+from services.mesh.codec import decode_gap_request, encode
 from services.mesh.errors import OutboxFull
-from services.mesh.events import Event, LatencyObserved, TokensGenerated
+from services.mesh.events import Event, GapAnswered, LatencyObserved, TokensGenerated
 from services.mesh.subjects import CHANNELS, Channel, channel_of, subject_of
 from services.mesh.telemetry import TRACEPARENT, Telemetry, context_of, current_traceparent, links_to, traceparent_of
 
+EVENT_ID: Final = "ce-id"
 MESSAGE_ID: Final = "Nats-Msg-Id"  # JetStream drops a second message of the same id within its duplicate window
 CE_TYPE_PREFIX: Final = "tokenworks.v1."
 CONTENT_TYPE: Final = "application/protobuf"
 MAX_BODY_BYTES: Final = 1_000_000  # beside the headers, within the 1 MiB that NATS takes by default
+MOST_AGAIN: Final = 1024  # events in one request for a gap
 _BEST_EFFORT_HELD: Final = 64
+_KEPT: Final = 1024  # acknowledged messages of one channel
+_KEPT_BYTES: Final = 8 << 20
 
 
 @dataclass(slots=True)
@@ -60,6 +68,8 @@ class Outbox:
         self._capacity = capacity
         self._messages: deque[Outgoing] = deque()
         self._in_flight = 0
+        self._kept: deque[Outgoing] = deque()
+        self._kept_bytes = 0
 
     def __len__(self) -> int:
         return len(self._messages)
@@ -112,10 +122,27 @@ class Outbox:
         if message.span is not None:
             message.span.end()
         while self._messages and self._messages[0].acknowledged:
-            self._messages.popleft()
+            self._keep(self._messages.popleft())
             self._in_flight = max(0, self._in_flight - 1)
         self.changed.set()
         return True
+
+    def kept(self, sequences: Collection[int]) -> list[Outgoing]:
+        """Those of the acknowledged messages that are still kept, oldest first."""
+        wanted = set(sequences)
+        return [each for each in (*self._kept, *self._messages) if each.acknowledged and each.id.sequence in wanted]
+
+    def holds(self, sequences: Collection[int]) -> list[int]:
+        """Those of the messages that are not acknowledged yet: they are on their way."""
+        wanted = set(sequences)
+        return [each.id.sequence for each in self._messages if not each.acknowledged and each.id.sequence in wanted]
+
+    def _keep(self, message: Outgoing) -> None:
+        message.span = None
+        self._kept.append(message)
+        self._kept_bytes += len(message.body)
+        while len(self._kept) > _KEPT or self._kept_bytes > _KEPT_BYTES:
+            self._kept_bytes -= len(self._kept.popleft().body)
 
     def refuse(self, reason: str) -> None:
         """The server would not take a message that is in flight."""
@@ -225,6 +252,27 @@ class Publisher:
             pass
         return self.unacknowledged
 
+    def again(self, body: bytes) -> tuple[list[Outgoing], GapAnswered]:
+        """What a request for a gap asks for: what is to be stored again, and the answer once it is.
+
+        Raises:
+            ValueError: the request cannot be read, or is not for this publisher.
+        """
+        gap = decode_gap_request(body)
+        name, _, channel = gap.publisher.rpartition(".")
+        outbox = self.outboxes.get(channel)
+        if name != self.name or outbox is None:
+            raise ValueError(f"{gap.publisher!r} is no publisher here; this is {self.name}")
+        if gap.epoch != self._epoch:
+            return [], GapAnswered(sent=(), last=0)
+        sequences = gap.sequences[:MOST_AGAIN]
+        found = [
+            Outgoing(each.id, each.subject, {k: v for k, v in each.headers.items() if k != MESSAGE_ID}, each.body)
+            for each in outbox.kept(sequences)
+        ]
+        sent = (*(each.id.sequence for each in found), *outbox.holds(sequences))
+        return found, GapAnswered(sent=sent, last=self._sequences[channel])
+
     def abandon(self) -> int:
         """Ends the spans of what no server has acknowledged; how many events those are."""
         return sum(outbox.abandon() for outbox in self.outboxes.values())
@@ -237,7 +285,7 @@ class Publisher:
         headers = {
             MESSAGE_ID: written,
             "ce-specversion": "1.0",
-            "ce-id": written,
+            EVENT_ID: written,
             "ce-source": self._source,
             "ce-type": CE_TYPE_PREFIX + type(event).__name__,
             "ce-time": f"{self._second[1]}.{ms:03d}Z",

@@ -5,12 +5,15 @@ message given back, or put aside as a dead letter.
 
 A batch whose handler raised is given back whole and comes again after a delay that doubles, one message at a time, so
 that the one at fault fails alone. Up to `_PATIENCE` attempts its successors wait for it, which keeps the order through
-a short outage of what the handler depends on; after that they pass it, unless they fail as well.
+a short outage of what the handler depends on; after that they pass it, unless they fail as well. A message that has
+failed alone `Consumer.most_attempts` times, while others were handled, is at fault itself: it is put aside as a dead
+letter. While nothing is handled at all, nothing is put aside, however long that lasts.
 """
 
 import asyncio
 import logging
 import re
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Final, Protocol
@@ -19,8 +22,8 @@ from services.mesh import conventions as names
 from services.mesh.bus import BatchHandler, ControlHandler, Delivered, EventId, Handler
 from services.mesh.codec import decode, decode_drain
 from services.mesh.events import ControlAnswered
-from services.mesh.publishing import MESSAGE_ID
-from services.mesh.subjects import Channel, channel_at, subject_of
+from services.mesh.publishing import EVENT_ID, MESSAGE_ID
+from services.mesh.subjects import Channel, channel_at, consumer_of, subject_of
 from services.mesh.telemetry import TRACEPARENT, Telemetry
 
 log = logging.getLogger(__name__)
@@ -29,6 +32,7 @@ DEAD_REASON: Final = "tw-reason"
 DEAD_SUBJECT: Final = "tw-subject"
 RETRY_MOST_S: Final = 10.0
 _PATIENCE: Final = 3
+_FAILING_KEPT: Final = 4096
 _BACK_S: Final = 1.0  # a message that is not back so long after its delay is not waited for
 _KEEP_EVERY_S: Final = 3.0  # a transport's patience with an unsettled message must be some times this
 
@@ -85,7 +89,7 @@ def delivered(message: Incoming) -> Delivered:
     channel = channel_at(message.subject)
     if channel is None:
         raise ValueError(f"subject {message.subject!r} belongs to no channel")
-    event_id = EventId.parse(message.headers.get(MESSAGE_ID, ""))
+    event_id = EventId.parse(message.headers.get(EVENT_ID) or message.headers.get(MESSAGE_ID, ""))
     event = decode(channel.event, message.body)
     if (named := subject_of(event)) != message.subject:
         # Protobuf reads many wrong bytes as some message; what it names must be where it came from.
@@ -137,6 +141,9 @@ class DurableReader:
         self._retry_s = retry_s
         self._one_by_one = 0  # messages still to be handed over singly
         self._failed_last = 0  # stream sequence of what failed since anything succeeded
+        self._most_attempts = consumer_of(durable).most_attempts
+        self._handled = 0  # messages
+        self._handled_at_failure: OrderedDict[int, int] = OrderedDict()  # by stream sequence: `_handled` as it failed
         self._labels = {names.MESSAGING_CONSUMER_GROUP: durable}
 
     async def run(self, inflow: Inflow) -> None:
@@ -153,8 +160,11 @@ class DurableReader:
             keeper = asyncio.create_task(_keep(good, inflow), name=f"keep-{self._durable}")
             try:
                 await self._handler(events)
-            except Exception:
-                await self._failed(good, inflow)
+            except Exception as error:
+                if len(good) == 1 and self._at_fault(good[0]):
+                    await self._put_aside(good[0], f"its reader failed {good[0].attempt} times: {error!r}")
+                else:
+                    await self._failed(good, inflow)
                 return
             finally:
                 keeper.cancel()
@@ -167,6 +177,9 @@ class DurableReader:
                     await message.give_back(0.0)
             raise
         self._failed_last = 0
+        self._handled += len(good)
+        for message in good:
+            self._handled_at_failure.pop(message.stream_sequence, None)
         self._one_by_one = max(0, self._one_by_one - len(good))
         self._counts.consumed.add(len(good), self._labels)
 
@@ -178,13 +191,23 @@ class DurableReader:
             try:
                 events.append(delivered(message))
             except ValueError as reason:
-                log.error("%s: a message on %s is dead: %s", self._durable, message.subject, reason)
-                await self._bury(message, str(reason))
-                await message.ack()
-                self._counts.dead.add(1, self._labels)
+                await self._put_aside(message, str(reason))
             else:
                 good.append(message)
         return good, events
+
+    async def _put_aside(self, message: Incoming, reason: str) -> None:
+        log.error("%s: a message on %s is dead: %s", self._durable, message.subject, reason)
+        await self._bury(message, reason)
+        await message.ack()
+        self._counts.dead.add(1, self._labels)
+
+    def _at_fault(self, message: Incoming) -> bool:
+        """Whether a message that has just failed alone has done so often, while others were handled."""
+        failed_when = self._handled_at_failure.setdefault(message.stream_sequence, self._handled)
+        while len(self._handled_at_failure) > _FAILING_KEPT:
+            self._handled_at_failure.popitem(last=False)
+        return message.attempt >= self._most_attempts and self._handled > failed_when
 
     async def _failed(self, messages: Sequence[Incoming], inflow: Inflow) -> None:
         attempt = max(message.attempt for message in messages)

@@ -40,7 +40,9 @@ class MeshSettings(Section):
 class NatsSettings(Section):
     url: str = ""  # empty: `tokenworks up` starts its own server
     port: Port = 4222  # of the server that `tokenworks up` starts; 0: a free one
-    replicas: Annotated[int, Field(ge=1, le=5)] = 1
+    nodes: Literal[1, 3, 5] = 1  # that `tokenworks up` starts; the others' ports are free ones
+    replicas: Annotated[int, Field(ge=1, le=5)] = 1  # of each stream; `tokenworks up` makes as many as it has nodes
+    placement_tags: tuple[str, ...] = ()  # that the servers must have which keep the streams
     sync_always: bool = True  # the embedded server writes through on every message
     connect_timeout_s: Annotated[float, Field(gt=0, le=300)] = 10.0
     outbox_events: Annotated[int, Field(ge=16, le=1_000_000)] = 4096  # per channel

@@ -47,6 +47,22 @@ class Stream:
 
 
 @dataclass(frozen=True, slots=True)
+class Consumer:
+    """How a durable reader is served; who reads what, each reader says itself.
+
+    Attributes:
+        ack_wait_s: after this an unsettled message comes again; a live reader keeps what it works on.
+        max_ack_pending: messages under way to it and not settled.
+        most_attempts: a message that failed alone so often, while others passed, is put aside (`tw.dead.<durable>`).
+    """
+
+    durable: str
+    ack_wait_s: float = 10.0
+    max_ack_pending: int = 1024
+    most_attempts: int = 16
+
+
+@dataclass(frozen=True, slots=True)
 class Channel:
     """One kind of event on the bus. `stream` is None for core NATS."""
 
@@ -75,6 +91,11 @@ STREAMS: Final = (
     Stream("TW_AUDIT", ("tw.audit.*",), file=True, max_age_s=30 * 86_400, max_bytes=64 << 20),
     Stream("TW_DEAD", ("tw.dead.*",), file=True, max_age_s=30 * 86_400, max_bytes=64 << 20),
 )
+
+# JetStream drops a second message of the same id within this; an optimisation, never the guarantee.
+DUPLICATE_WINDOW_S: Final = 120.0
+
+CONSUMERS: Final = (Consumer("meter-tokens"), Consumer("meter-requests"))
 
 TOKENS: Final = Channel(
     name="tokens",
@@ -217,6 +238,7 @@ GAPS_TEMPLATE: Final = "tw.gaps.{publisher}"  # request/reply: GapRequested -> G
 # What a durable reader could not decode, or failed on again and again, with the reason in a header.
 DEAD_TEMPLATE: Final = "tw.dead.{durable}"
 
+_BY_DURABLE: Final = {each.durable: each for each in CONSUMERS}
 _BY_EVENT: Final = {channel.event: channel for channel in CHANNELS}
 _FIELD: Final = re.compile(r"\{([a-z_]+)\}")
 _TEMPLATES: Final = {
@@ -234,6 +256,11 @@ def escape(token: str) -> str:
     if _PLAIN.fullmatch(token):
         return token
     return re.sub(r"[^A-Za-z0-9_-]", lambda found: "".join(f"~{byte:02x}" for byte in found[0].encode()), token) or "~"
+
+
+def consumer_of(durable: str) -> Consumer:
+    """How the durable reader of this name is served; as any is, when the table does not name it."""
+    return _BY_DURABLE.get(durable) or Consumer(durable)
 
 
 def channel_of(event: Event) -> Channel:

@@ -5,12 +5,13 @@ it back with what it had stored.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 import nats
+import nats.js.errors
 from opentelemetry.sdk.trace.export import SpanExporter
 
 from services.mesh.bus import Bus, Delivered
@@ -47,6 +48,18 @@ async def eventually(holds: Callable[[], bool], what: str) -> None:
         raise AssertionError(f"not within {DEADLINE_S:g} s: {what}") from None
 
 
+async def eventually_so(holds: Callable[[], Awaitable[bool]], what: str) -> None:
+    """`eventually`, of something that must be asked for."""
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            while True:
+                if await holds():
+                    return
+                await asyncio.sleep(0.01)
+    except TimeoutError:
+        raise AssertionError(f"not within {DEADLINE_S:g} s: {what}") from None
+
+
 class World(Protocol):
     async def start(self, folder: Path) -> None: ...
     async def bus(
@@ -66,6 +79,10 @@ class World(Protocol):
         ...
 
     async def dead(self, durable: str) -> Sequence[Dead]: ...
+    async def lose(self, channel: Channel, event_id: str) -> None:
+        """The stream no longer has a message that it acknowledged."""
+        ...
+
     async def close(self) -> None: ...
 
 
@@ -117,6 +134,10 @@ class MemoryWorld:
     async def dead(self, durable: str) -> Sequence[Dead]:
         return [(each.subject, each.body, each.reason) for each in self.broker.dead if each.durable == durable]
 
+    async def lose(self, channel: Channel, event_id: str) -> None:
+        assert channel.stream is not None
+        self.broker.lose(channel.stream, event_id)
+
     async def close(self) -> None:
         await self._buses.close()
 
@@ -165,6 +186,17 @@ class NatsWorld:
             assert message.headers is not None
             found.append((message.headers["tw-subject"], message.data, message.headers["tw-reason"]))
         return found
+
+    async def lose(self, channel: Channel, event_id: str) -> None:
+        assert channel.stream is not None
+        async with await nats.connect(self.server.url) as client:
+            js = client.jetstream()
+            last = (await js.stream_info(channel.stream)).state.last_seq
+            for sequence in range(1, last + 1):
+                with suppress(nats.js.errors.NotFoundError):
+                    found = await js.get_msg(channel.stream, sequence)
+                    if (found.headers or {}).get("Nats-Msg-Id") == event_id:
+                        await js.delete_msg(channel.stream, sequence)
 
     async def close(self) -> None:
         await self._buses.close()

@@ -10,7 +10,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind
 
 from services.mesh import conventions as names
+from services.mesh import reading as reading_module
+from services.mesh import subjects
 from services.mesh.bus import Bus, Delivered, EventId
+from services.mesh.codec import decode
 from services.mesh.errors import BusUnavailable, OutboxFull, WorkerLost
 from services.mesh.events import ControlAnswered, CreditChanged, Drain, TokensGenerated, WorkerHeartbeat
 from services.mesh.subjects import ADMITTED, CREDIT, FINISHED, FLEET, LATENCY, TOKENS
@@ -22,6 +25,7 @@ from tests.contract.bus_worlds import (
     admitted,
     credit,
     eventually,
+    eventually_so,
     finished,
     heartbeat,
     latency,
@@ -102,6 +106,65 @@ async def test_a_replay_is_of_the_channels_asked_for(world: World) -> None:
     assert {type(each.event).__name__ for each in replayed} == {"RequestFinished"}
 
 
+async def test_a_replay_begins_behind_a_position(world: World) -> None:
+    worker = await world.bus("worker")
+    published = [worker.publish(tokens()) for _ in range(10)]
+    assert await worker.flush(5.0) == 0
+    replayed: list[Delivered] = []
+
+    async def note(messages: Sequence[Delivered]) -> None:
+        replayed.extend(messages)
+
+    assert await worker.replay([TOKENS], note, after_sequence=7) == 3
+    assert [each.id for each in replayed] == published[7:]
+    assert await worker.replay([TOKENS], note, after_sequence=10) == 0
+
+
+async def test_how_far_a_durable_reader_has_acked_is_known_to_all(world: World) -> None:
+    worker, meter = await world.bus("worker"), await world.bus("meter")
+    assert await meter.acked_up_to([TOKENS], "meter") == 0
+    reading = Reading().consume(meter, [TOKENS], "meter")
+    for _ in range(5):
+        worker.publish(tokens())
+    await reading.until(5)
+    await reading.stop()
+
+    async def all_acked() -> bool:
+        return await worker.acked_up_to([TOKENS], "meter") == 5
+
+    await eventually_so(all_acked, "everything is acked")
+
+
+async def test_what_a_stream_has_lost_its_publisher_sends_again(world: World) -> None:
+    worker, meter = await world.bus("worker", "h100-0"), await world.bus("meter")
+    published = [worker.publish(tokens(f"r{number}")) for number in range(5)]
+    assert await worker.flush(5.0) == 0
+    for lost in (published[1], published[3]):
+        await world.lose(TOKENS, str(lost))
+    reading = Reading().consume(meter, [TOKENS], "meter")
+    await reading.until(3)
+    answer = await meter.ask_again("worker.h100-0.tokens", published[0].epoch, [2, 4, 9], 5.0)
+    assert (answer.sent, answer.last) == ((2, 4), 5)
+    received = await reading.until(5)
+    assert sorted((each.id.sequence, _request_of(each)) for each in received) == [
+        (number + 1, f"r{number}") for number in range(5)
+    ]
+    await reading.stop()
+
+
+async def test_of_an_earlier_start_a_publisher_has_nothing_and_says_so(world: World) -> None:
+    worker, meter = await world.bus("worker", "h100-0"), await world.bus("meter")
+    worker.publish(tokens())
+    answer = await meter.ask_again("worker.h100-0.tokens", "an earlier one", [1], 5.0)
+    assert (answer.sent, answer.last) == ((), 0)
+
+
+async def test_a_publisher_that_is_gone_gives_no_answer(world: World) -> None:
+    meter = await world.bus("meter")
+    with pytest.raises(BusUnavailable, match="no answer"):
+        await meter.ask_again("worker.h100-0.tokens", "e", [1], 0.2)
+
+
 async def test_what_a_replays_handler_raises_ends_it(world: World) -> None:
     worker = await world.bus("worker")
     worker.publish(tokens())
@@ -160,6 +223,51 @@ async def test_one_message_that_always_fails_does_not_stop_the_others(world: Wor
         worker.publish(tokens())
     await reading.until(9)
     assert sorted(reading.sequences) == [1, 2, 4, 5, 6, 7, 8, 9, 10]
+    await reading.stop()
+
+
+async def test_what_fails_alone_again_and_again_is_put_aside_once_others_passed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading_module, "RETRY_MOST_S", 0.02)
+    monkeypatch.setattr(subjects, "_BY_DURABLE", {"meter": subjects.Consumer("meter", most_attempts=5)})
+    worker, meter = await world.bus("worker"), await world.bus("meter")
+
+    def failing(messages: Sequence[Delivered]) -> bool:
+        return any(each.id.sequence == 1 for each in messages)
+
+    reading = Reading(failing).consume(meter, [TOKENS], "meter")
+    worker.publish(tokens("at-fault"))
+    worker.publish(tokens("another"))
+    await reading.until(1)
+
+    async def put_aside() -> bool:
+        return bool(await world.dead("meter"))
+
+    await eventually_so(put_aside, "it is put aside")
+    [(subject, body, reason)] = await world.dead("meter")
+    assert (subject, decode(TokensGenerated, body)) == ("tw.tokens.nvidia-h100.h100-0", tokens("at-fault"))
+    assert "its reader failed" in reason
+    assert "the reader's database is gone" in reason
+    await reading.stop()
+
+
+async def test_while_nothing_is_handled_nothing_is_put_aside(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading_module, "RETRY_MOST_S", 0.02)
+    monkeypatch.setattr(subjects, "_BY_DURABLE", {"meter": subjects.Consumer("meter", most_attempts=3)})
+    worker, meter = await world.bus("worker"), await world.bus("meter")
+    attempts = 0
+
+    def failing(messages: Sequence[Delivered]) -> bool:
+        nonlocal attempts
+        attempts = max(attempts, *(each.attempt for each in messages))
+        return attempts < 8
+
+    reading = Reading(failing).consume(meter, [TOKENS], "meter")
+    for _ in range(3):
+        worker.publish(tokens())
+    await reading.until(3)
+    assert await world.dead("meter") == []
     await reading.stop()
 
 

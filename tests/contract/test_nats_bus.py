@@ -2,19 +2,22 @@
 
 import asyncio
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import nats
 import pytest
-from nats.js.api import StorageType, StreamConfig
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, StorageType, StreamConfig
 
+from services.mesh.bus import Delivered
 from services.mesh.clock import SystemClock
 from services.mesh.errors import BusUnavailable, SettingInvalid
 from services.mesh.nats_bus import NatsBus
 from services.mesh.nats_server import NatsServer
 from services.mesh.settings import NatsSettings
-from services.mesh.subjects import STREAMS
+from services.mesh.subjects import STREAMS, TOKENS, consumer_of
 from services.mesh.telemetry import start_telemetry
+from tests.contract.bus_worlds import Reading, tokens
 
 
 def _bus(settings: NatsSettings, instance: str = "h100-0") -> NatsBus:
@@ -43,6 +46,48 @@ async def test_a_stream_of_an_earlier_version_is_updated(nats_server: NatsServer
         await bus.connect()
         assert (await js.stream_info("TW_TOKENS")).config.max_bytes == STREAMS[0].max_bytes
         await bus.close()
+
+
+async def test_a_durable_readers_consumer_of_an_earlier_version_is_updated_and_keeps_its_place(
+    nats_server: NatsServer,
+) -> None:
+    bus = _bus(NatsSettings(url=nats_server.url))
+    await bus.connect()
+    bus.publish(tokens("before"))
+    assert await bus.flush(5.0) == 0
+    async with await nats.connect(nats_server.url) as client:
+        js = client.jetstream()
+        old = ConsumerConfig(
+            name="meter-tokens", durable_name="meter-tokens", ack_policy=AckPolicy.EXPLICIT, ack_wait=3, max_deliver=2
+        )
+        await js.add_consumer("TW_TOKENS", old)
+        [handled] = await (await js.pull_subscribe_bind("meter-tokens", "TW_TOKENS")).fetch(1)
+        await handled.ack_sync()
+        reading = Reading().consume(bus, [TOKENS], "meter-tokens")
+        bus.publish(tokens("after"))
+        assert [each.id.sequence for each in await reading.until(1)] == [2]
+        config = (await js.consumer_info("TW_TOKENS", "meter-tokens")).config
+        wanted = consumer_of("meter-tokens")
+        assert (config.ack_wait, config.max_ack_pending) == (wanted.ack_wait_s, wanted.max_ack_pending)
+        assert config.max_deliver == -1
+        assert config.filter_subjects == ["tw.tokens.*.*"] or config.filter_subject == "tw.tokens.*.*"
+        await reading.stop()
+    await bus.close()
+
+
+async def test_a_consumer_that_cannot_become_what_is_needed_is_named(nats_server: NatsServer) -> None:
+    bus = _bus(NatsSettings(url=nats_server.url))
+    await bus.connect()
+    async with await nats.connect(nats_server.url) as client:
+        new_only = ConsumerConfig(name="meter-tokens", durable_name="meter-tokens", deliver_policy=DeliverPolicy.NEW)
+        await client.jetstream().add_consumer("TW_TOKENS", new_only)
+    with pytest.raises(SettingInvalid, match="consumer meter-tokens of stream TW_TOKENS"):
+        await bus.consume([TOKENS], "meter-tokens", _nothing)
+    await bus.close()
+
+
+async def _nothing(messages: Sequence[Delivered]) -> None:
+    pass
 
 
 async def test_a_stream_that_cannot_become_what_is_needed_is_named(nats_server: NatsServer) -> None:
