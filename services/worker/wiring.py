@@ -16,11 +16,11 @@ from typing import Final
 from services.mesh.bus import Bus
 from services.mesh.clock import Clock, SystemClock
 from services.mesh.events import ControlAnswered, Drain, WorkerState
+from services.mesh.fast_grpc import FastGrpcServer
 from services.mesh.footing import find_footing
 from services.mesh.httpd import HttpServer
 from services.mesh.lifecycle import Lifecycle, cancel_all
 from services.mesh.placement import PlacementVerifier
-from services.mesh.rpc import GrpcServer
 from services.mesh.settings import Settings
 from services.mesh.telemetry import Telemetry
 from services.worker.deliveries import Deliveries
@@ -108,7 +108,7 @@ async def wire(
     life.on_stop("http", http.stop, _STEP_S)
 
     service = WorkerService(identity, engine, streams, deliveries, power=power, secrets=settings.secrets)
-    grpc = GrpcServer(
+    grpc = FastGrpcServer(
         telemetry, life, max_message_bytes=settings.mesh.max_message_bytes, untraced_methods=(SESSION_METHOD,)
     )
     grpc.add(pb_grpc.add_WorkerServicer_to_server, service, "tokenworks.v1.Worker")
