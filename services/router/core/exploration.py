@@ -8,6 +8,7 @@ is bounded twice: by the loss expected of each request, and by a budget that gro
 from typing import Final
 
 STALE_AFTER_S: Final = 30.0
+_LOOK_EVERY: Final = 8  # requests of those that may explore: looking costs as much as half a decision
 MOST_LOSS: Final = 0.5  # of what a miss of the request's promise costs
 
 
@@ -23,10 +24,14 @@ class Exploration:
         self._share = share
         self._burst = burst
         self._budget = burst
+        self._passed = 0
 
-    @property
-    def affordable(self) -> bool:
-        return self._budget >= 1.0
+    def due(self) -> bool:
+        """Whether the next request is to look for where to explore: within the budget; at first, and now and then."""
+        if self._budget < 1.0:
+            return False
+        self._passed += 1
+        return self._passed % _LOOK_EVERY == 0 or self._passed < self._burst
 
     def placed(self, explored: bool) -> None:
         """Notes a request that went to a worker, and whether that was to explore."""

@@ -281,10 +281,8 @@ class Fleet:
 
     def _write(self, known: KnownWorker, now_s: float) -> None:
         for model, serving in self._serving.get(known.incarnation, {}).items():
-            figures = serving.figures(self.promises.band_tpots_s, now_s)
-            self.models[model].write(
-                serving.row, known.heard_s, serving.tried_s, figures, staked=any(serving.at_stake_usd)
-            )
+            bounds, figures = serving.row_of(self.promises, now_s)
+            self.models[model].write(serving.row, bounds, figures, staked=any(serving.at_stake_usd))
 
     def _planned(self, known: KnownWorker, model: str) -> tuple[Timing, float]:
         """Timing and shadow price in force: the plan's for the worker's pool, else the catalogue's and none."""
@@ -303,4 +301,11 @@ class Fleet:
 
 
 def _offer(beat: WorkerHeartbeat) -> tuple[object, ...]:
-    return beat.models, beat.pool, beat.accelerator, beat.rate_nusd_per_hour
+    return (
+        beat.models,
+        beat.pool,
+        beat.accelerator,
+        beat.rate_nusd_per_hour,
+        beat.features,
+        beat.prefill_chunk_tokens,
+    )

@@ -11,6 +11,7 @@ from services.mesh.events import RoutingPlan, TimingCoefficients, WorkloadClass
 from services.mesh.timing import Timing
 
 _MEMORY_REQUESTS: Final = 100.0
+_LARGE: Final = 1e9
 
 _Buckets = dict[tuple[int, int], list[tuple[int, int, int]]]
 
@@ -34,6 +35,28 @@ def _holds(start: int, end: int, value: int) -> bool:
 class PlannedPool:
     timing: Timing | None
     shadow_usd_per_s: float
+
+
+class _Placed:
+    """Where the requests of one class went, with forgetting: later ones count for more, so that earlier ones fade.
+
+    Attributes:
+        counts, total: by pool, and of all; in the same unit, whatever it is by now.
+    """
+
+    def __init__(self) -> None:
+        self.counts: dict[str, float] = {}
+        self.total = 0.0
+        self._one = 1.0
+
+    def add(self, pool: str) -> None:
+        self._one /= 1.0 - 1.0 / _MEMORY_REQUESTS
+        self.counts[pool] = self.counts.get(pool, 0.0) + self._one
+        self.total += self._one
+        if self._one > _LARGE:
+            self.counts = {each: count / self._one for each, count in self.counts.items()}
+            self.total /= self._one
+            self._one = 1.0
 
 
 class PlanInForce:
@@ -69,7 +92,7 @@ class PlanInForce:
             if 0 <= share.workload_class < len(self._shares):
                 self._shares[share.workload_class][share.pool] = share.share
         same = before is not None and before._bounds() == self._bounds()
-        self._realised: list[dict[str, float]] = before._realised if before and same else [{} for _ in plan.classes]
+        self._realised: list[_Placed] = before._realised if before and same else [_Placed() for _ in plan.classes]
 
     def class_of(self, slo_class: str, prompt_tokens: int, completion_tokens: int) -> int | None:
         """The workload class a request falls into; None when the plan has none for it."""
@@ -82,17 +105,13 @@ class PlanInForce:
 
     def deficit(self, workload_class: int, pool: str) -> float:
         """Planned minus realised share of a pool, -1 to 1: positive where the plan wants more."""
-        counts = self._realised[workload_class]
-        total = sum(counts.values())
-        realised = counts.get(pool, 0.0) / total if total else 0.0
+        placed = self._realised[workload_class]
+        realised = placed.counts.get(pool, 0.0) / placed.total if placed.total else 0.0
         return self._shares[workload_class].get(pool, 0.0) - realised
 
     def placed(self, workload_class: int, pool: str) -> None:
         """Notes where a request of a class went."""
-        counts = self._realised[workload_class]
-        for each in counts:
-            counts[each] *= 1.0 - 1.0 / _MEMORY_REQUESTS
-        counts[pool] = counts.get(pool, 0.0) + 1.0
+        self._realised[workload_class].add(pool)
 
     def _bounds(self) -> list[tuple[object, ...]]:
         return [_bounds(each) for each in self._classes]

@@ -19,33 +19,32 @@ decode steps riding along), batch slots and KV cache that must come free; TPOT f
 that keep arriving there. `serving` derives a worker's figures, `ranking` applies them
 to a request, and `scores` explains what came of it.
 
-A pick among workers whose scores are within 2 % follows the plan's shares, then the shortest TTFT, then chance. Now and
-then, within a budget, a worker that got nothing lately is tried instead (`exploration`).
+A pick among workers whose scores are within 2 % follows the plan's shares, then who begins soonest, then chance. Now
+and then, within a budget, a worker that got nothing lately is tried instead (`exploration`).
 """
 
 from dataclasses import dataclass
+from math import inf
 from random import Random
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from services.mesh.errors import NoWorker, PromptTooLong, QueueFull, Unsupported
 from services.router.core.exploration import MOST_LOSS, STALE_AFTER_S
 from services.router.core.fleet import Fleet
 from services.router.core.known_worker import KnownWorker
 from services.router.core.plans import PlanInForce
-from services.router.core.ranking import Ranking, Rows, rank, within_reach
-from services.router.core.scores import Ask, Candidate, Shortlist
-from services.router.core.table import Floats, ModelTable
+from services.router.core.ranking import Circumstances, Ranking, rank, score
+from services.router.core.scores import Ask, Candidate, Shortlist, terms_of
+from services.router.core.table import ModelTable
 
 CANDIDATES: Final = 16  # kept of each decision
 _NEAR: Final = 0.02
+_TRIALS: Final = 16  # looked at when a worker is to be tried
 
-Mask = NDArray[np.bool_]
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: a frozen one costs three times as much to make
 class Decision:
     """Where a request goes, and against which alternatives; the shortlist includes the picked one.
 
@@ -69,25 +68,23 @@ class Decision:
         return self.shortlist.candidate(self.place)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Field:
     """One decision's view of a model's workers."""
 
     fleet: Fleet
     table: ModelTable
-    ranking: Ranking
     ask: Ask
-    max_queue_s: float
-    up: Mask
+    around: Circumstances
     now_s: float
 
     def because(self, row: int) -> str:
         """Why a row is not feasible."""
         worker = self.table.serving[row].worker
         beat = worker.beat
-        if worker.name in self.ask.excluded:
+        if row in self.around.excluded:
             return "failed this request already"
-        if missing := _missing(worker, self.ask):
+        if missing := [each for each in self.ask.features if each not in beat.features]:
             return f"its engine has no {', '.join(missing)}"
         if self.fleet.lost(worker, self.now_s):
             return f"lost: no heartbeat for {self.now_s - worker.heard_s:.1f} s"
@@ -95,9 +92,14 @@ class _Field:
             return worker.closed_because
         if (waiting := beat.waiting + worker.requests) >= max(1, beat.max_waiting):
             return f"{waiting} requests wait already"
-        if self.table.room_tokens[row] <= self.ask.prompt_tokens:
-            return f"takes {int(self.table.room_tokens[row])} tokens, prompt and answer together"
-        return f"would queue {self.ranking.queue_s[row]:.1f} s, limit {self.max_queue_s:g} s"
+        if (room := min(beat.context_tokens, beat.kv_capacity_tokens)) <= self.ask.prompt_tokens:
+            return f"takes {room} tokens, prompt and answer together"
+        return f"would queue {self.queue_s(row):.1f} s, limit {self.around.max_queue_s:g} s"
+
+    def queue_s(self, row: int) -> float:
+        """How long a row is predicted to queue the request."""
+        band_tpots_s = self.fleet.promises.band_tpots_s
+        return float(terms_of(self.table.figures[row].tolist(), self.ask, 0.0, band_tpots_s).queue_s)
 
 
 def decide(fleet: Fleet, model: str, ask: Ask, *, max_queue_s: float, now_s: float, rng: Random) -> Decision:
@@ -115,129 +117,130 @@ def decide(fleet: Fleet, model: str, ask: Ask, *, max_queue_s: float, now_s: flo
     table = fleet.models.get(model)
     if table is None or not len(table):
         raise NoWorker(f"no worker serves model {model!r} at present; start one, or try again")
-    ranking = rank(table, ask)
-    up = table.linked > 0 if fleet.bus_silent(now_s) else table.heard_s >= now_s - fleet.heartbeat_timeout_s
-    if ask.excluded:
-        up &= np.array([each.worker.name not in ask.excluded for each in table.serving])
-    if ask.features:
-        up &= _able(table, ask)
-    field = _Field(fleet, table, ranking, ask, max_queue_s, up, now_s)
-    feasible = table.room_tokens > ask.prompt_tokens
-    feasible &= up
-    feasible &= ranking.queue_s <= max_queue_s
-    if not feasible.any():  # the expected length may be wrong: only the lower bound refuses
-        feasible = up & (table.room_tokens > ask.fewest_prompt_tokens) & (ranking.queue_s <= max_queue_s)
-        if not feasible.any():
+    if ask.features and not table.able(ask.features).any():
+        raise Unsupported(
+            f"{', '.join(ask.features)}: no engine that serves model {model!r} does that at present; leave it out, or"
+            " ask for another model"
+        )
+    promises = fleet.promises
+    silent = fleet.bus_silent(now_s)  # then sessions tell who lives
+    around = Circumstances(
+        ask.prompt_tokens,
+        max_queue_s,
+        -inf if silent else now_s - fleet.heartbeat_timeout_s,
+        1.0 if silent else 0.0,
+        [row for row, each in enumerate(table.serving) if each.worker.name in ask.excluded] if ask.excluded else (),
+    )
+    field = _Field(fleet, table, ask, around, now_s)
+    ranking = rank(table, ask, promises, around)
+    best_usd = min(ranking.usd)
+    if best_usd == inf:  # the expected length may be wrong: only the lower bound refuses
+        around.prompt_tokens = ask.fewest_prompt_tokens
+        ranking = score(table, ask, promises, around, np.arange(len(table)))
+        best_usd = min(ranking.usd)
+        if best_usd == inf:
             raise _refusal(field)
 
-    least_usd = ranking.least_usd
-    least_usd[~feasible] = np.inf
-    rows, usd = within_reach(ranking, least_usd, fleet.promises.band_tpots_s, _NEAR)
     plan = fleet.plans.get(model)
     workload_class = (
         plan.class_of(ask.promise.name, ask.prompt_tokens, ask.completion_tokens) if plan is not None else None
     )
-    best_usd = float(usd.min())
-    row = _pick(rows[usd <= best_usd * (1 + _NEAR)], ranking.ttft_s, table, plan, workload_class, rng=rng)
+    place = _pick(field, ranking, best_usd * (1 + _NEAR), plan=plan, workload_class=workload_class, rng=rng)
     explored = False
-    if fleet.exploration.affordable:
-        tried = _to_try(table, least_usd, best_usd, ask, now_s)
-        explored = tried is not None and tried != row
-        row = tried if tried is not None else row
-    kept = _best_first(rows, usd, least_usd, row)
-    shortlist = _shortlist(field, kept, feasible)
-    place = kept.index(row)
-    return Decision(table.serving[row].worker, place, shortlist, int(shortlist.cached[place]), workload_class, explored)
-
-
-def _able(table: ModelTable, ask: Ask) -> Mask:
-    """Who can do what the request asks for. Raises Unsupported: nobody."""
-    able = np.array([not _missing(each.worker, ask) for each in table.serving])
-    if not able.any():
-        raise Unsupported(
-            f"{', '.join(ask.features)}: no engine that serves model {table.model!r} does that at present; leave it"
-            " out, or ask for another model"
-        )
-    return able
-
-
-def _missing(worker: KnownWorker, ask: Ask) -> list[str]:
-    return [each for each in ask.features if each not in worker.beat.features]
+    if fleet.exploration.due():
+        tried = _to_try(field, best_usd + MOST_LOSS * ask.promise.miss_usd, rng)
+        if tried is not None and tried != ranking.rows[place]:
+            explored = True
+            rows = np.append(ranking.rows[ranking.rows != tried], tried)
+            ranking, place = score(table, ask, promises, around, rows), len(rows) - 1
+    shortlist, place = _shortlist(field, ranking, place)
+    worker, _ = shortlist.workers[place]
+    return Decision(worker, place, shortlist, int(shortlist.cached[place]), workload_class, explored)
 
 
 def _pick(
-    near: Rows, ttft_s: Floats, table: ModelTable, plan: PlanInForce | None, workload_class: int | None, *, rng: Random
+    field: _Field,
+    ranking: Ranking,
+    near_usd: float,
+    *,
+    plan: PlanInForce | None,
+    workload_class: int | None,
+    rng: Random,
 ) -> int:
+    """The place in the ranking of one whose score is not above `near_usd`."""
+    near = [place for place, usd in enumerate(ranking.usd) if usd <= near_usd]
     if len(near) == 1:
-        return int(near[0])
+        return near[0]
+    table = field.table
     if plan is not None and workload_class is not None:
-        pools = table.pools[near]
-        numbers = set(pools.tolist())
-        if len(numbers) > 1:
-            deficits = {each: plan.deficit(workload_class, table.pool_names[each]) for each in numbers}
-            most = max(deficits.values()) - 1e-9
-            near = near[np.isin(pools, [each for each, deficit in deficits.items() if deficit >= most])]
-    times_s = ttft_s[near]
-    near = near[times_s <= times_s.min() * (1 + _NEAR)]
-    return int(near[int(rng.random() * len(near))])
+        pools: list[int] = table.pools[ranking.rows].tolist()
+        deficits = {
+            pool: plan.deficit(workload_class, table.pool_names[pool]) for pool in {pools[place] for place in near}
+        }
+        most = max(deficits.values()) - 1e-9
+        near = [place for place in near if deficits[pools[place]] >= most]
+    soonest_s = ranking.soonest_s(field.ask.prompt_tokens)
+    soon_s = min([soonest_s[place] for place in near]) * (1 + _NEAR)
+    soon = [place for place in near if soonest_s[place] <= soon_s]
+    return soon[int(rng.random() * len(soon))]
 
 
-def _to_try(table: ModelTable, least_usd: Floats, best_usd: float, ask: Ask, now_s: float) -> int | None:
-    """The best of the workers that got nothing lately, where trying it costs little."""
-    stale = (table.tried_s < now_s - STALE_AFTER_S) & (least_usd <= best_usd + MOST_LOSS * ask.promise.miss_usd)
-    return int(np.argmin(np.where(stale, least_usd, np.inf))) if stale.any() else None
+def _to_try(field: _Field, most_usd: float, rng: Random) -> int | None:
+    """The best of some of the workers that got nothing lately, where trying it costs little."""
+    rows = np.flatnonzero(field.table.tried_s < field.now_s - STALE_AFTER_S)
+    if len(rows) > _TRIALS:
+        start = int(rng.random() * len(rows))
+        rows = rows.take(range(start, start + _TRIALS), mode="wrap")
+    if not len(rows):
+        return None
+    stale = score(field.table, field.ask, field.fleet.promises, field.around, rows)
+    best_usd = min(stale.usd)
+    return int(stale.rows[stale.usd.index(best_usd)]) if best_usd <= most_usd else None
 
 
-def _best_first(rows: Rows, usd: Floats, least_usd: Floats, picked: int) -> list[int]:
-    """At most `CANDIDATES` rows: those within reach by their scores, then others by what theirs is at least."""
-    if len(rows) > CANDIDATES:
-        best = np.argpartition(usd, CANDIDATES)[:CANDIDATES]
-        rows, usd = rows[best], usd[best]
-    kept: list[int] = rows[usd.argsort(kind="stable")].tolist()
-    if len(kept) < CANDIDATES and len(kept) < len(least_usd):
-        if len(least_usd) > CANDIDATES:
-            others = np.argpartition(least_usd, CANDIDATES)[:CANDIDATES]
-            others = others[least_usd[others].argsort(kind="stable")]
-        else:
-            others = least_usd.argsort(kind="stable")
-        seen = set(kept)
-        kept += [row for row in others.tolist() if row not in seen][: CANDIDATES - len(kept)]
+def _shortlist(field: _Field, ranking: Ranking, picked: int) -> tuple[Shortlist, int]:
+    """The best of those that were scored, and the place of the picked one among them."""
+    usd = ranking.usd
+    kept = sorted(range(len(usd)), key=usd.__getitem__)[:CANDIDATES]
     if picked not in kept:
         kept[-1] = picked
-    return kept
-
-
-def _shortlist(field: _Field, kept: list[int], feasible: Mask) -> Shortlist:
-    table, cached = field.table, field.ranking.cached
-    fits: list[bool] = feasible[kept].tolist()
+    order, cached = np.array(kept), ranking.cached
+    rows: list[int] = ranking.rows[order].tolist()
+    serving = field.table.serving
     return Shortlist(
-        workers=tuple([(serving.worker, serving.price) for serving in [table.serving[row] for row in kept]]),
-        reasons=tuple(["" if fit else field.because(row) for row, fit in zip(kept, fits, strict=True)]),
-        cells=table.cells[:, kept],
-        cached=tuple(cached[kept].tolist()) if cached is not None else (0.0,) * len(kept),
-        ask=field.ask,
-        band_tpots_s=field.fleet.promises.band_tpots_s,
-    )
+        [(each.worker, each.price) for each in [serving[row] for row in rows]],
+        {place: field.because(row) for place, row in enumerate(rows) if usd[kept[place]] == inf},
+        ranking.figures.take(order, axis=0).astype(np.float32),
+        [0.0] * len(kept) if cached is None else [cached[place] for place in kept],
+        field.ask,
+        field.fleet.promises.band_tpots_s,
+    ), kept.index(picked)
 
 
 def _refusal(field: _Field) -> NoWorker | PromptTooLong | QueueFull:
     table, ask = field.table, field.ask
-    takes = {row for row in range(len(table)) if field.up[row] and not table.serving[row].worker.closed_because}
+    workers = [serving.worker for serving in table.serving]
+    takes = [
+        row
+        for row, worker in enumerate(workers)
+        if row not in field.around.excluded
+        and not field.fleet.lost(worker, field.now_s)
+        and not worker.closed_because
+        and set(ask.features) <= set(worker.beat.features)
+    ]
     if not takes:
-        states = ", ".join(
-            f"{serving.worker.name} {field.because(row)}" for row, serving in enumerate(table.serving[:8])
-        )
+        states = ", ".join(f"{worker.name} {field.because(row)}" for row, worker in enumerate(workers[:8]))
         return NoWorker(f"no worker that serves model {table.model!r} takes requests at present ({states}); try again")
-    beats = [table.serving[row].worker.beat for row in takes]
+    beats = [workers[row].beat for row in takes]
     longest = max(min(beat.context_tokens, beat.kv_capacity_tokens) for beat in beats)
     if longest <= ask.fewest_prompt_tokens:
         return PromptTooLong(
             f"the prompt has at least {ask.fewest_prompt_tokens} tokens, and model {table.model!r} takes {longest},"
             " prompt and answer together; shorten the prompt"
         )
-    queue_s = min(float(field.ranking.queue_s[row]) for row in takes)
+    queue_s = min(field.queue_s(row) for row in takes)
     return QueueFull(
         f"every worker of model {table.model!r} is full (shortest predicted queue {queue_s:.1f} s, limit"
-        f" {field.max_queue_s:g} s); try again",
-        retry_after_s=min(30.0, max(1.0, queue_s - field.max_queue_s)),
+        f" {field.around.max_queue_s:g} s); try again",
+        retry_after_s=min(30.0, max(1.0, queue_s - field.around.max_queue_s)),
     )

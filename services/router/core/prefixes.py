@@ -17,7 +17,7 @@ those that do not: where an engine caches nothing, the expectation becomes small
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from typing import Final, NamedTuple
@@ -38,7 +38,6 @@ _FIRST_TRUST_TOLD: Final = 0.95
 _TRUST_STEP: Final = 0.05
 _LEAST_TRUST: Final = 0.05  # above zero, so that a cache that is switched on later is noticed
 
-Floats = NDArray[np.float64]
 Slots = NDArray[np.intp]
 
 
@@ -62,13 +61,21 @@ class Cached(NamedTuple):
     def at(self, slot: int) -> float:
         return next((tokens for tokens, bits in self.depths if bits >> slot & 1), 0.0)
 
-    def column(self, slots: Slots, most: float) -> Floats:
-        """(rows,) tokens, at most `most`, of the workers in `slots`."""
+    def among(self, slots: Slots, most: float) -> list[float]:
+        """Tokens, at most `most`, of the workers in `slots`."""
+        held: dict[int, float] = {}
+        for tokens, bits in self.depths:
+            if bits.bit_count() > _FEW:
+                break
+            held.update(dict.fromkeys(_each_slot(bits), tokens if tokens < most else most))
+        else:
+            return [held.get(slot, 0.0) for slot in slots.tolist()]
         widest = max((bits.bit_length() for _, bits in self.depths), default=0)
         by_slot = np.zeros(max(int(slots.max(initial=0)) + 1, widest))
         for tokens, bits in self.depths:
             by_slot[_slots_of(bits)] = min(tokens, most)
-        return by_slot[slots]
+        tokens_of: list[float] = by_slot[slots].tolist()
+        return tokens_of
 
 
 NOTHING_CACHED: Final = Cached()
@@ -255,13 +262,15 @@ class PrefixIndex:
 def _slots_of(bits: int) -> Sequence[int] | Slots:
     """What selects the slots of `bits` in an array by slot."""
     if bits.bit_count() <= _FEW:
-        return list(_each_slot(bits))
+        return _each_slot(bits)
     length = -(-bits.bit_length() // 8)
     return np.flatnonzero(np.unpackbits(np.frombuffer(bits.to_bytes(length, "little"), np.uint8), bitorder="little"))
 
 
-def _each_slot(bits: int) -> Iterable[int]:
+def _each_slot(bits: int) -> list[int]:
+    slots = []
     while bits:
         lowest = bits & -bits
-        yield lowest.bit_length() - 1
+        slots.append(lowest.bit_length() - 1)
         bits ^= lowest
+    return slots

@@ -1,26 +1,25 @@
-"""Workers scored for one request, in expected dollars, term by term; see `policy` for what the terms mean.
+"""A worker scored for one request, in expected dollars, term by term; see `policy` for what the terms mean.
 
-In: rows of a model's table and the ask. Out: columns of seconds, probabilities and dollars, and the terms of single
-rows. A pick goes by `ranking`, the same arithmetic made quick; this is what a record shows of a few candidates, worked
-out when somebody asks.
+In: a worker's figures (`table.FIGURES`), the numbers of a request. Out: the terms. The formulas stand here once. A pick
+works the score out for a few dozen workers at a time, compiled (`fused`, `ranking`); a record works all terms out for
+one candidate, when somebody asks.
 """
 
+import math
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
-from typing import Final
+from types import SimpleNamespace
+from typing import Any, Final, NamedTuple
 
-import numpy as np
-
+from services.router.core.floors import LATENESS, LOGISTIC, SIGMA, SIGMA_S
 from services.router.core.known_worker import KnownWorker
 from services.router.core.prefixes import NOTHING_CACHED, Cached
 from services.router.core.request import Promise
-from services.router.core.serving import LOGISTIC, SIGMA, SIGMA_S, DevicePrice
-from services.router.core.table import Columns, Floats
-
-LATENESS: Final = 0.1  # of a miss, per promise that an answer is late
+from services.router.core.serving import DevicePrice
+from services.router.core.table import Singles, figure_names
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # not frozen: a frozen one costs three times as much to make
 class Ask:
     """What is to be placed.
 
@@ -41,6 +40,125 @@ class Ask:
     cached: Cached = NOTHING_CACHED
     excluded: Set[str] = frozenset()
     features: tuple[str, ...] = ()
+
+    def numbers(self) -> tuple[float, ...]:
+        """What a formula takes of a request, in the order of `ASKED`."""
+        prompt, answer, mean, promise = (
+            self.prompt_tokens,
+            self.completion_tokens,
+            self.mean_completion_tokens,
+            self.promise,
+        )
+        return (
+            prompt,
+            answer,
+            prompt + answer / 2,
+            mean,
+            answer if answer > mean else mean,
+            1.0 if answer > 1 else 0.0,
+            promise.ttft_promise_s(prompt),
+            promise.tpot_s,
+            promise.miss_usd,
+        )
+
+
+ASKED: Final = (
+    "prompt",
+    "answer",
+    "length",  # tokens of KV cache that it holds on average
+    "mean_answer",
+    "long_answer",
+    "gaps",  # 0 where there is no time between tokens to be late by, else 1
+    "ttft_promise_s",
+    "tpot_promise_s",
+    "miss_usd",
+)
+
+
+class Terms(NamedTuple):
+    """What a formula gives for each worker: numbers, or the expression of them.
+
+    Attributes:
+        device_s: device-seconds it would take without a cached prefix.
+        saved_s: device-seconds that the cached prefix saves.
+        risk_usd: SLO risk, its own and of those it joins.
+        miss: probability that its own TTFT or TPOT is late.
+    """
+
+    score_usd: Any
+    device_s: Any
+    saved_s: Any
+    risk_usd: Any
+    queue_s: Any
+    ttft_s: Any
+    tpot_s: Any
+    miss: Any
+
+
+def work_out(of: Any, band_tpots_s: Sequence[float], f: Any, *, staked: bool = True) -> Terms:
+    """The terms of a request on a worker.
+
+    Args:
+        of: has, by name, a worker's figures, the numbers of the ask, and `cached`, tokens of the prompt.
+        f: has the functions that `fused.FUNCTIONS` has.
+        staked: False leaves out those that it joins, where none of them has anything at stake.
+    """
+    alone_s, _ = _prefill_s(of, of.prompt, f)
+    alone_s = alone_s + of.attended_s * of.prompt * ((of.prompt + 1) / 2)
+    fresh = of.prompt - of.cached
+    fresh_s, chunks = _prefill_s(of, fresh, f)
+    fresh_s = fresh_s + of.attended_s * fresh * ((of.prompt + 1 + of.cached) / 2)
+
+    reads_s = of.read_s * of.length
+    step_s = of.step_s + reads_s
+    queue_s = of.queue_s + _wait_s(of, step_s, f)
+    ttft_s = queue_s + fresh_s + of.riding_s * chunks
+    tpot_s = step_s * of.stretch
+    each_s = of.sequence_s + reads_s
+    batch = f.maximum(of.batch, _batch_within(of, each_s, f))
+    decode_s = (of.weights_s / batch + each_s) * (of.answer - 1)
+
+    kept_ttft, later_ttft = _held_against(ttft_s, of.ttft_promise_s, f)
+    kept_tpot, later_tpot = _held_against(tpot_s, of.tpot_promise_s, f)
+    miss = 1 - kept_ttft * (1 - of.gaps * (1 - kept_tpot))
+    risk_usd = of.miss_usd * (miss + LATENESS * (later_ttft + of.gaps * later_tpot))
+    if staked:
+        there_s = of.there_tpot_s + each_s + fresh_s / of.mean_answer
+        for band, tpot_promise_s in enumerate(band_tpots_s):
+            kept, _ = _held_against(there_s, tpot_promise_s, f)
+            late_before = getattr(of, f"late_before_{band}")
+            risk_usd = risk_usd + getattr(of, f"at_stake_usd_{band}") * (1 - kept - late_before)
+    score_usd = (fresh_s + decode_s) * of.usd_per_s + risk_usd
+    return Terms(score_usd, alone_s + decode_s, alone_s - fresh_s, risk_usd, queue_s, ttft_s, tpot_s, miss)
+
+
+def _prefill_s(of: Any, tokens: Any, f: Any) -> tuple[Any, Any]:
+    """Seconds to compute `tokens` in chunks, without attention; and the chunks."""
+    chunks = f.ceil(tokens * of.chunks_per_token)
+    return f.maximum(chunks * of.weights_s, chunks * of.chunk_overhead_s + tokens * of.token_s), chunks
+
+
+def _batch_within(of: Any, each_s: Any, f: Any) -> Any:
+    """How many requests like this one a worker can run at once and keep their TPOT promise, by memory and by time."""
+    by_time = (of.tpot_promise_s * of.sureness - of.weights_s) / each_s
+    return f.minimum(by_time, f.minimum(of.kv_capacity_tokens / of.length, of.max_batch))
+
+
+def _wait_s(of: Any, step_s: Any, f: Any) -> Any:
+    """Seconds until a batch slot and KV cache are free: answers that must end first, at the rate at which they do."""
+    short_kv = f.maximum(of.short_kv_tokens + (of.prompt + of.answer), 0.0)
+    kv_share = short_kv / (of.batch * (of.prompt + of.long_answer))
+    return of.long_answer * step_s * f.maximum(of.short_slots, kv_share)
+
+
+def _held_against(predicted_s: Any, promise_s: Any, f: Any) -> tuple[Any, Any]:
+    """How probably a predicted latency keeps its promise, see `floors.late_probability`; and how much later it is."""
+    late = f.tanh(LOGISTIC * (predicted_s - promise_s) / (SIGMA * predicted_s + SIGMA_S))
+    return 0.5 - 0.5 * late, f.maximum(predicted_s / promise_s, 1.0) - 1.0
+
+
+PLAIN: Final = SimpleNamespace(maximum=max, minimum=min, ceil=math.ceil, tanh=math.tanh)
+"""The functions for single numbers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,131 +182,56 @@ class Candidate:
     cached_tokens: int
 
 
-class Scores:
-    """Columns, each (rows,).
-
-    Attributes:
-        device_s: device-seconds it would take without a cached prefix.
-        saved_s: device-seconds that the cached prefix saves.
-        risk_usd: SLO risk, its own and of those it joins.
-    """
-
-    def __init__(self, table: Columns, band_tpots_s: Sequence[float], ask: Ask, cached: Floats | None) -> None:
-        """`cached`: (rows,) tokens of the prompt expected to be cached; None where none are."""
-        prompt, answer = ask.prompt_tokens, ask.completion_tokens
-        alone_s, chunks = _prefill_s(table, prompt)
-        alone_s += table.attended_s * prompt * ((prompt + 1) / 2)
-        fresh_s = alone_s
-        if cached is not None:
-            fresh_s, chunks = _prefill_s(table, prompt - cached)
-            fresh_s += table.attended_s * (prompt - cached) * ((prompt + 1 + cached) / 2)
-        self.saved_s = alone_s - fresh_s
-
-        length = prompt + answer / 2  # tokens of KV cache that it holds on average
-        reads_s = table.read_s * length
-        step_s = table.step_s + reads_s
-        self.queue_s = table.queue_s + _wait_s(table, ask, step_s)
-        self.ttft_s = self.queue_s + fresh_s + table.riding_s * chunks
-        self.tpot_s = step_s * table.stretch
-        each_s = table.sequence_s + reads_s
-        batch = np.maximum(table.batch, _batch_within(table, ask.promise.tpot_s, each_s, length))
-        self.device_s = alone_s + (table.weights_s / batch + each_s) * (answer - 1)
-
-        ttft_promise_s = ask.promise.ttft_promise_s(prompt)
-        miss = _late(self.ttft_s, ttft_promise_s)
-        late = np.maximum(self.ttft_s / ttft_promise_s, 1.0)
-        if answer > 1:
-            late_tpot = _late(self.tpot_s, ask.promise.tpot_s)
-            miss += late_tpot - miss * late_tpot
-            late += np.maximum(self.tpot_s / ask.promise.tpot_s, 1.0) - 1.0
-        self.miss = miss
-        self.risk_usd = ask.promise.miss_usd * (miss + LATENESS * (late - 1.0))
-        if table.at_stake_usd.any():
-            there_s = table.there_tpot_s + each_s + fresh_s / ask.mean_completion_tokens
-            late_after = _late(there_s, np.asarray(band_tpots_s)[:, np.newaxis])
-            self.risk_usd += (table.at_stake_usd * (late_after - table.late_before)).sum(axis=0)
-        self.score_usd = (self.device_s - self.saved_s) * table.usd_per_s + self.risk_usd
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Shortlist:
     """Candidates, best first, as their figures were: what follows from them is worked out when somebody asks.
 
     Attributes:
         workers: each with its price then.
-        reasons: why those that were not feasible were not; empty for those that were.
-        cells: (columns, candidates) of the model's table then.
+        reasons: why those that were not feasible were not, by their place.
+        figures: (candidates, columns) of the model's table then.
         cached: tokens of the prompt expected to be cached, by candidate.
     """
 
-    workers: tuple[tuple[KnownWorker, DevicePrice], ...]
-    reasons: tuple[str, ...]
-    cells: Floats
-    cached: tuple[float, ...]
+    workers: list[tuple[KnownWorker, DevicePrice]]
+    reasons: dict[int, str]
+    figures: Singles
+    cached: list[float]
     ask: Ask
     band_tpots_s: Sequence[float]
 
     def __len__(self) -> int:
         return len(self.workers)
 
-    def names(self) -> list[str]:
-        return [worker.name for worker, _ in self.workers]
-
     def candidate(self, place: int) -> Candidate:
         """The terms of the candidate at `place`, 0 being the best."""
         worker, price = self.workers[place]
-        # The picked request takes all of this into account, so it is worked out with the precision of the record.
-        columns = Columns(self.cells[:, place : place + 1].astype(np.float64), len(self.band_tpots_s))
-        scores = Scores(columns, self.band_tpots_s, self.ask, np.array(self.cached[place : place + 1]))
-        device_s, saved_s, risk_usd = float(scores.device_s[0]), float(scores.saved_s[0]), float(scores.risk_usd[0])
-        use_usd = device_s * price.use_usd_per_s
-        energy_usd = device_s * price.energy_usd_per_s
-        shadow_usd = device_s * price.shadow_usd_per_s
-        saving_usd = saved_s * price.usd_per_s
+        terms = terms_of(self.figures[place].tolist(), self.ask, self.cached[place], self.band_tpots_s)
+        use_usd = terms.device_s * price.use_usd_per_s
+        energy_usd = terms.device_s * price.energy_usd_per_s
+        shadow_usd = terms.device_s * price.shadow_usd_per_s
+        saving_usd = terms.saved_s * price.usd_per_s
         return Candidate(
             worker=worker.name,
             pool=worker.pool,
             accelerator=worker.beat.accelerator,
-            rejected_because=self.reasons[place],
-            score_usd=use_usd + energy_usd + shadow_usd + risk_usd - saving_usd,
+            rejected_because=self.reasons.get(place, ""),
+            score_usd=use_usd + energy_usd + shadow_usd + terms.risk_usd - saving_usd,
             use_usd=use_usd,
             energy_usd=energy_usd,
             shadow_usd=shadow_usd,
-            slo_risk_usd=risk_usd,
+            slo_risk_usd=terms.risk_usd,
             prefix_saving_usd=saving_usd,
-            queue_s=float(scores.queue_s[0]),
-            ttft_s=float(scores.ttft_s[0]),
-            tpot_s=float(scores.tpot_s[0]),
-            miss_probability=float(scores.miss[0]),
+            queue_s=terms.queue_s,
+            ttft_s=terms.ttft_s,
+            tpot_s=terms.tpot_s,
+            miss_probability=terms.miss,
             cached_tokens=int(self.cached[place]),
         )
 
 
-def _prefill_s(table: Columns, tokens: Floats | int) -> tuple[Floats, Floats]:
-    """Seconds to compute `tokens` in chunks, without attention; and the chunks."""
-    chunks = np.ceil(tokens * table.chunks_per_token)
-    return np.maximum(chunks * table.weights_s, chunks * table.chunk_overhead_s + tokens * table.token_s), chunks
-
-
-def _batch_within(table: Columns, tpot_s: float, each_s: Floats, length: float) -> Floats:
-    """How many requests like this one a worker can run at once and keep their TPOT promise, by memory and by time."""
-    by_time = (tpot_s * table.sureness - table.weights_s) / each_s
-    by_memory = np.minimum(table.kv_capacity_tokens / length, table.max_batch)
-    batch: Floats = np.maximum(np.minimum(by_time, by_memory), 1.0)
-    return batch
-
-
-def _wait_s(table: Columns, ask: Ask, step_s: Floats) -> Floats | float:
-    """Seconds until a batch slot and KV cache are free: answers that must end first, at the rate at which they do."""
-    short_kv = table.short_kv_tokens + (ask.prompt_tokens + ask.completion_tokens)
-    if short_kv.max() <= 0 and not table.short_slots.any():
-        return 0.0
-    answer = max(float(ask.completion_tokens), ask.mean_completion_tokens)
-    kv_share = np.maximum(short_kv, 0.0) / (table.batch * (ask.prompt_tokens + answer))
-    wait_s: Floats = answer * step_s * np.maximum(table.short_slots, kv_share)
-    return wait_s
-
-
-def _late(predicted_s: Floats, promise_s: Floats | float) -> Floats:
-    """`serving.late_probability` for columns."""
-    return 0.5 + 0.5 * np.tanh(LOGISTIC * (predicted_s - promise_s) / (SIGMA * predicted_s + SIGMA_S))
+def terms_of(figures: Sequence[float], ask: Ask, cached: float, band_tpots_s: Sequence[float]) -> Terms:
+    """The terms of one worker, as numbers; `figures` in the order of `figure_names`."""
+    names = (*figure_names(len(band_tpots_s)), *ASKED, "cached")
+    named = dict(zip(names, (*figures, *ask.numbers(), cached), strict=True))
+    return work_out(SimpleNamespace(**named), band_tpots_s, PLAIN)

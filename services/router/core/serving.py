@@ -1,32 +1,25 @@
 """One worker serving one model: the timing in force, how slow it is, what keeps arriving; and the figures that follow.
 
-`Serving.figures` derives the row of the model's table (`table.Columns`) from the worker's corrected heartbeat, in plain
+`Serving.row_of` derives the row of the model's table (`table`) from the worker's corrected heartbeat, in plain
 arithmetic, once per change and not once per request that is scored.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp, tanh
+from math import exp, inf
 from typing import Final
 
 from services.mesh.timing import Timing
+from services.router.core.floors import BUCKETS, late_probability, least_risk_usd
 from services.router.core.known_worker import KnownWorker
+from services.router.core.promises import Promises
 
 SLOW_DECAY_S: Final = 3.0
 ARRIVALS_DECAY_S: Final = 5.0
 HOP_S: Final = 0.002  # router to worker and back
-SIGMA: Final = 0.25  # relative error of a predicted latency
-SIGMA_S: Final = 0.003  # and its absolute part: scheduling, network
-LOGISTIC: Final = 0.851  # half of 1.702, with which a logistic curve follows the normal one within 0.01
 _SLOW_RANGE: Final = (0.02, 1000.0)
 _SAMPLE_WEIGHT: Final = 0.35  # of one step sample, in the logarithm
 _LEAST_S: Final = 1e-9  # a fit may find that one more sequence adds nothing
 _BUSIEST: Final = 0.9  # share of time that arriving prefills may be taken to occupy
-
-
-def late_probability(predicted_s: float, promise_s: float) -> float:
-    """Probability, 0 to 1, that a latency predicted with `SIGMA` passes its promise."""
-    return 0.5 + 0.5 * tanh(LOGISTIC * (predicted_s - promise_s) / (SIGMA * predicted_s + SIGMA_S))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +77,8 @@ class Serving:
     def _arriving(self, now_s: float) -> float:
         return self.arriving_tokens * exp(-max(0.0, now_s - self.arriving_s) / ARRIVALS_DECAY_S)
 
-    def figures(self, band_tpots_s: Sequence[float], now_s: float) -> tuple[float, ...]:
-        """The row, in the order of `table.Columns`: what is at stake and the lateness by band."""
+    def row_of(self, promises: Promises, now_s: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """The row's bounds and figures, see `table`."""
         worker, beat, timing = self.worker, self.worker.beat, self.timing
         slow = self.decayed_slow(now_s)
         chunk = max(1, beat.prefill_chunk_tokens)
@@ -108,34 +101,60 @@ class Serving:
         busy = slow * timing.prefill_s_per_token * self._arriving(now_s) / ARRIVALS_DECAY_S
         stretch = 1.0 / (1.0 - min(busy, _BUSIEST))
         there_tpot_s = slow * (timing.decode_base_s + riding_s) * stretch
-        return (
-            slow * timing.prefill_s_per_token,
-            slow * timing.prefill_s_per_attended_token,
-            slow * timing.decode_s_per_kv_token,
-            1.0 / stretch,
-            float(capacity),
-            slow * step_s,
-            slow * timing.decode_s_per_sequence + _LEAST_S,
-            slow * timing.decode_base_s,
+        queue_s = slow * (ahead_s + (step_s / 2 if running else 0.0)) + HOP_S
+        token_s, attended_s = slow * timing.prefill_s_per_token, slow * timing.prefill_s_per_attended_token
+        overhead_s, weights_s = slow * timing.prefill_overhead_s, slow * timing.decode_base_s
+        read_s, sequence_s = slow * timing.decode_s_per_kv_token, slow * timing.decode_s_per_sequence + _LEAST_S
+        step_s *= slow
+        usd_per_s = self.price.usd_per_s
+        floors: list[float] = []
+        for lenient in promises.lenient if takes else ():
+            floors += least_risk_usd(lenient, queue_s, token_s, step_s * stretch)
+        bounds = (
+            token_s * usd_per_s,
+            attended_s * usd_per_s,
+            overhead_s * usd_per_s,
+            read_s * usd_per_s,
+            sequence_s * usd_per_s,
+            weights_s * usd_per_s,
+            usd_per_s / stretch,
+            capacity,
+            max_batch,
+            batch,
+            0.0 if takes else inf,
+            *(floors or [inf] * (len(promises.lenient) * len(BUCKETS))),
+        )
+        figures = (
+            token_s,
+            attended_s,
             1.0 / chunk,
-            slow * timing.prefill_overhead_s,
+            overhead_s,
+            weights_s,
+            sequence_s,
+            read_s,
+            step_s,
             slow * riding_s,
-            slow * (ahead_s + (step_s / 2 if running else 0.0)) + HOP_S,
+            queue_s,
             max(0, running + waiting + 1 - max_batch) / max_batch,
             kv_tokens + max(0.0, worker.growth_tokens) - capacity,
-            float(batch),
-            float(max_batch),
+            capacity,
+            batch,
+            max_batch,
             stretch,
-            self.price.usd_per_s,
-            float(min(beat.context_tokens, beat.kv_capacity_tokens)) if takes else 0.0,
-            1.0 if worker.linked else 0.0,
+            1.0 / stretch,
             there_tpot_s,
+            usd_per_s,
+            min(beat.context_tokens, beat.kv_capacity_tokens) if takes else 0,
+            worker.heard_s,
+            self.tried_s,
+            worker.linked,
             *self.at_stake_usd,
             *[
                 late_probability(there_tpot_s, tpot_s) if usd else 0.0
-                for tpot_s, usd in zip(band_tpots_s, self.at_stake_usd, strict=True)
+                for tpot_s, usd in zip(promises.band_tpots_s, self.at_stake_usd, strict=True)
             ],
         )
+        return bounds, figures
 
 
 def bounded_slow(slow: float) -> float:

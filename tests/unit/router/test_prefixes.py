@@ -165,16 +165,16 @@ def test_a_beginning_that_all_hold_is_expected_of_all() -> None:
     prompt = chain(SYSTEM)
     for slot in range(1000):
         index.placed(Chain(prompt.links[: 1 + slot % 2], prompt.size), slot, 0.0)
-    column = index.expected("m", prompt, 1000).column(np.arange(1000), 999)
-    assert column[::2] == pytest.approx(np.full(500, 0.8 * 256_000 / prompt.size))
-    assert column[1::2] == pytest.approx(np.full(500, 0.8 * 512_000 / prompt.size))
+    tokens = index.expected("m", prompt, 1000).among(np.arange(1000), 999)
+    assert tokens[::2] == pytest.approx([0.8 * 256_000 / prompt.size] * 500)
+    assert tokens[1::2] == pytest.approx([0.8 * 512_000 / prompt.size] * 500)
 
 
 @given(st.dictionaries(st.integers(0, 3000), st.floats(1.0, 5000.0), max_size=40), st.floats(1.0, 5000.0))
-def test_a_column_has_what_each_slot_has(tokens: dict[int, float], most: float) -> None:
+def test_among_many_slots_each_has_its_tokens(tokens: dict[int, float], most: float) -> None:
     cached = Cached.of(tokens)
     slots = np.array([*tokens, 17, 4000], np.intp)
-    assert cached.column(slots, most).tolist() == [min(most, cached.at(slot)) for slot in slots.tolist()]
+    assert cached.among(slots, most) == [min(most, cached.at(slot)) for slot in slots.tolist()]
 
 
 LINKS = chain("x" * 4096).links

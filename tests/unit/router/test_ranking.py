@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 
 from services.mesh.errors import QueueFull
 from services.router.core.prefixes import Cached
-from services.router.core.ranking import harm_usd, rank, within_reach
-from services.router.core.scores import Ask, Scores
-from services.router.core.table import Columns, ModelTable
+from services.router.core.ranking import Circumstances, bounds_usd, holders_of, rank, score
+from services.router.core.scores import Ask, Terms, terms_of
+from services.router.core.table import FIGURES, ModelTable
 from tests.unit.router.worlds import H100, L4, MAX_QUEUE_S, MI300X, MODEL, PROMISES, World, ask
 
+ROOM = FIGURES.index("room_tokens")
 DEVICES = (H100, MI300X, L4, "nvidia-a100-80g-sxm", "intel-gaudi3", "nvidia-b200-sxm")
 
 
@@ -40,10 +41,11 @@ def busy_world(seed: int, workers: int) -> World:
     return world
 
 
-def exhaustive(table: ModelTable, asked: Ask) -> Scores:
-    cached = asked.cached.column(table.slots, asked.prompt_tokens - 1)
-    columns = Columns(table.cells.astype(np.float64), len(PROMISES.band_tpots_s))
-    return Scores(columns, PROMISES.band_tpots_s, asked, cached)
+def exhaustive(table: ModelTable, asked: Ask) -> list[Terms]:
+    """Every row's terms, one by one."""
+    tpots_s, most = PROMISES.band_tpots_s, asked.prompt_tokens - 1
+    cached = [min(asked.cached.at(slot), most) for slot in table.slots.tolist()]
+    return [terms_of(row, asked, each, tpots_s) for row, each in zip(table.figures.tolist(), cached, strict=True)]
 
 
 WORLDS = [busy_world(seed, workers) for seed, workers in enumerate((1, 2, 7, 40, 120))]
@@ -57,52 +59,74 @@ ASKS = st.builds(
     st.one_of(st.integers(1, 2048), st.integers(1, 8000)),
     st.integers(1, 2000),
     st.sampled_from(list(PROMISES.classes)),
-    st.dictionaries(st.integers(0, 119), st.floats(0.01, 1.0), max_size=5),
+    st.one_of(
+        st.dictionaries(st.integers(0, 119), st.floats(0.01, 1.0), max_size=5),
+        st.builds(
+            lambda share, deep: dict.fromkeys(range(119), share) | dict.fromkeys(deep, 0.99),
+            st.floats(0.01, 0.9),
+            st.sets(st.integers(0, 119), max_size=3),
+        ),
+    ),
 )
+
+
+def around(asked: Ask) -> Circumstances:
+    return Circumstances(asked.prompt_tokens, MAX_QUEUE_S, -1.0)
 
 
 @given(st.sampled_from(WORLDS), ASKS)
 def test_a_ranking_has_the_scores_that_the_terms_add_up_to(world: World, asked: Ask) -> None:
     table = world.fleet.models[MODEL]
-    scores, ranking = exhaustive(table, asked), rank(table, asked)
-    assert ranking.queue_s == pytest.approx(scores.queue_s, rel=1e-4)
-    assert ranking.ttft_s == pytest.approx(scores.ttft_s, rel=1e-4)
-    full = ranking.least_usd + harm_usd(ranking, np.arange(len(table)), PROMISES.band_tpots_s)
-    # A score is what is left of greater amounts, each of which has seven digits: what misses cost, its own and others'.
-    amounts_usd = asked.promise.miss_usd + float(table.at_stake_usd.sum(axis=0).max())
-    assert full == pytest.approx(scores.score_usd, rel=1e-4, abs=1e-6 * amounts_usd)
+    terms, ranking = exhaustive(table, asked), score(table, asked, PROMISES, around(asked), np.arange(len(table)))
+    feasible = [
+        each.queue_s <= MAX_QUEUE_S and not serving.worker.closed_because and room > asked.prompt_tokens
+        for each, serving, room in zip(terms, table.serving, table.figures[:, ROOM].tolist(), strict=True)
+    ]
+    assert np.array(ranking.usd) == pytest.approx(
+        np.where(feasible, [each.score_usd for each in terms], np.inf), abs=1e-15
+    )
 
 
 @given(st.sampled_from(WORLDS), ASKS)
-def test_no_row_out_of_reach_is_near_the_best(world: World, asked: Ask) -> None:
+def test_no_row_that_is_not_scored_is_better_by_more_than_a_hundredth(world: World, asked: Ask) -> None:
     table = world.fleet.models[MODEL]
-    ranking = rank(table, asked)
-    full = ranking.least_usd + harm_usd(ranking, np.arange(len(table)), PROMISES.band_tpots_s)
-    rows, usd = within_reach(ranking, ranking.least_usd, PROMISES.band_tpots_s, 0.02)
-    assert usd == pytest.approx(full[rows])
-    assert usd.min() == full.min()
-    assert set(np.flatnonzero(full <= full.min() * 1.02).tolist()) <= set(rows.tolist())
+    every = score(table, asked, PROMISES, around(asked), np.arange(len(table)))
+    ranking = rank(table, asked, PROMISES, around(asked))
+    assert ranking.usd == pytest.approx([every.usd[row] for row in ranking.rows], rel=1e-9)
+    assert len(set(ranking.rows.tolist())) == len(ranking.rows)
+    if np.isfinite(every.usd).any():
+        assert min(ranking.usd) <= min(every.usd) * 1.0101
+
+
+@given(st.sampled_from(WORLDS), ASKS)
+def test_no_score_is_below_its_bound(world: World, asked: Ask) -> None:
+    table = world.fleet.models[MODEL]
+    if asked.completion_tokens == 1:
+        return  # no bound holds
+    every = score(table, asked, PROMISES, around(asked), np.arange(len(table)))
+    holders, shared_tokens = holders_of(table, asked)
+    bound_usd = bounds_usd(table, asked, PROMISES, shared_tokens)
+    others = [row for row in range(len(table)) if row not in holders]
+    assert (bound_usd[others] <= np.array(every.usd)[others] * 1.0001 + 1e-8).all()
 
 
 @given(st.sampled_from(WORLDS), ASKS)
 def test_the_picked_worker_is_as_good_as_the_best_of_all(world: World, asked: Ask) -> None:
     table = world.fleet.models[MODEL]
-    scores = exhaustive(table, asked)
-    feasible = (table.room_tokens > asked.prompt_tokens) & (scores.queue_s <= MAX_QUEUE_S)
-    if not feasible.any():
-        return
     try:
         decision = world.decide(asked)
     except QueueFull:
         return
-    best_usd = scores.score_usd[feasible].min()
-    amounts_usd = asked.promise.miss_usd + float(table.at_stake_usd.sum(axis=0).max())
-    assert decision.picked.score_usd <= best_usd * 1.021 + 1e-6 * amounts_usd
+    every = score(table, asked, PROMISES, around(asked), np.arange(len(table)))
+    if not np.isfinite(every.usd).any():
+        return  # it went by the fewest tokens that the prompt can have
+    best_usd, picked = min(every.usd), decision.picked
+    assert picked.score_usd <= best_usd * 1.031
     row = next(row for row, each in enumerate(table.serving) if each.worker is decision.worker)
-    assert decision.picked.score_usd == pytest.approx(scores.score_usd[row], rel=1e-6)
-    assert decision.picked.worker == decision.worker.name
+    assert picked.worker == decision.worker.name
+    assert picked.score_usd == pytest.approx(every.usd[row], rel=1e-5, abs=1e-6 * asked.promise.miss_usd)
     best = decision.shortlist.candidate(0).score_usd
-    assert best == pytest.approx(best_usd, rel=1e-4, abs=1e-6 * amounts_usd)
+    assert best <= best_usd * 1.0101 + 1e-6 * asked.promise.miss_usd
 
 
 def test_a_shortlist_shows_what_was_when_it_was_made() -> None:
