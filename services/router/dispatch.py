@@ -42,7 +42,7 @@ from services.router.core.request import Asked
 from services.router.core.resumes import check_resumed
 from services.router.core.scores import Ask
 from services.router.measures import Measures
-from services.router.messages import MOST_HELD_BYTES, Message
+from services.router.messages import MOST_HELD_BYTES, Unread
 from services.router.placing import Placing
 from services.router.relay import Relay, Usage
 from services.router.requests import asked_of
@@ -95,6 +95,7 @@ class Dispatcher:
         self._prices = prices
         self._default_slo_class = default_slo_class
         self._relays: dict[str, Relay] = {}
+        self._unread = Unread()
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -134,7 +135,7 @@ class Dispatcher:
             self._measures.refused(error)
             raise
         now = self._clock.monotonic_s
-        relay = Relay(self, asked, request, ask.promise, record, traceparent=traceparent, now=now)
+        relay = Relay(self, asked, request, ask.promise, record, traceparent=traceparent, unread=self._unread, now=now)
         self._relays[asked.request_id] = relay
         self._idle.clear()
         self.records.add(record)
@@ -154,6 +155,7 @@ class Dispatcher:
         if relay.outcome in ("stop", "length") and relay.delivered_tokens < relay.journal.next_index:
             relay.outcome = ""  # it ended, but its client left before the end reached it
         relay.end("cancelled")
+        relay.journal.close()
         relay.record.outcome = relay.outcome
         relay.record.delivered = relay.delivered_tokens
         if relay.announced or not _refused(relay, relay.error):
@@ -195,7 +197,7 @@ class Dispatcher:
             # Nobody here asked for that: the worker is going away.
             if last.token_count:
                 last.ClearField("finish")
-                relay.put(Message(last.SerializeToString(), last.token_count))
+                relay.put(last.SerializeToString(), last.token_count)
             self.failed(relay, WorkerLost(f"worker {relay.worker.name!r} gave the request up"))
             return
         asked, finish = relay.asked, last.finish
@@ -218,7 +220,7 @@ class Dispatcher:
                 cached_tokens=cached_tokens,
             )
         self._release(relay)
-        relay.put(Message(last.SerializeToString(), last.token_count))
+        relay.put(last.SerializeToString(), last.token_count)
         relay.end(finish.reason)
 
     def failed(self, relay: Relay, error: TokenworksError) -> None:

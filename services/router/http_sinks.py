@@ -10,7 +10,6 @@ from typing import Final
 
 from services.mesh.errors import TokenworksError
 from services.mesh.openai.answers import Answer, error_event
-from services.router.messages import Message
 from tokenworks.v1 import inference_pb2 as wire
 
 _parse: Final = wire.GenerateResponse.FromString
@@ -46,14 +45,14 @@ class EventSink:
         self._news.clear()
         return not self._ended
 
-    def message(self, message: Message) -> bool:
+    def message(self, data: bytes) -> bool:
         transport = self._transport
         if transport is None or transport.get_write_buffer_size() > _HIGH_WATER_BYTES:
             self._news.set()
             return False
         if transport.is_closing():
             return False  # its handler is about to be cancelled
-        events = self._answer.events(_parse(message.data))
+        events = self._answer.events(_parse(data))
         transport.write(b"%x\r\n%b\r\n" % (len(events), events) if self._chunked else events)
         return True
 
@@ -78,9 +77,9 @@ class WholeSink:
             raise error
         return self._messages
 
-    def message(self, message: Message) -> bool:
+    def message(self, data: bytes) -> bool:
         # Its times are those at which the answer grew here; whether it reaches the client shows at the end.
-        self._messages.append(wire.GenerateResponse.FromString(message.data))
+        self._messages.append(_parse(data))
         return True
 
     def ended(self, error: TokenworksError | None) -> None:

@@ -17,6 +17,7 @@ from tokenworks.v1 import inference_pb2 as wire
 MOST_HELD_BYTES: Final = 256 << 10  # for a client that does not read; about 20,000 tokens
 _MERGE_AT: Final = 32
 _FOLD_AT: Final = 64
+_OBJECT_BYTES: Final = 41  # of a bytes object beside its content, and the list's reference
 
 
 @dataclass(slots=True)
@@ -49,9 +50,9 @@ def merged(messages: Sequence[Message]) -> Message:
 class Sink(Protocol):
     """The client's side of a stream. Neither method awaits or raises."""
 
-    def message(self, message: Message) -> bool:
-        """Sends it; False, with nothing sent, when its client takes no more now: it is offered again at the next
-        `Mailbox.flush`."""
+    def message(self, data: bytes) -> bool:
+        """Sends a serialised GenerateResponse; False, with nothing sent, when its client takes no more now: it is
+        offered again at the next `Mailbox.flush`."""
 
     def ended(self, error: TokenworksError | None) -> None:
         """Everything was sent, and nothing follows."""
@@ -61,10 +62,10 @@ class Mailbox:
     """From whoever fills it to one sink, which may come later.
 
     Args:
-        on_sent: called with each message that the sink took.
+        on_sent: called with the number of tokens in each message that the sink took.
     """
 
-    def __init__(self, on_sent: Callable[[Message], None]) -> None:
+    def __init__(self, on_sent: Callable[[int], None]) -> None:
         self._on_sent = on_sent
         self._sink: Sink | None = None
         self._held: list[Message] = []
@@ -76,15 +77,15 @@ class Mailbox:
         self._sink = sink
         self.flush()
 
-    def put(self, message: Message) -> bool:
-        """Sends the message, or holds it; ignored once closed. False when more is held than may be: the client does
-        not read."""
+    def put(self, data: bytes, tokens: int) -> bool:
+        """Sends a message, or holds it; ignored once closed. False when more is held than may be: the client does not
+        read."""
         if self._closed:
             return True
-        if not self._held and self._sink is not None and self._sink.message(message):
-            self._on_sent(message)
+        if not self._held and self._sink is not None and self._sink.message(data):
+            self._on_sent(tokens)
             return True
-        self._held.append(message)
+        self._held.append(Message(data, tokens))
         if len(self._held) >= _MERGE_AT:
             self._held = [merged(self._held)]
         return len(self._held[0].data) <= MOST_HELD_BYTES
@@ -101,18 +102,29 @@ class Mailbox:
             return
         if self._held:
             whole = merged(self._held)
-            if not self._sink.message(whole):
+            if not self._sink.message(whole.data):
                 self._held = [whole]
                 return
             self._held = []
-            self._on_sent(whole)
+            self._on_sent(whole.tokens)
         if self._closed and not self._told:
             self._told = True
             self._sink.ended(self._error)
 
 
+@dataclass(slots=True)
+class Unread:
+    """How much the journals of one router hold as it came; beyond `most_bytes` they read it and keep the tokens only.
+
+    Reading costs more than the rest of a token's way, and is in vain for every answer that ends well.
+    """
+
+    most_bytes: int = 32 << 20
+    held_bytes: int = 0
+
+
 class Journal:
-    """Every token of one answer, those that its client brought along included.
+    """Every token of one answer, those that its client brought along included; to be given up by `close`.
 
     Args:
         ids, text: of the tokens that exist already; no ids where they are not known.
@@ -122,23 +134,32 @@ class Journal:
         next_index: of the token expected next.
     """
 
-    def __init__(self, ids: Sequence[int] = (), text: str = "", count: int = 0) -> None:
+    def __init__(self, unread: Unread, ids: Sequence[int] = (), text: str = "", count: int = 0) -> None:
         self.next_index = count
+        self._all_unread = unread
         self._unread: list[bytes] = []
+        self._unread_bytes = 0
         self._ids = array("I", ids)
         self._texts: list[str] = [text] if text else []
 
-    def add(self, message: Message) -> None:
+    def add(self, data: bytes, tokens: int) -> None:
         """Notes the message that begins with token `next_index`."""
-        self.next_index += message.tokens
-        self._unread.append(message.data)
-        if len(self._unread) >= _FOLD_AT:
+        self.next_index += tokens
+        self._unread.append(data)
+        size = len(data) + _OBJECT_BYTES
+        self._unread_bytes += size
+        self._all_unread.held_bytes += size
+        if len(self._unread) >= _FOLD_AT and self._all_unread.held_bytes > self._all_unread.most_bytes:
             self._fold()
 
     def resumed(self) -> tuple[Sequence[int], str]:
         """Ids and text of the tokens so far; no ids unless the engine reported each."""
         self._fold()
         return (self._ids if len(self._ids) == self.next_index else ()), "".join(self._texts)
+
+    def close(self) -> None:
+        """Nothing of it is needed any more. Again changes nothing."""
+        self._forget_unread()
 
     def _fold(self) -> None:
         parse, texts = wire.GenerateResponse.FromString, []
@@ -147,4 +168,9 @@ class Journal:
             self._ids.extend(part.token_ids)
             texts.append(part.text)
         self._texts.append("".join(texts))
+        self._forget_unread()
+
+    def _forget_unread(self) -> None:
         self._unread.clear()
+        self._all_unread.held_bytes -= self._unread_bytes
+        self._unread_bytes = 0

@@ -12,7 +12,7 @@ from services.mesh.errors import EngineFailed, TokenworksError, from_reason
 from services.router.core.known_worker import KnownWorker, Placed
 from services.router.core.records import DecisionRecord
 from services.router.core.request import Asked, Promise
-from services.router.messages import Journal, Mailbox, Message, Sink
+from services.router.messages import Journal, Mailbox, Sink, Unread
 from services.router.session import WorkerSession
 from tokenworks.v1 import inference_pb2 as wire
 
@@ -76,6 +76,7 @@ class Relay:
         record: DecisionRecord,
         *,
         traceparent: str,
+        unread: Unread,
         now: Callable[[], float],
     ) -> None:
         self.asked = asked
@@ -103,7 +104,7 @@ class Relay:
         self.delivered_tokens = self.resumed_tokens
         self.first_s = self.admitted_s + request.resumed_ttft_s if request.resumed_ttft_s else None
         self.last_s = 0.0
-        self.journal = Journal(request.resumed_token_ids.ids, request.resumed_text, self.resumed_tokens)
+        self.journal = Journal(unread, request.resumed_token_ids.ids, request.resumed_text, self.resumed_tokens)
         request.ClearField("resumed_token_ids")
         request.ClearField("resumed_text")
         self._now = now
@@ -122,12 +123,12 @@ class Relay:
         """What was noted as delivered did not reach the client after all."""
         self.delivered_tokens = self.resumed_tokens
 
-    def _sent(self, message: Message) -> None:
-        if message.tokens:
+    def _sent(self, tokens: int) -> None:
+        if tokens:
             self.last_s = self._now()
             if self.first_s is None:
                 self.first_s = self.last_s
-            self.delivered_tokens += message.tokens
+            self.delivered_tokens += tokens
 
     def served_by(self, worker: KnownWorker, placed: Placed) -> None:
         """From here on another worker makes its tokens."""
@@ -136,11 +137,12 @@ class Relay:
         self.segments.append(Segment(worker, self.journal.next_index))
         self.placed = placed
 
-    def put(self, message: Message) -> bool:
-        """Passes tokens on to the client; they begin with the one expected next. False when too much waits for it."""
-        self.journal.add(message)
-        self.segments[-1].count += message.tokens
-        return self._mailbox.put(message)
+    def put(self, data: bytes, tokens: int) -> bool:
+        """Passes a serialised GenerateResponse on to the client, whose `tokens` begin with the one expected next. False
+        when too much waits for it."""
+        self.journal.add(data, tokens)
+        self.segments[-1].count += tokens
+        return self._mailbox.put(data, tokens)
 
     def open_stream(self, plan: str) -> wire.OpenStream:
         """The order to a worker: the request, and the tokens that exist already."""
@@ -185,7 +187,7 @@ class Relay:
     def chunk(self, chunk: wire.StreamChunk) -> None:
         if not chunk.last and self.segments[-1].count and chunk.first_index == self.journal.next_index:
             # As nearly all are; what stands below says the same and more.
-            if not self.put(Message(chunk.response, chunk.token_count)):
+            if not self.put(chunk.response, chunk.token_count):
                 self._owner.overflowed(self)
             return
         broke = chunk.last and chunk.HasField("error")
@@ -204,11 +206,11 @@ class Relay:
         if self.segments[-1].count == 0:
             self._owner.started(self)
         if broke:
-            self.put(Message(chunk.response, chunk.token_count))
+            self.put(chunk.response, chunk.token_count)
             self._owner.failed(self, _error_of(chunk.error))
         elif chunk.last:
             self._owner.completed(self, wire.GenerateResponse.FromString(chunk.response))
-        elif not self.put(Message(chunk.response, chunk.token_count)):
+        elif not self.put(chunk.response, chunk.token_count):
             self._owner.overflowed(self)
 
     def lost(self, error: TokenworksError) -> None:

@@ -22,7 +22,6 @@ from services.router.core.fleet import Fleet
 from services.router.core.records import DecisionRecord
 from services.router.direct import Direct
 from services.router.dispatch import Dispatcher
-from services.router.messages import Message
 from services.router.others import ASKED_BY, Others
 from services.router.relay import Relay
 from tokenworks.v1 import inference_pb2 as wire
@@ -107,8 +106,8 @@ class _CallSink:
         self._relay = relay
         self._end: asyncio.Future[TokenworksError | None] = asyncio.get_running_loop().create_future()
 
-    def message(self, message: Message) -> bool:
-        if self._call.push(message.data):
+    def message(self, data: bytes) -> bool:
+        if self._call.push(data):
             return True
         self._call.tell_of_room(self._relay.flush)
         return False

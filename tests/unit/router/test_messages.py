@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.mesh.errors import TokenworksError, WorkerLost
-from services.router.messages import MOST_HELD_BYTES, Journal, Mailbox, Message, merged
+from services.router.messages import MOST_HELD_BYTES, Journal, Mailbox, Message, Unread, merged
 from tokenworks.v1 import inference_pb2 as wire
 
 
@@ -28,87 +28,90 @@ class Client:
 
     def __init__(self) -> None:
         self.reading = True
-        self.taken: list[Message] = []
+        self.taken: list[bytes] = []
         self.ends: list[TokenworksError | None] = []
 
-    def message(self, message: Message) -> bool:
+    def message(self, data: bytes) -> bool:
         assert not self.ends
         if self.reading:
-            self.taken.append(message)
+            self.taken.append(data)
         return self.reading
 
     def ended(self, error: TokenworksError | None) -> None:
         self.ends.append(error)
 
 
+def put(mailbox: Mailbox, message: Message) -> bool:
+    return mailbox.put(message.data, message.tokens)
+
+
 @pytest.fixture
-def sent() -> list[Message]:
+def sent() -> list[int]:
     return []
 
 
-def test_a_message_is_passed_on_as_it_is_within_the_call_that_brought_it(sent: list[Message]) -> None:
+def test_a_message_is_passed_on_as_it_is_within_the_call_that_brought_it(sent: list[int]) -> None:
     mailbox, client = Mailbox(sent.append), Client()
-    early = message(0)
-    mailbox.put(early)
+    early, late = message(0), message(1, 2)
+    put(mailbox, early)
     assert not sent
     mailbox.attach(client)
-    late = message(1)
-    mailbox.put(late)
-    assert client.taken == sent == [early, late]
-    assert client.taken[0] is early
+    put(mailbox, late)
+    assert client.taken == [early.data, late.data]
+    assert client.taken[0] is early.data
+    assert sent == [1, 2]
 
 
 @given(counts=st.lists(st.integers(0, 5), min_size=1, max_size=200), reads=st.lists(st.booleans(), max_size=200))
 def test_a_slow_client_gets_larger_messages_and_never_a_gap(counts: list[int], reads: list[bool]) -> None:
-    sent: list[Message] = []
+    sent: list[int] = []
     mailbox, client, index = Mailbox(sent.append), Client(), 0
     mailbox.attach(client)
     for place, count in enumerate(counts):
         client.reading = place < len(reads) and reads[place]
         if client.reading:
             mailbox.flush()
-        mailbox.put(message(index, count))
+        put(mailbox, message(index, count))
         index += count
         assert len(mailbox._held) < 32
-    mailbox.put(message(index, 0, finish="stop"))
+    put(mailbox, message(index, 0, finish="stop"))
     mailbox.close()
     client.reading = True
     mailbox.flush()
-    assert sent == client.taken
     assert client.ends == [None]
     expected, finishes = 0, []
-    for each in client.taken:
-        response = wire.GenerateResponse.FromString(each.data)
+    for data, tokens in zip(client.taken, sent, strict=True):
+        response = wire.GenerateResponse.FromString(data)
         assert response.first_index == expected
-        assert list(response.token_ids) == list(range(expected, expected + each.tokens))
+        assert list(response.token_ids) == list(range(expected, expected + tokens))
         assert response.text == "".join(f"t{token} " for token in response.token_ids)
-        assert response.token_count == each.tokens
-        expected += each.tokens
+        assert response.token_count == tokens
+        expected += tokens
         finishes.append(response.finish.reason)
     assert expected == index
     assert finishes == [""] * (len(finishes) - 1) + ["stop"]
 
 
-def test_what_is_held_is_taken_before_the_end_is_told(sent: list[Message]) -> None:
+def test_what_is_held_is_taken_before_the_end_is_told(sent: list[int]) -> None:
     mailbox, client = Mailbox(sent.append), Client()
     client.reading = False
     mailbox.attach(client)
-    mailbox.put(message(0))
+    put(mailbox, message(0))
     mailbox.close(WorkerLost("gone"))
-    mailbox.put(message(1))
+    put(mailbox, message(1))
     mailbox.flush()
     assert (client.taken, client.ends) == ([], [])
     client.reading = True
     mailbox.flush()
     mailbox.flush()
-    assert [each.tokens for each in client.taken] == [1]
+    assert sent == [1]
     (error,) = client.ends
     assert isinstance(error, WorkerLost)
 
 
-def test_more_than_may_be_held_is_noticed(sent: list[Message]) -> None:
+def test_more_than_may_be_held_is_noticed(sent: list[int]) -> None:
     mailbox, puts = Mailbox(sent.append), 0
-    while mailbox.put(message(puts * 100, 100)):
+    while put(mailbox, message(puts * 100, 100)):
         puts += 1
     assert MOST_HELD_BYTES / 2 < sum(len(each.data) for each in mailbox._held) < 2 * MOST_HELD_BYTES
 
@@ -128,29 +131,47 @@ def test_what_is_merged_keeps_what_the_parts_say() -> None:
     assert json.loads(whole.tool_calls_json) == [{"index": 0}, {"index": 1}]
 
 
-@given(st.lists(st.integers(1, 5), max_size=300))
-def test_a_journal_holds_every_token_whatever_the_messages(counts: list[int]) -> None:
-    journal = Journal()
+@given(st.lists(st.integers(1, 5), max_size=300), st.sampled_from([0, 10_000, 1 << 30]))
+def test_a_journal_holds_every_token_whatever_the_messages(counts: list[int], most_bytes: int) -> None:
+    unread = Unread(most_bytes=most_bytes)
+    journals = [Journal(unread), Journal(unread)]
     for count in counts:
-        journal.add(message(journal.next_index, count))
-    ids, text = journal.resumed()
-    assert list(ids) == list(range(sum(counts)))
-    assert text == "".join(f"t{token} " for token in ids)
-    assert journal.next_index == sum(counts)
+        for journal in journals:
+            one = message(journal.next_index, count)
+            journal.add(one.data, one.tokens)
+    for journal in journals:
+        ids, text = journal.resumed()
+        assert list(ids) == list(range(sum(counts)))
+        assert text == "".join(f"t{token} " for token in ids)
+        assert journal.next_index == sum(counts)
+    assert unread.held_bytes == 0
+
+
+def test_what_journals_hold_unread_is_bounded_and_given_back() -> None:
+    unread = Unread(most_bytes=20_000)
+    journals = [Journal(unread) for _ in range(10)]
+    for index in range(1000):
+        for journal in journals:
+            journal.add(message(index).data, 1)
+        assert unread.held_bytes < 20_000 + 10 * 64 * 100
+    for journal in journals:
+        journal.close()
+        journal.close()
+    assert unread.held_bytes == 0
 
 
 def test_a_journal_goes_on_from_what_its_client_brought() -> None:
-    journal = Journal([7, 8], "ab", 2)
+    journal = Journal(Unread(), [7, 8], "ab", 2)
     assert journal.next_index == 2
-    journal.add(message(2))
+    journal.add(message(2).data, 1)
     ids, text = journal.resumed()
     assert (list(ids), text, journal.next_index) == ([7, 8, 2], "abt2 ", 3)
 
 
 def test_ids_that_are_not_complete_are_left_out() -> None:
-    journal = Journal()
-    journal.add(message(0, 2))
-    journal.add(message(2, 1, ids=False))
+    journal = Journal(Unread())
+    journal.add(message(0, 2).data, 2)
+    journal.add(message(2, 1, ids=False).data, 1)
     ids, text = journal.resumed()
     assert list(ids) == []
     assert text == "t0 t1 t2 "
