@@ -3,13 +3,13 @@
     python -m bench.pick [--workers 10 30 100 300 1000 3000] [--out pick]
 
 In: nothing but this checkout; no mesh is started, the router's cores are driven as its edge drives them. Out: a table,
-`bench/results/<out>.json` and `docs/images/<out>.svg`. Each size runs in a process of its own, so that memory is that of
-a router with so many workers.
+`bench/results/<out>.json` and `docs/images/<out>.svg`. Each size runs in a process of its own, so that memory is that
+of a router with so many workers.
 
-A router's state: workers of twelve accelerators in forty pools, with loads of their own, a plan with a hundred classes
-in force, the prefix caches of all workers as they told them, the decisions it keeps for Explain. Then requests of ten
-thousand tenants, half of them going on with conversations that some workers hold, all of them beginning with a system
-prompt of their tenant; each is admitted, chained, placed and carried out, a first token and an end follow, and four
+A router's state: workers of all accelerators of the catalogue in forty pools, each with its own load; a plan with a
+hundred classes in force; the prefix caches of all workers, as they told them; the decisions it keeps for Explain. Then
+requests of ten thousand tenants, half of them going on with conversations that some workers hold, each beginning with
+its tenant's system prompt: each is chained, placed and carried out, a first token and an end follow, and four
 heartbeats come between any two.
 """
 
@@ -20,6 +20,7 @@ import subprocess
 import sys
 from collections import deque
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from time import perf_counter
@@ -64,10 +65,26 @@ TENANTS: Final = 10_000
 LINKS_TOLD: Final = 1_000  # by each worker
 WARM_UP: Final = 1_000
 REQUESTS: Final = 6_000
+TRAFFIC: Final = 500  # requests that are made at a time
+TRACEPARENT: Final = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 IN_FLIGHT: Final = 2_000
 BEATS: Final = 4  # heartbeats between two requests
 IMAGES: Final = Path(__file__).resolve().parent.parent / "docs" / "images"
-WORDS: Final = "the quick brown fox jumps over the lazy dog while seven wizards brew a potent elixir".split()
+WORDS: Final = (
+    "the",
+    "quick",
+    "brown",
+    "fox",
+    "jumps",
+    "over",
+    "a",
+    "lazy",
+    "dog",
+    "while",
+    "wizards",
+    "brew",
+    "elixir",
+)
 
 
 @dataclass(slots=True)
@@ -75,11 +92,12 @@ class Samples:
     """Seconds of every call, by what was called."""
 
     pick: list[float] = field(default_factory=list)
-    pick_cached: list[float] = field(default_factory=list)
+    decide: list[float] = field(default_factory=list)
     chain: list[float] = field(default_factory=list)
     carry_out: list[float] = field(default_factory=list)
     fold: list[float] = field(default_factory=list)
     decode: list[float] = field(default_factory=list)
+    cached: int = 0
 
 
 class Scene:
@@ -185,7 +203,7 @@ class Scene:
     def plan(self) -> RoutingPlan:
         """A hundred classes: prompt and answer lengths in buckets, for each promise; shares of every pool."""
         edges = [0, 256, 1024, 2048, 4096, 8192, 0]
-        buckets = list(zip(edges, edges[1:], strict=False))
+        buckets = list(pairwise(edges))
         classes = [
             WorkloadClass(
                 slo_class=promise,
@@ -272,58 +290,73 @@ class Scene:
     def run(self, requests: int) -> Samples:
         samples = Samples()
         running: deque[tuple[Asked, Placed]] = deque()
-        for _ in range(requests):
-            tenant, request = self.next_request()
-            bodies = [encode(self.beat(self.rng.choice(self.workers))) for _ in range(BEATS)]
-            started_s = perf_counter()
-            asked = asked_of(request, tenant)
-            chained_s = perf_counter()
-            ask, decision, record = self.placing.first(asked, "")
-            self.records.add(record)
-            picked_s = perf_counter()
-            placed = self.placing.carried_out(asked, ask, decision)
-            samples.chain.append(chained_s - started_s)
-            (samples.pick_cached if ask.cached else samples.pick).append(picked_s - chained_s)
-            samples.carry_out.append(perf_counter() - picked_s)
-            self.fleet.prefilled(placed, self.clock.monotonic_s())
-            running.append((asked, placed))
-            if len(running) > IN_FLIGHT:
-                ended, done = running.popleft()
-                self.fleet.finished(done, self.clock.monotonic_s())
-                self.placing.learn(
-                    ended,
-                    done.worker,
-                    prompt_tokens=done.prompt_tokens,
-                    completion_tokens=100,
-                    expected_cached=0,
-                    cached_tokens=0,
-                )
-            for body in bodies:
-                self.fold(body, samples)
+        for _ in range(requests // TRAFFIC):
+            # What clients and workers do is done before: it is not the router's, and would push the router's data out
+            # of the processor's caches.
+            came = [
+                (tenant, request.SerializeToString(), [encode(self.beat(each)) for each in beating])
+                for (tenant, request), beating in [
+                    (self.next_request(), self.rng.choices(self.workers, k=BEATS)) for _ in range(TRAFFIC)
+                ]
+            ]
+            for tenant, body, beats in came:
+                self.serve(tenant, wire.GenerateRequest.FromString(body), running, samples)
+                for beat in beats:
+                    self.fold(beat, samples)
         return samples
+
+    def serve(
+        self, tenant: str, request: wire.GenerateRequest, running: deque[tuple[Asked, Placed]], samples: Samples
+    ) -> None:
+        """One request placed; one that runs since long ends."""
+        started_s = perf_counter()
+        asked = asked_of(request, tenant)
+        chained_s = perf_counter()
+        ask, decision, record = self.placing.first(asked, TRACEPARENT)
+        self.records.add(record)
+        picked_s = perf_counter()
+        placed = self.placing.carried_out(asked, ask, decision)
+        samples.carry_out.append(perf_counter() - picked_s)
+        samples.chain.append(chained_s - started_s)
+        samples.pick.append(picked_s - chained_s)
+        samples.decide.append(record.decision_us / 1e6)
+        self.fleet.prefilled(placed, self.clock.monotonic_s())
+        running.append((asked, placed))
+        if len(running) > IN_FLIGHT:
+            ended, done = running.popleft()
+            self.fleet.finished(done, self.clock.monotonic_s())
+            self.placing.learn(
+                ended,
+                done.worker,
+                prompt_tokens=done.prompt_tokens,
+                completion_tokens=100,
+                expected_cached=0,
+                cached_tokens=0,
+            )
+        samples.cached += bool(ask.cached)
 
 
 def measure(workers: int) -> dict[str, Any]:
     """One size, in this process."""
     process = psutil.Process()
     before_mb = process.memory_info().rss / 1e6
+    gc.collect()
+    gc.freeze()  # as a router does once it has started; what it knows of workers comes later
+    gc.set_threshold(20_000, 50, 100)
     scene = Scene(workers)
     scene.start()
     scene.run(WARM_UP)
-    gc.collect()
-    gc.freeze()
     samples = scene.run(REQUESTS)
-    picks = samples.pick + samples.pick_cached
     return {
         "workers": workers,
-        "pick_us": _spread(picks),
-        "pick_with_cached_prefix_us": _spread(samples.pick_cached),
+        "pick_us": _spread(samples.pick),
+        "decide_us": _spread(samples.decide),
         "request_to_plain_values_and_chain_us": _spread(samples.chain),
         "carry_out_us": _spread(samples.carry_out),
         "heartbeat_fold_us": _spread(samples.fold),
         "heartbeat_decode_us": _spread(samples.decode),
-        "picks_with_cached_prefix": len(samples.pick_cached),
-        "picks": len(picks),
+        "picks": len(samples.pick),
+        "picks_with_cached_prefix": samples.cached,
         "links": len(scene.fleet.prefixes),
         "rss_mb": round(process.memory_info().rss / 1e6, 1),
         "rss_before_mb": round(before_mb, 1),
@@ -351,13 +384,61 @@ def main() -> None:
     if asked.one:
         print(json.dumps(measure(asked.one)))
         return
+    console = Console()
     results = []
     for workers in asked.workers:
+        console.print(f"{workers} workers …")
         done = subprocess.run(
             [sys.executable, "-m", "bench.pick", "--one", str(workers)], check=True, stdout=subprocess.PIPE, text=True
         )
         results.append(json.loads(done.stdout.splitlines()[-1]))
-        print(results[-1])
+    console.print(_table(results))
+    method = (
+        "wall-clock time of each call, in microseconds, interleaved as in a router: a request of a tenant of 10,000 is"
+        " chained, picked for and carried out, then four heartbeats are folded; each size in a process of its own"
+    )
+    path = write(asked.out, {"method": method, "tenants": TENANTS, "classes": CLASSES, "sizes": results})
+    picture = _plot(results, asked.out)
+    console.print(f"{path}\n{picture}")
+
+
+def _table(results: list[dict[str, Any]]) -> Table:
+    table = Table(title="One router's decision, µs (p50 / p99), and its memory")
+    for column in ("workers", "pick", "of it the decision", "to plain values, chain", "fold a heartbeat", "RSS, MB"):
+        table.add_column(column, justify="right")
+    for each in results:
+        figures = [each[name] for name in ("pick_us", "decide_us", "request_to_plain_values_and_chain_us")]
+        figures.append(each["heartbeat_fold_us"])
+        spreads = [f"{figure['p50']:.0f} / {figure['p99']:.0f}" for figure in figures]
+        table.add_row(str(each["workers"]), *spreads, f"{each['rss_mb']:.0f}")
+    return table
+
+
+def _plot(results: list[dict[str, Any]], name: str) -> Path:
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    workers = [each["workers"] for each in results]
+    figure, (times, memory) = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for label, key, spread in (
+        ("pick, p99", "pick_us", "p99"),
+        ("pick, median", "pick_us", "p50"),
+        ("fold a heartbeat, p99", "heartbeat_fold_us", "p99"),
+        ("fold a heartbeat, median", "heartbeat_fold_us", "p50"),
+    ):
+        times.plot(workers, [each[key][spread] for each in results], marker="o", label=label)
+    times.set(xscale="log", xlabel="workers", ylabel="µs", ylim=0, title="time")
+    times.legend(fontsize="small")
+    memory.plot(workers, [each["rss_mb"] for each in results], marker="o")
+    memory.set(xscale="log", xlabel="workers", ylabel="MB", ylim=0, title="memory of the process")
+    for axes in (times, memory):
+        axes.grid(visible=True, alpha=0.3)
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    path = IMAGES / f"{name}.svg"
+    figure.savefig(path, metadata={"Date": None})
+    return path
 
 
 if __name__ == "__main__":

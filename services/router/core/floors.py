@@ -15,6 +15,7 @@ SIGMA: Final = 0.25  # relative error of a predicted latency
 SIGMA_S: Final = 0.003  # and its absolute part: scheduling, network
 LATENESS: Final = 0.1  # of a miss, per promise that an answer is late
 BUCKETS: Final = ((1, 1024), (1024, 4096), (4096, 65_536))  # prompt tokens, from and to
+_LONGEST: Final = BUCKETS[-1][1]
 _QUEUED_USD: Final = 1e-10  # per second: of rows whose bounds are the same, those that queue least come first
 _IN_TIME: Final = 0.45  # of a promise: a latency predicted so short is late with a probability below 0.1 %
 
@@ -39,8 +40,12 @@ def least_risk_usd(promise: Leniency, queue_s: float, token_s: float, tpot_s: fl
     Returns:
         For each of `BUCKETS`, dollars that lateness costs a request of more than one token at least.
     """
-    floors = []
     step_part = tpot_s / promise.tpot_s
+    least_part = queue_s / promise.ttft_s
+    most_part = (queue_s + token_s * _LONGEST) / (promise.ttft_s + promise.ttft_s_per_prompt_token * _LONGEST)
+    if step_part < _IN_TIME and least_part < _IN_TIME and most_part < _IN_TIME:  # nearly always
+        return [_QUEUED_USD * queue_s] * len(BUCKETS)
+    floors = []
     for tokens in BUCKETS:
         # Both the latency and its promise grow with the prompt; between the ends of a bucket the lateness lies between
         # those at its ends.

@@ -146,14 +146,15 @@ class PrefixIndex:
 
     def placed(self, chain: Chain, slot: int, now_s: float) -> None:
         """The prompt went to a worker, which will hold its beginnings."""
-        holder = self._holder(slot)
-        expected, told = holder.expected, holder.told
+        holder, links = self._holder(slot), self._links
+        expected, told, bit = holder.expected, holder.told, holder.bit
         until_s = now_s + _TOLD_WITHIN_S if holder.believed else inf
         for link in chain.links:
             if link not in told:
                 expected[link] = until_s
                 expected.move_to_end(link)
-            self._add(link, holder.bit)
+            links[link] = links.get(link, 0) | bit
+            links.move_to_end(link)
         while len(expected) > self._most_expected:
             self._take(expected.popitem(last=False)[0], holder.bit)
         self._expire(holder, now_s)
