@@ -23,9 +23,9 @@ from services.worker.engine import FinishReason, SequenceOutput, StepOutput, Tok
 _SLOWDOWN_WEIGHT: Final = 0.1  # of the newest step in the mean
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # not frozen, as `SequenceOutput`
 class Arrival:
-    """What one sequence got out of one step.
+    """What one sequence got out of one step; nobody changes it.
 
     Attributes:
         at_s: when it was seen, on the engine's monotonic clock.

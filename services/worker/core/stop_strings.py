@@ -13,7 +13,7 @@ class StopMatcher:
     __slots__ = ("_held", "_stops", "stopped")
 
     def __init__(self, stops: Sequence[str]) -> None:
-        """`stops`: >= 1 strings, none empty."""
+        """`stops`: none empty; without one, all text is shown."""
         assert all(stops), stops
         self._stops = tuple(stops)
         self._held = ""
@@ -23,6 +23,8 @@ class StopMatcher:
         """The text that is safe to show by now; what may begin a stop string is held back."""
         if self.stopped:
             return ""
+        if not self._stops:
+            return text
         seen = self._held + text
         ends = [found for stop in self._stops if (found := seen.find(stop)) >= 0]
         if ends:

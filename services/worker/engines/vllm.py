@@ -159,16 +159,20 @@ class VllmEngine:
         from vllm.config import KVEventsConfig
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
-        from vllm.v1.metrics.loggers import StatLoggerBase
+        from vllm.v1.metrics.loggers import PrometheusStatLogger
 
         step_ended = self._step_ended
 
-        class StepListener(StatLoggerBase):  # type: ignore[misc]  # vLLM is not there where types are checked
-            def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
+        # In place of vLLM's own of this kind, which would be made and filled beside any other.
+        class StepListener(PrometheusStatLogger):  # type: ignore[misc]  # vLLM is not there where types are checked
+            def __init__(self, vllm_config: Any, engine_indexes: Any = None) -> None:
                 pass
 
             def record(self, scheduler_stats: Any, iteration_stats: Any, *_: Any, **__: Any) -> None:
                 step_ended(scheduler_stats)
+
+            def record_admission_rejection(self, reason: str) -> None:
+                pass
 
             def log_engine_initialized(self) -> None:
                 pass
