@@ -131,10 +131,8 @@ class KnownWorker:
     @property
     def closed_because(self) -> str:
         """Why it takes no new requests; empty when it does, as far as it is heard at all."""
-        if self.beat.state == WorkerState.FAILED:
-            return f"failed: {self.beat.failed_because}"
         if self.beat.state != WorkerState.READY:
-            return self.beat.state
+            return f"failed: {self.beat.failed_because}" if self.beat.state == WorkerState.FAILED else self.beat.state
         if self.unreachable:
             return f"no connection to {self.beat.address}"
         return f"stalled: no step for {self.stalled_s:.1f} s" if self.stands_still(STALLED_AFTER_S) else ""

@@ -61,6 +61,8 @@ class Serving:
 
     def decayed_slow(self, now_s: float) -> float:
         """Slowness now: what was observed, on its way back to 1."""
+        if self.slow == 1.0:
+            return 1.0
         return 1.0 + (self.slow - 1.0) * exp(-max(0.0, now_s - self.slow_s) / SLOW_DECAY_S)
 
     def observe(self, seen_s: float, predicted_s: float, samples: int, now_s: float) -> None:
@@ -75,37 +77,44 @@ class Serving:
         self.arriving_s = self.tried_s = now_s
 
     def _arriving(self, now_s: float) -> float:
+        if not self.arriving_tokens:
+            return 0.0
         return self.arriving_tokens * exp(-max(0.0, now_s - self.arriving_s) / ARRIVALS_DECAY_S)
 
     def row_of(self, promises: Promises, now_s: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """The row's bounds and figures, see `table`."""
+        # Comparisons stand in place of `max` and `min`, which take thrice as long: this runs for every heartbeat.
         worker, beat, timing = self.worker, self.worker.beat, self.timing
         slow = self.decayed_slow(now_s)
-        chunk = max(1, beat.prefill_chunk_tokens)
-        max_batch = max(1, beat.max_batch)
-        capacity = max(1, beat.kv_capacity_tokens)
-        running = beat.running
-        waiting = max(0, beat.waiting + worker.requests)
-        ahead = max(0, beat.waiting_prefill_tokens + worker.prefill_tokens)
-        kv_tokens = max(0.0, beat.kv_cache_usage * capacity + worker.kv_tokens)
-
-        takes = not worker.closed_because and waiting < max(1, beat.max_waiting)
-        batch = min(running + waiting + 1, max_batch)
-        read_s = timing.decode_s_per_kv_token * min(kv_tokens, capacity)
-        riding_s = timing.decode_s_per_sequence * running + read_s
-        chunk_s = max(timing.decode_base_s, timing.prefill_overhead_s + timing.prefill_s_per_token * chunk)
-        step_s = timing.decode_base_s + timing.decode_s_per_sequence * batch + read_s
-        # Of the prompts ahead only the total is known: each is taken to attend to half of their mean length.
-        ahead_s = ahead / chunk * (chunk_s + riding_s)
-        ahead_s += timing.prefill_s_per_attended_token * ahead * ahead / (2 * max(1, waiting))
-        busy = slow * timing.prefill_s_per_token * self._arriving(now_s) / ARRIVALS_DECAY_S
-        stretch = 1.0 / (1.0 - min(busy, _BUSIEST))
-        there_tpot_s = slow * (timing.decode_base_s + riding_s) * stretch
-        queue_s = slow * (ahead_s + (step_s / 2 if running else 0.0)) + HOP_S
         token_s, attended_s = slow * timing.prefill_s_per_token, slow * timing.prefill_s_per_attended_token
         overhead_s, weights_s = slow * timing.prefill_overhead_s, slow * timing.decode_base_s
         read_s, sequence_s = slow * timing.decode_s_per_kv_token, slow * timing.decode_s_per_sequence + _LEAST_S
-        step_s *= slow
+        chunk, max_batch, capacity = beat.prefill_chunk_tokens or 1, beat.max_batch or 1, beat.kv_capacity_tokens or 1
+        running, waiting = beat.running, beat.waiting + worker.requests
+        ahead = beat.waiting_prefill_tokens + worker.prefill_tokens
+        kv_tokens = beat.kv_cache_usage * capacity + worker.kv_tokens
+        waiting, ahead, kv_tokens = (
+            waiting if waiting > 0 else 0,
+            ahead if ahead > 0 else 0,
+            kv_tokens if kv_tokens > 0.0 else 0.0,
+        )
+        takes = waiting < (beat.max_waiting or 1) and not worker.closed_because
+        wanted = running + waiting + 1
+        batch = wanted if wanted < max_batch else max_batch
+
+        reading_s = read_s * (kv_tokens if kv_tokens < capacity else capacity)
+        riding_s = sequence_s * running + reading_s
+        step_s = weights_s + sequence_s * batch + reading_s
+        queue_s = step_s / 2 + HOP_S if running else HOP_S
+        if ahead:
+            chunk_s = overhead_s + token_s * chunk
+            queue_s += ahead / chunk * ((chunk_s if chunk_s > weights_s else weights_s) + riding_s)
+            # Of the prompts ahead only the total is known: each is taken to attend to half of their mean length.
+            queue_s += attended_s * ahead * ahead / (2 * (waiting or 1))
+        busy = token_s * self._arriving(now_s) / ARRIVALS_DECAY_S
+        sureness = 1.0 - (busy if busy < _BUSIEST else _BUSIEST)
+        stretch = 1.0 / sureness
+        there_tpot_s = (weights_s + riding_s) * stretch
         usd_per_s = self.price.usd_per_s
         floors: list[float] = []
         for lenient in promises.lenient if takes else ():
@@ -117,7 +126,7 @@ class Serving:
             read_s * usd_per_s,
             sequence_s * usd_per_s,
             weights_s * usd_per_s,
-            usd_per_s / stretch,
+            usd_per_s * sureness,
             capacity,
             max_batch,
             batch,
@@ -133,15 +142,15 @@ class Serving:
             sequence_s,
             read_s,
             step_s,
-            slow * riding_s,
+            riding_s,
             queue_s,
-            max(0, running + waiting + 1 - max_batch) / max_batch,
-            kv_tokens + max(0.0, worker.growth_tokens) - capacity,
+            (wanted - batch) / max_batch,
+            kv_tokens + (worker.growth_tokens if worker.growth_tokens > 0.0 else 0.0) - capacity,
             capacity,
             batch,
             max_batch,
             stretch,
-            1.0 / stretch,
+            sureness,
             there_tpot_s,
             usd_per_s,
             min(beat.context_tokens, beat.kv_capacity_tokens) if takes else 0,
