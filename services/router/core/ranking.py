@@ -26,6 +26,7 @@ from services.router.core.promises import Promises
 from services.router.core.scores import ASKED, Ask, work_out
 from services.router.core.table import BOUNDS, FIGURES, Floats, ModelTable, Rows, Singles, figure_names
 
+_ALL: Final = 192  # up to so many rows, scoring all takes no longer than bounding them first
 _FIRST: Final = 32  # rows that are scored at first
 _LOSS: Final = 0.01  # of a score, that is not looked for in rows that have not been scored
 _FEATURES: Final = 8  # the first columns of a table's bounds: see `bounds_usd`
@@ -81,7 +82,7 @@ class Ranking:
 def rank(table: ModelTable, ask: Ask, promises: Promises, around: Circumstances) -> Ranking:
     """Scores the rows that may be the best; at least `_FIRST` of them, or all."""
     count = len(table)
-    if count <= _FIRST or ask.completion_tokens == 1:  # a floor holds for answers of more than one token
+    if count <= _ALL or ask.completion_tokens == 1:  # a floor holds for answers of more than one token
         return score(table, ask, promises, around, np.arange(count))
     holders, shared_tokens = holders_of(table, ask)
     bound_usd = bounds_usd(table, ask, promises, shared_tokens)

@@ -48,7 +48,7 @@ def exhaustive(table: ModelTable, asked: Ask) -> list[Terms]:
     return [terms_of(row, asked, each, tpots_s) for row, each in zip(table.figures.tolist(), cached, strict=True)]
 
 
-WORLDS = [busy_world(seed, workers) for seed, workers in enumerate((1, 2, 7, 40, 120))]
+WORLDS = [busy_world(seed, workers) for seed, workers in enumerate((1, 2, 7, 40, 250))]
 ASKS = st.builds(
     lambda prompt, answer, slo_class, held: ask(
         prompt_tokens=prompt,
@@ -60,11 +60,11 @@ ASKS = st.builds(
     st.integers(1, 2000),
     st.sampled_from(list(PROMISES.classes)),
     st.one_of(
-        st.dictionaries(st.integers(0, 119), st.floats(0.01, 1.0), max_size=5),
+        st.dictionaries(st.integers(0, 249), st.floats(0.01, 1.0), max_size=5),
         st.builds(
-            lambda share, deep: dict.fromkeys(range(119), share) | dict.fromkeys(deep, 0.99),
+            lambda share, deep: dict.fromkeys(range(249), share) | dict.fromkeys(deep, 0.99),
             st.floats(0.01, 0.9),
-            st.sets(st.integers(0, 119), max_size=3),
+            st.sets(st.integers(0, 249), max_size=3),
         ),
     ),
 )
