@@ -14,6 +14,8 @@
         services/router/feed.py  services/router/core/fleet.py  services/router/core/plans.py  services/router/others.py
     Or straight: the router signs a placement, the client streams from the worker, and that delivers, prices and reports.
         services/router/direct.py  services/mesh/placement.py  tokenworks/paths.py  services/worker/deliveries.py
+    Which worker has the prompt's beginning in its cache: its engine's blocks, told in links of the prompt's chain.
+        services/mesh/prefix_chain.py  services/worker/prefixes.py  services/router/core/prefixes.py
  6. It travels on the one session to that worker; the worker checks it and gives it to its engine.
         services/router/session.py  services/mesh/grpc_stream.py  services/mesh/http2.py
         services/worker/session.py  services/worker/requests.py
