@@ -95,6 +95,9 @@ BOOKED_ENTRIES: Final = "tokenworks.meter.booked.entries"
 METER_LAG: Final = "tokenworks.meter.lag"  # events delivered or waiting and not booked, by consumer
 DUPLICATES: Final = "tokenworks.meter.duplicates"
 MISSING_EVENTS: Final = "tokenworks.meter.missing_events"  # gaps in publishers' sequences
+DRIFT: Final = "tokenworks.meter.drift"  # {finding} of the audit that stands, by tokenworks.drift.kind
+DRIFT_REPAIRED: Final = "tokenworks.meter.drift.repaired"
+DRIFT_KIND: Final = "tokenworks.drift.kind"
 REFUSED_ENTRIES: Final = "tokenworks.meter.refused_entries"
 AMOUNT: Final = "tokenworks.amount"
 # Metrics: the optimizer's; costs in US dollars per hour, by model

@@ -111,6 +111,8 @@ class MeterSettings(Section):
     port: Port = 7601
     http_port: Port = 7681
     database_url: str = ""  # empty: sqlite at <data_dir>/meter.db
+    audit_every_s: Annotated[float, Field(gt=0, le=3600)] = 5.0  # between two passes of the reconciler
+    audit_patience_s: Annotated[float, Field(gt=0, le=86_400)] = 60.0  # until what does not agree is not on its way
 
 
 class OptimizerSettings(Section):

@@ -39,6 +39,10 @@ class Announcer:
             self._accounts.spend(tenant, amount_nusd)
         self._woken.set()
 
+    def correct(self, tenant: str, spent_nusd: int) -> None:
+        """Takes in what a tenant has spent in all, where the books were corrected."""
+        self.spend({tenant: spent_nusd - self._accounts.of(tenant).spent_nusd})
+
     def set_limit(self, tenant: str, limit_nusd: int | None) -> Credit:
         """Takes in a budget that is stored; None lifts it."""
         credit = self._accounts.set_limit(tenant, limit_nusd)

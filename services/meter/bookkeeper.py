@@ -11,21 +11,48 @@ from typing import Final
 
 from services.mesh.bus import Delivered
 from services.mesh.errors import SettingInvalid
-from services.mesh.events import RequestFinished, TokensGenerated
+from services.mesh.events import Event, RequestFinished, TokensGenerated
 from services.mesh.settings import PriceBook
 from services.mesh.subjects import FINISHED, STREAMS, TOKENS, Channel
 from services.meter.core.amounts import Amounts
 from services.meter.core.budgets import Credit
+from services.meter.core.conservation import Audited
 from services.meter.core.costs import RateCard
 from services.meter.core.ledger import Entry, Ledger, keys_of
 from services.meter.core.marks import Marks, Source
 from services.meter.core.price_book import PriceBooks
 from services.meter.core.requests import Key, Request
 from services.meter.core.usage import UsageKey, roll_up, spent_by_tenant
-from services.meter.store.books import Books
+from services.meter.store.books import Books, Transaction
 from services.meter.store.database import Database
 
 _MARKS_KEPT_MS: Final = 2 * 1000 * max(stream.max_age_s for stream in STREAMS)
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """What the marks say: numbers that each publisher's events lack, tokens in its booked events, highest numbers."""
+
+    gaps: Mapping[Source, Sequence[int]]
+    tokens: Mapping[Source, int]
+    high_water: Mapping[Source, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Remade:
+    """What became of a request that was to be made again from its events.
+
+    Attributes:
+        entries: lines that were added to the ledger.
+        spent_nusd: what its tenant has spent in all by now.
+        postponed: why it was left as it is; empty where it was not.
+        again: that may be different the next time.
+    """
+
+    entries: Sequence[Entry] = ()
+    spent_nusd: int = 0
+    postponed: str = ""
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,17 +136,55 @@ class Bookkeeper:
         with self._books.transaction() as transaction:
             transaction.set_limit(tenant, limit_nusd, now_unix_ms)
 
-    def book(self, messages: Sequence[Delivered], now_unix_ms: int, *, traced: bool = False) -> Booked:
+    def noted(self) -> Noted:
+        """What the marks say now."""
+        with self._books.transaction() as transaction:
+            marks = self._known_marks(transaction)
+        gaps, tokens = marks.gaps(), marks.tokens()
+        high_water = {source: marks.high_water(source) for source in gaps.keys() | tokens.keys()}
+        return Noted(gaps, tokens, high_water)
+
+    def remake(self, key: Key, messages: Sequence[Delivered], before: Audited, now_unix_ms: int) -> Remade:
+        """Makes a request again from its events; the ledger gets what is lacking as new lines, none is changed.
+
+        Args:
+            messages: every event that the streams hold of it.
+            before: what the books said of it before these were read.
+        """
+        with self._books.transaction() as transaction:
+            marks = self._known_marks(transaction)
+            if not all(marks.noted(message.id) for message in messages):
+                return Remade(postponed="some of its events are still to be booked", again=True)
+            if transaction.audited([key])[key] != before:
+                return Remade(postponed="it was booked meanwhile", again=True)
+            events: list[Event] = [message.event for message in {each.id: each for each in messages}.values()]
+            request, entries = self._ledger.remake(key, events, before.request, before.entered)
+            if request is None:
+                return Remade(postponed="the streams hold nothing of it")
+            transaction.correct(request, entries, now_unix_ms)
+            spent_nusd = transaction.add_up_again(key[1])
+        self._ledger.drop(key)
+        return Remade(entries, spent_nusd)
+
+    def add_up_again(self, tenant: str) -> int:
+        """Makes a tenant's usage and spending what the ledger's lines come to; nano-dollars it has spent."""
+        with self._books.transaction() as transaction:
+            return transaction.add_up_again(tenant)
+
+    def book(
+        self, messages: Sequence[Delivered], now_unix_ms: int, *, traced: bool = False, durable: str = ""
+    ) -> Booked:
         """Books the messages in one transaction; what it raises, it has undone.
 
         Args:
             traced: collect `Booked.settled`.
+            durable: the reader whose position in its stream goes on with them.
 
         Raises:
             InvariantBroken: another meter has taken over these books.
         """
         try:
-            booked = self._book(messages, now_unix_ms, traced=traced)
+            booked = self._book(messages, now_unix_ms, traced=traced, durable=durable)
         except BaseException:
             # The truth is in the database now: neither marks nor requests may be ahead of it.
             if self._marks is not None:
@@ -129,18 +194,23 @@ class Bookkeeper:
             raise
         return booked
 
-    def _book(self, messages: Sequence[Delivered], now_unix_ms: int, *, traced: bool) -> Booked:
+    def _known_marks(self, transaction: Transaction) -> Marks:
+        if self._marks is None:
+            self._marks = Marks(transaction.marks())
+        return self._marks
+
+    def _book(self, messages: Sequence[Delivered], now_unix_ms: int, *, traced: bool, durable: str) -> Booked:
         with self._books.transaction() as transaction:
-            if self._marks is None:
-                self._marks = Marks(transaction.marks())
-            marks, ledger = self._marks, self._ledger
-            fresh = [message for message in messages if marks.admit(message.id)]
+            marks, ledger = self._known_marks(transaction), self._ledger
+            fresh = [message for message in messages if marks.admit(message.id, _tokens_in(message.event))]
             ledger.adopt(transaction.requests(ledger.absent(keys_of(message.event for message in fresh))))
             for message in fresh:
                 ledger.note(message.event)
             entries, touched = ledger.settle()
             usage = roll_up(entries)
-            transaction.write(entries, usage, touched, marks.take_changed(), now_unix_ms)
+            through = max((message.stream_sequence for message in messages), default=0)
+            positions = {durable: through} if durable and through else {}
+            transaction.write(entries, usage, touched, marks.take_changed(), now_unix_ms, positions=positions)
         ledger.release(touched)
         return Booked(
             entries=entries,
@@ -154,6 +224,10 @@ class Bookkeeper:
             refused=ledger.take_refused(),
             findings=ledger.take_findings(),
         )
+
+
+def _tokens_in(event: Event) -> int:
+    return sum(entry.count for entry in event.entries) if isinstance(event, TokensGenerated) else 0
 
 
 def _settled(messages: Sequence[Delivered], requests: Mapping[Key, Request]) -> list[Settled]:

@@ -23,10 +23,11 @@ from services.mesh import conventions as names
 from services.mesh.bus import Bus, Delivered
 from services.mesh.clock import Clock
 from services.mesh.errors import InvariantBroken
-from services.mesh.subjects import ADMITTED, FINISHED, TOKENS, Channel, channel_of
+from services.mesh.subjects import Channel, channel_of
 from services.mesh.telemetry import Telemetry, context_of, links_to
 from services.meter.announcer import Announcer
 from services.meter.bookkeeper import Booked, Bookkeeper, Settled
+from services.meter.catch_up import READS
 from services.meter.core.amounts import NOTHING
 from services.meter.core.marks import Source
 from services.meter.thread import WorkThreads
@@ -34,8 +35,6 @@ from services.meter.watchers import Watchers
 
 log = logging.getLogger(__name__)
 
-TOKENS_DURABLE: Final = "meter-tokens"
-REQUESTS_DURABLE: Final = "meter-requests"
 _BATCH: Final = 128
 _PACE_S: Final = 0.05  # a commit costs as much as booking some twenty entries
 _TOKEN_KINDS: Final = {
@@ -95,11 +94,16 @@ class Feed:
         """Events in the streams that are not booked yet, as far as the server told."""
         return self._waiting.total()
 
+    @property
+    def lost_events(self) -> int:
+        """Events that never came and were given up, since the process started."""
+        return self._lost
+
     async def run(self) -> None:
         """Consumes both streams until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._consume(TOKENS_DURABLE, TOKENS))
-            tasks.create_task(self._consume(REQUESTS_DURABLE, ADMITTED, FINISHED))
+            for durable, channels in READS:
+                tasks.create_task(self._consume(durable, *channels))
 
     async def _consume(self, durable: str, *channels: Channel) -> None:
         await self._bus.consume(channels, durable, partial(self._book, durable), batch=_BATCH)
@@ -113,7 +117,7 @@ class Feed:
         spans = self._start_process_spans(durable, messages) if exporting else []
         try:
             booked = await self._writing.run(
-                partial(self._bookkeeper.book, messages, self._clock.unix_ms(), traced=exporting)
+                partial(self._bookkeeper.book, messages, self._clock.unix_ms(), traced=exporting, durable=durable)
             )
         except Exception as error:
             for span in spans:

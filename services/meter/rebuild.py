@@ -21,15 +21,14 @@ from typing import Final
 from services.mesh.bus import Bus, Delivered
 from services.mesh.clock import Clock, SystemClock
 from services.mesh.errors import SettingInvalid, TokenworksError
-from services.mesh.events import CreditChanged, PriceBookOpened
 from services.mesh.nats_bus import NatsBus
 from services.mesh.settings import PriceBook, Settings, load_settings
-from services.mesh.subjects import ADMITTED, CREDIT, FINISHED, PRICES, STREAMS, TOKENS
+from services.mesh.subjects import STREAMS
 from services.mesh.telemetry import start_telemetry
 from services.meter.bookkeeper import Bookkeeper
+from services.meter.catch_up import READS, restore_budgets, restore_price_books
 from services.meter.core.costs import RateCard
 from services.meter.rates import rate_card
-from services.meter.store.books import Books
 from services.meter.store.compare import differences
 from services.meter.store.database import Database
 
@@ -57,22 +56,9 @@ async def rebuild(bus: Bus, database: Database, prices: PriceBook, rates: RateCa
         SettingInvalid: the streams' price book of the label in force has other prices than `prices`.
     """
     now_unix_ms = clock.unix_ms()
-    opened: dict[str, PriceBookOpened] = {}
-    budgets: dict[str, CreditChanged] = {}
-
-    async def note(messages: Sequence[Delivered]) -> None:
-        for message in messages:
-            if isinstance(message.event, PriceBookOpened):
-                opened[message.event.label] = message.event
-            elif isinstance(message.event, CreditChanged):
-                budgets[message.event.tenant] = message.event
-
-    await bus.replay([PRICES], note)
-    await bus.replay([CREDIT], note)
-    _store_price_books(database, opened)
+    standing = await restore_price_books(bus, database, _WRITER)
     keeper = Bookkeeper(database, _WRITER, prices, rates, now_unix_ms)
-    for each in budgets.values():
-        keeper.set_limit(each.tenant, None if each.unlimited else each.limit_nusd, each.at_unix_ms)
+    budgets = restore_budgets(keeper, standing)
     booked = refused = lost = 0
 
     async def book(messages: Sequence[Delivered]) -> None:
@@ -80,20 +66,10 @@ async def rebuild(bus: Bus, database: Database, prices: PriceBook, rates: RateCa
         done = await asyncio.to_thread(partial(keeper.book, messages, now_unix_ms))
         booked, refused, lost = booked + done.fresh, refused + len(done.refused), done.lost
 
-    # Requests first: their price book is then known when their tokens are priced, which saves corrections.
-    events = await bus.replay([ADMITTED, FINISHED], book, batch=2048)
-    events += await bus.replay([TOKENS], book, batch=2048)
-    return Rebuilt(events, booked, len(budgets), len(opened), refused, lost)
-
-
-def _store_price_books(database: Database, opened: dict[str, PriceBookOpened]) -> None:
-    with Books(database, _WRITER).transaction() as transaction:
-        for each in sorted(opened.values(), key=lambda event: event.first_unix_ms):
-            try:
-                book = PriceBook.model_validate_json(each.body_json)
-            except ValueError as error:
-                raise SettingInvalid(f"the stream's price book {each.label!r} cannot be read: {error}") from error
-            transaction.add_price_book(book, each.first_unix_ms)
+    events = 0
+    for _, channels in READS:
+        events += await bus.replay(channels, book, batch=2048)
+    return Rebuilt(events, booked, budgets, len(standing.price_books), refused, lost)
 
 
 async def _run(settings: Settings, into: Path, *, check: bool) -> int:

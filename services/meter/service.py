@@ -12,8 +12,10 @@ import grpc
 
 from services.mesh.clock import Clock
 from services.mesh.errors import InvalidRequest, UnknownRequest
+from services.mesh.events import DriftFound
 from services.mesh.rpc import require_mesh_secret
 from services.meter.announcer import Announcer
+from services.meter.audit import Audit
 from services.meter.bookkeeper import Bookkeeper
 from services.meter.core.amounts import NOTHING, Amounts
 from services.meter.core.budgets import Credit
@@ -46,6 +48,7 @@ class MeterService(metering_pb2_grpc.MeterServicer):
         feed: Feed,
         announcer: Announcer,
         watchers: Watchers,
+        audit: Audit,
         clock: Clock,
         secrets: Sequence[str],
     ) -> None:
@@ -56,6 +59,7 @@ class MeterService(metering_pb2_grpc.MeterServicer):
         self._feed = feed
         self._announcer = announcer
         self._watchers = watchers
+        self._audit = audit
         self._clock = clock
         self._secrets = secrets
 
@@ -130,6 +134,36 @@ class MeterService(metering_pb2_grpc.MeterServicer):
                 f" caught up ({self._feed.lag_events} events wait)"
             )
         return _bill(found)
+
+    async def Audit(self, request: metering_pb2.AuditRequest, context: Context) -> metering_pb2.AuditResponse:
+        require_mesh_secret(context, self._secrets)
+        audit, checked = self._audit, self._audit.checked
+        return metering_pb2.AuditResponse(
+            standing=[_drift(each) for each in audit.standing],
+            repaired=[_drift(each) for each in audit.repaired],
+            requests_checked=checked.requests,
+            rounds=checked.rounds,
+            round_ended_unix_ms=checked.round_ended_unix_ms,
+            generated_tokens=checked.generated_tokens,
+            delivered_tokens=checked.delivered_tokens,
+            missing_events=audit.missing_events,
+            lost_events=audit.lost_events,
+            lag_events=self._feed.lag_events,
+        )
+
+
+def _drift(found: DriftFound) -> metering_pb2.Drift:
+    return metering_pb2.Drift(
+        kind=found.kind,
+        subject=found.subject,
+        tenant=found.tenant,
+        expected=found.expected,
+        found=found.found,
+        what=found.what,
+        repaired=found.repaired,
+        done=found.done,
+        at_unix_ms=found.at_unix_ms,
+    )
 
 
 def _grouping(names: Sequence[str], filters: Sequence[metering_pb2.UsageFilter]) -> Grouping:

@@ -15,11 +15,16 @@ from services.mesh.rpc import GrpcServer
 from services.mesh.settings import Settings
 from services.mesh.telemetry import Telemetry
 from services.meter.announcer import Announcer
+from services.meter.audit import Audit
 from services.meter.bookkeeper import Bookkeeper
+from services.meter.catch_up import booked_up_to, catch_up, find_behind, restore_budgets, restore_price_books
 from services.meter.core.budgets import Accounts
+from services.meter.core.price_book import PriceBooks
 from services.meter.feed import Feed
 from services.meter.rates import rate_card
+from services.meter.reconciler import Reconciler
 from services.meter.service import SERVICE_NAME, MeterService
+from services.meter.store.audit import Audits
 from services.meter.store.database import Database
 from services.meter.store.questions import Questions
 from services.meter.thread import WorkThreads
@@ -70,9 +75,17 @@ async def wire(
         await asyncio.to_thread(database.close)
 
     life.on_stop("books", close_books, deadline_s=30.0)
+    behind = await find_behind(bus, await writing.run(partial(booked_up_to, database)))
+    standing = await restore_price_books(bus, database, writer) if behind else None
     bookkeeper = await writing.run(
         partial(Bookkeeper, database, writer, settings.prices, rate_card(settings), now_unix_ms=clock.unix_ms())
     )
+    audit = Audit(meter_id, bus, clock, telemetry)
+    if standing is not None:
+        await writing.run(partial(restore_budgets, bookkeeper, standing))
+    for each in behind:
+        found = await catch_up(bus, bookkeeper, each, writing, clock)
+        audit.repaired_now(found, "read from the streams again")
     accounts = Accounts()
     for credit, budgeted in await writing.run(bookkeeper.credits):
         accounts.restore(credit, budgeted=budgeted)
@@ -93,7 +106,24 @@ async def wire(
         clock=clock,
         on_lost_books=life.end,
     )
-    tasks = [life.spawn(announcer.run(), "announcer"), life.spawn(feed.run(), "feed")]
+    reconciler = Reconciler(
+        settings=settings.meter,
+        audit=audit,
+        audits=Audits(database),
+        bookkeeper=bookkeeper,
+        price_books=PriceBooks(settings.prices, [book for book, _ in await writing.run(bookkeeper.price_books)]),
+        reading=reading,
+        writing=writing,
+        feed=feed,
+        announcer=announcer,
+        bus=bus,
+        clock=clock,
+    )
+    tasks = [
+        life.spawn(announcer.run(), "announcer"),
+        life.spawn(feed.run(), "feed"),
+        life.spawn(reconciler.run(), "reconciler"),
+    ]
 
     async def stop_feed() -> None:
         await cancel_all(tasks)
@@ -109,6 +139,7 @@ async def wire(
         feed=feed,
         announcer=announcer,
         watchers=watchers,
+        audit=audit,
         clock=clock,
         secrets=settings.secrets,
     )

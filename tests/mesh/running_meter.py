@@ -55,6 +55,18 @@ class Meter:
         await eventually(so, "the total is as expected", DEADLINE_S)
         return row
 
+    async def audit(self, holds: Callable[[metering.AuditResponse], bool]) -> metering.AuditResponse:
+        """What the audit says as soon as it is as expected."""
+        answer = metering.AuditResponse()
+
+        async def so() -> bool:
+            nonlocal answer
+            answer = await self.stub.Audit(metering.AuditRequest(), timeout=DEADLINE_S)
+            return holds(answer)
+
+        await eventually(so, f"the audit is as expected: {answer}", DEADLINE_S)
+        return answer
+
     async def credit_is(self, holds: Callable[[CreditChanged], bool]) -> CreditChanged:
         async def so() -> bool:
             return bool(self.credit) and holds(self.credit[-1])
@@ -71,6 +83,8 @@ async def running_meter(
     telemetry: Telemetry | None = None,
     secret: str = "",
     through: Callable[[Bus], Bus] = lambda bus: bus,
+    audit_every_s: float = 5.0,
+    audit_patience_s: float = 60.0,
 ) -> AsyncIterator[Meter]:
     """A meter with its books in `folder`; with `broker`, one that goes on with the streams of another.
 
@@ -87,7 +101,7 @@ async def running_meter(
             stack.push_async_callback(each.close)
         chosen = load_settings(
             mesh=MeshSettings(data_dir=folder, drain_grace_s=2.0, secret=secret),
-            meter=MeterSettings(port=0, http_port=0),
+            meter=MeterSettings(port=0, http_port=0, audit_every_s=audit_every_s, audit_patience_s=audit_patience_s),
         )
         life = Lifecycle("meter")
         running = await wire(life, chosen, bus=through(buses[0]), telemetry=telemetry)

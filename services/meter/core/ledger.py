@@ -10,7 +10,8 @@ accounts, the price from the tenant's receivable to revenue, use and energy cost
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 from services.mesh.events import MODELLED, Event, RequestAdmitted, RequestFinished, TokenEntry, TokensGenerated
@@ -18,7 +19,7 @@ from services.mesh.pricing import Rates
 from services.meter.core.amounts import Amounts, Place
 from services.meter.core.costs import Rate, RateCard
 from services.meter.core.price_book import PriceBooks
-from services.meter.core.requests import Key, Request
+from services.meter.core.requests import Increment, Key, Request
 
 MAX_KEPT: Final = 50_000
 MS_PER_MINUTE: Final = 60_000
@@ -50,6 +51,18 @@ def keys_of(events: Iterable[Event]) -> set[Key]:
         elif isinstance(event, RequestAdmitted | RequestFinished):
             keys.add((event.request_id, event.tenant))
     return keys
+
+
+def _entry(request: Request, increment: Increment) -> Entry:
+    request_id, tenant = request.key
+    return Entry(request_id, tenant, request.workload, request.model, request.slo_class, *increment)
+
+
+def _only(key: Key, event: Event) -> Event:
+    """The event, of a batch what is of this request."""
+    if not isinstance(event, TokensGenerated):
+        return event
+    return replace(event, entries=tuple(each for each in event.entries if (each.request_id, each.tenant) == key))
 
 
 def implausible(entry: TokenEntry) -> str:
@@ -105,12 +118,34 @@ class Ledger:
         self._touched.clear()
         for request in touched:
             increments = request.settle(self._rates(request), self._rate_of_finish(request))
-            if increments:
-                request_id, tenant = request.key
-                workload, model, slo_class = request.workload, request.model, request.slo_class
-                for place, minute, amounts in increments:
-                    entries.append(Entry(request_id, tenant, workload, model, slo_class, place, minute, amounts))
+            entries += [_entry(request, each) for each in increments]
         return entries, touched
+
+    def remake(
+        self, key: Key, events: Iterable[Event], before: Request | None, entered: Mapping[Place, Mapping[int, Amounts]]
+    ) -> tuple[Request | None, list[Entry]]:
+        """One request from its events alone, all of them; and the entries that make the ledger's lines agree with it.
+
+        Args:
+            events: of any requests; each counts.
+            before: as it is stored: its places keep the rates that they were booked at.
+            entered: what the ledger's lines for it come to, by place and minute.
+        """
+        scratch = Ledger(self._price_books, self._rate_card)
+        for event in events:
+            scratch.note(_only(key, event))
+        request = scratch._requests.get(key)
+        if request is None:
+            return None, []
+        for place, segment in request.segments.items():
+            if before is not None and place in before.segments:
+                segment.rate = before.segments[place].rate
+        increments = request.correct(scratch._rates(request), scratch._rate_of_finish(request), entered)
+        return request, [_entry(request, each) for each in increments]
+
+    def drop(self, key: Key) -> None:
+        """Forgets what is at hand of a request that the store has otherwise now."""
+        self._requests.pop(key, None)
 
     def release(self, stored: Iterable[Request]) -> None:
         """Lets go of those that are stored and complete, and of the longest untouched beyond `max_kept`.

@@ -7,14 +7,29 @@ consumer has fewer events than that under way, so it cannot come any more.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 from services.mesh.bus import EventId
 from services.mesh.sequences import SeenSequences
 
 WINDOW: Final = 4096
+UNKNOWN: Final = -1
+_NAMED_GAPS: Final = 1024  # of one publisher
 
 Source = tuple[str, str]  # publisher, epoch
+
+
+@dataclass(slots=True)
+class Mark(SeenSequences):
+    """What was booked of one publisher in one epoch.
+
+    Attributes:
+        tokens: in the entries of its events; `UNKNOWN` where some were booked before this was counted.
+    """
+
+    tokens: int = 0
 
 
 class Marks:
@@ -24,35 +39,59 @@ class Marks:
         lost: events given up since the process started.
     """
 
-    def __init__(self, stored: Iterable[tuple[Source, SeenSequences]] = ()) -> None:
-        self._seen: dict[Source, SeenSequences] = dict(stored)
+    def __init__(self, stored: Iterable[tuple[Source, Mark]] = ()) -> None:
+        self._marks: dict[Source, Mark] = dict(stored)
         self._changed: set[Source] = set()
         self.lost = 0
 
-    def admit(self, event: EventId) -> bool:
-        """Notes an event; False when it was noted before (or given up)."""
+    def admit(self, event: EventId, tokens: int = 0) -> bool:
+        """Notes an event with so many tokens in it; False when it was noted before (or given up)."""
         source = (event.publisher, event.epoch)
-        seen = self._seen.get(source)
-        if seen is None:
-            seen = self._seen[source] = SeenSequences()
+        mark = self._marks.get(source)
+        if mark is None:
+            mark = self._marks[source] = Mark()
         floor = event.sequence - WINDOW
-        if floor > seen.high_water:
-            self.lost += len(seen.missing) + floor - seen.high_water
-            seen.missing, seen.high_water = set(), floor
-        if not seen.add(event.sequence):
+        if floor > mark.high_water:
+            self.lost += len(mark.missing) + floor - mark.high_water
+            mark.missing, mark.high_water = set(), floor
+        if not mark.add(event.sequence):
             return False
+        if mark.tokens != UNKNOWN:
+            mark.tokens += tokens
         self._changed.add(source)
         return True
 
-    def take_changed(self) -> list[tuple[Source, SeenSequences]]:
+    def noted(self, event: EventId) -> bool:
+        """Whether the event was booked, or given up: it will not be booked any more."""
+        mark = self._marks.get((event.publisher, event.epoch))
+        return mark is not None and event.sequence <= mark.high_water and event.sequence not in mark.missing
+
+    def take_changed(self) -> list[tuple[Source, Mark]]:
         """The marks to store, which then count as stored."""
-        changed = [(source, self._seen[source]) for source in sorted(self._changed)]
+        changed = [(source, self._marks[source]) for source in sorted(self._changed)]
         self._changed.clear()
-        for _, seen in changed:
-            if seen.missing:
-                self.lost += seen.forget_missing_below(seen.high_water - WINDOW)
+        for _, mark in changed:
+            if mark.missing:
+                self.lost += mark.forget_missing_below(mark.high_water - WINDOW)
         return changed
 
     def missing(self) -> dict[Source, int]:
         """Publishers with gaps, and how many events each lacks."""
-        return {source: len(seen.missing) for source, seen in self._seen.items() if seen.missing}
+        return {source: len(mark.missing) for source, mark in self._marks.items() if mark.missing}
+
+    def gaps(self) -> dict[Source, list[int]]:
+        """Publishers with gaps, and the numbers each lacks, ascending; of many the lowest."""
+        return {
+            source: list(islice(sorted(mark.missing), _NAMED_GAPS))
+            for source, mark in self._marks.items()
+            if mark.missing
+        }
+
+    def tokens(self) -> dict[Source, int]:
+        """Tokens in the booked events of each publisher that made any; `UNKNOWN` where that is not known."""
+        return {source: mark.tokens for source, mark in self._marks.items() if mark.tokens}
+
+    def high_water(self, source: Source) -> int:
+        """The highest number seen of a publisher; 0 where none was."""
+        mark = self._marks.get(source)
+        return mark.high_water if mark else 0

@@ -19,6 +19,7 @@ the home moved) goes back to the minutes in which the segment was booked, latest
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -100,6 +101,20 @@ class Segment:
     minute: int = 0
     earlier: dict[int, Amounts] = field(default_factory=dict)
 
+    def adopt(self, entered: Mapping[int, Amounts]) -> None:
+        """Takes what the ledger's lines come to, by minute, for what is booked."""
+        total = NOTHING
+        for amounts in entered.values():
+            total = total.plus(amounts)
+        if any(min(amounts) < 0 for amounts in entered.values()):
+            entered = {
+                max(entered): total
+            }  # such lines were changed by somebody: all of it counts as the last minute's
+        dated = {minute: amounts for minute, amounts in entered.items() if any(amounts)}
+        self.booked, self.minute = total, max(dated, default=0)
+        dated.pop(self.minute, None)
+        self.earlier = dated
+
     def book(self, target: Amounts, minute: int) -> list[Increment]:
         """Makes `target` the booked state; the increments that do it, dated as the module says."""
         if target == self.booked:
@@ -130,7 +145,7 @@ def _dated(delta: Amounts, minute: int, booked: dict[int, Amounts]) -> dict[int,
         parts[minute] = added
     owed = Amounts(*(max(0, -each) for each in delta))
     for each_minute in sorted(booked, reverse=True):
-        taken = Amounts(*map(min, owed, booked[each_minute]))
+        taken = Amounts(*(max(0, min(each, there)) for each, there in zip(owed, booked[each_minute], strict=True)))
         if any(taken):
             owed = owed.minus(taken)
             parts[each_minute] = parts.get(each_minute, NOTHING).minus(taken)
@@ -235,6 +250,26 @@ class Request:
         for place, segment in self.segments.items():
             increments += segment.book(targets.get(place, NOTHING), self.minute)
         return increments
+
+    def correct(
+        self, rates: Rates, rate_of_home: Rate, entered: Mapping[Place, Mapping[int, Amounts]]
+    ) -> list[Increment]:
+        """Books target minus what the ledger's lines come to, for a request whose facts were all read again.
+
+        Args:
+            entered: the lines' sums by place and minute.
+        """
+        for place in self.targets(rates).keys() - self.segments.keys():
+            self.segments[place] = Segment(place, rate_of_home)
+        increments: list[Increment] = []
+        for place, dated in entered.items():
+            if place in self.segments:
+                self.segments[place].adopt(dated)
+            else:  # lines of a place that had no part in it
+                phantom = Segment(place, rate_of_home)
+                phantom.adopt(dated)
+                increments += phantom.book(NOTHING, self.minute)
+        return self.settle(rates, rate_of_home) + increments
 
     def targets(self, rates: Rates) -> dict[Place, Amounts]:
         """What is to be booked at each place, by the facts known so far."""

@@ -5,22 +5,24 @@ one thread. One meter writes a set of books: `Books` takes them over when it ope
 a meter that had them before fail.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Final
 
-from sqlalchemy import Connection, Table, delete, select, update
+from sqlalchemy import Connection, Table, delete, func, select, update
 
 from services.mesh.errors import InvariantBroken
-from services.mesh.sequences import SeenSequences
 from services.mesh.settings import PriceBook
 from services.meter.core.amounts import Amounts
 from services.meter.core.budgets import Credit
+from services.meter.core.conservation import Audited
 from services.meter.core.ledger import Entry
-from services.meter.core.marks import Source
+from services.meter.core.marks import Mark, Source
 from services.meter.core.requests import Key, Request
-from services.meter.core.usage import UsageKey, spent_by_tenant
+from services.meter.core.usage import DIMENSIONS, UsageKey, spent_by_tenant
 from services.meter.store import rows, schema
+from services.meter.store.audit import audited
 from services.meter.store.bulk import Bulk, upsert
 from services.meter.store.database import Database
 
@@ -35,6 +37,7 @@ class Books:
         self._writer = writer
         dialect = self._engine.dialect
         self.put_marks = upsert(dialect, schema.publishers)
+        self.put_positions = upsert(dialect, schema.positions)
         self.put_requests = upsert(dialect, schema.requests)
         self.put_segments = upsert(dialect, schema.segments)
         self.add_entries = Bulk(dialect, schema.entries)
@@ -65,7 +68,7 @@ class Transaction:
         self._connection = connection
         self._books = books
 
-    def marks(self) -> list[tuple[Source, SeenSequences]]:
+    def marks(self) -> list[tuple[Source, Mark]]:
         """The marks of all publishers."""
         return [rows.mark_of(row) for row in self._connection.execute(select(schema.publishers)).mappings()]
 
@@ -92,12 +95,15 @@ class Transaction:
         entries: Sequence[Entry],
         usage: Mapping[UsageKey, Amounts],
         requests: Sequence[Request],
-        marks: Sequence[tuple[Source, SeenSequences]],
+        marks: Sequence[tuple[Source, Mark]],
         now_unix_ms: int,
+        *,
+        positions: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
-        """Appends the entries, adds their `usage`, and stores the requests and marks that they follow from."""
+        """Appends the entries, adds their `usage`, and stores what they follow from: requests, marks, positions."""
         connection, books = self._connection, self._books
         books.put_marks.write(connection, [rows.of_mark(source, seen, now_unix_ms) for source, seen in marks])
+        books.put_positions.write(connection, list(positions.items()))
         books.put_requests.write(connection, [rows.of_request(each) for each in requests if each.reported])
         books.put_segments.write(
             connection,
@@ -113,6 +119,46 @@ class Transaction:
         )
         for each in requests:
             each.reported = False
+
+    def audited(self, keys: Collection[Key]) -> dict[Key, Audited]:
+        """What the books say of the requests, each with the ledger's lines."""
+        return audited(self._connection, keys)
+
+    def correct(self, request: Request, entries: Sequence[Entry], now_unix_ms: int) -> None:
+        """Appends the entries and stores the request as it is now; `usage` and `tenants` are left to `add_up_again`."""
+        connection, (request_id, tenant) = self._connection, request.key
+        table = schema.segments
+        connection.execute(delete(table).where(table.c.request_id == request_id, table.c.tenant == tenant))
+        request.reported = True
+        self.write(entries, {}, [request], [], now_unix_ms)
+
+    def add_up_again(self, tenant: str) -> int:
+        """Makes a tenant's usage and its spending what its ledger's lines come to; what it has spent, nano-dollars."""
+        entries, requests, usage, tenants = schema.entries, schema.requests, schema.usage, schema.tenants
+        # The place is the line's own; the rest of the dimensions is the request's.
+        own = [name for name in DIMENSIONS if name in entries.c]
+        keys = [
+            entries.c.minute,
+            *(entries.c[name] if name in own else func.coalesce(requests.c[name], "") for name in DIMENSIONS),
+        ]
+        sums = [func.sum(entries.c[name]) for name in Amounts._fields]
+        joined = entries.join(
+            requests,
+            (entries.c.request_id == requests.c.request_id) & (entries.c.tenant == requests.c.tenant),
+            isouter=True,
+        )
+        query = select(*keys, *sums).select_from(joined).where(entries.c.tenant == tenant).group_by(*keys)
+        found = [
+            (*row[: len(keys)], *(int(each) for each in row[len(keys) :]))  # sums are decimals in some databases
+            for row in self._connection.execute(query)
+        ]
+        self._connection.execute(delete(usage).where(usage.c.tenant == tenant))
+        self._books.add_usage.write(self._connection, found)
+        price = len(keys) + Amounts._fields.index("price_nusd")
+        spent_nusd = sum(int(row[price]) for row in found)
+        self._connection.execute(update(tenants).where(tenants.c.tenant == tenant).values(spent_nusd=0))
+        self._books.add_spent.write(self._connection, [(tenant, spent_nusd, None, 0)])
+        return spent_nusd
 
     def credits(self) -> list[tuple[Credit, bool]]:
         """Every tenant's credit, and whether its budget was ever set."""

@@ -4,10 +4,9 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
-from services.mesh.sequences import SeenSequences
 from services.meter.core.amounts import NOWHERE, Amounts, Place
 from services.meter.core.costs import Rate
-from services.meter.core.marks import Source
+from services.meter.core.marks import Mark, Source
 from services.meter.core.ranges import Ranges
 from services.meter.core.requests import Admission, Finish, Key, Request, Segment
 from services.meter.store.bulk import Values
@@ -19,15 +18,15 @@ _NO_FINISH: Final = Finish(0, 0, "", "", NOWHERE, 0, 0, 0.0, 0.0, 0.0, False, ""
 _PLACE: Final = Finish._fields.index("place")
 
 
-def of_mark(source: Source, seen: SeenSequences, now_unix_ms: int) -> Values:
+def of_mark(source: Source, mark: Mark, now_unix_ms: int) -> Values:
     publisher, epoch = source
-    missing = Ranges((number, number + 1) for number in sorted(seen.missing))
-    return publisher, epoch, seen.high_water, str(missing), now_unix_ms
+    missing = Ranges((number, number + 1) for number in sorted(mark.missing))
+    return publisher, epoch, mark.high_water, str(missing), now_unix_ms, mark.tokens
 
 
-def mark_of(row: Stored) -> tuple[Source, SeenSequences]:
+def mark_of(row: Stored) -> tuple[Source, Mark]:
     missing = {number for start, end in Ranges.parse(row["missing"]) for number in range(start, end)}
-    return (row["publisher"], row["epoch"]), SeenSequences(row["high_water"], missing)
+    return (row["publisher"], row["epoch"]), Mark(row["high_water"], missing, row["tokens"])
 
 
 def of_request(request: Request) -> Values:

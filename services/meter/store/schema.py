@@ -1,6 +1,7 @@
 """The tables of the books. Portable: integers of 64 bits, text, doubles and booleans; no engine's own types.
 
 publishers   high-water mark per publisher and epoch, written with the effect of what it counts
+positions    how far each durable reader's stream is booked, written with the effect as well
 requests     one row per request: who, what, admission, end
 segments     one row per request and place: what was made there, what is booked
 entries      the ledger, append-only
@@ -12,17 +13,22 @@ state        one row: schema version, and which meter writes these books
 
 from typing import Final
 
-from sqlalchemy import BigInteger, Boolean, Column, Double, Integer, MetaData, String, Table, Text
+from sqlalchemy import BigInteger, Boolean, Column, Double, Index, Integer, MetaData, String, Table, Text
 
 from services.meter.core.amounts import Amounts
 from services.meter.core.usage import DIMENSIONS
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 # What brings the tables of a version to the next one, by the version they are at.
 UPGRADES: Final = {
     1: tuple(
         f"ALTER TABLE {table} ADD COLUMN measured_energy_uj BIGINT NOT NULL DEFAULT 0"
         for table in ("segments", "entries", "usage")
+    ),
+    2: (
+        "ALTER TABLE publishers ADD COLUMN tokens BIGINT NOT NULL DEFAULT -1",
+        "CREATE TABLE positions (durable VARCHAR NOT NULL PRIMARY KEY, stream_sequence BIGINT NOT NULL)",
+        "CREATE INDEX entries_by_request ON entries (request_id)",
     ),
 }
 
@@ -49,6 +55,14 @@ publishers = Table(
     _integer("high_water"),
     Column("missing", Text, nullable=False),  # ranges below the mark: "5-6,9-12"
     _integer("changed_unix_ms"),
+    _integer("tokens"),  # in the events that were booked; -1: not known
+)
+
+positions = Table(
+    "positions",
+    metadata,
+    _text("durable", key=True),
+    _integer("stream_sequence"),
 )
 
 requests = Table(
@@ -117,6 +131,7 @@ entries = Table(
     _text("accelerator"),
     _integer("minute"),
     *_amounts(),
+    Index("entries_by_request", "request_id"),
 )
 
 usage = Table(

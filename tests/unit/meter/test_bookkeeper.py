@@ -189,6 +189,9 @@ def test_books_of_the_first_version_are_carried_over_with_their_energy_as_modell
     with sqlite3.connect(path) as other:
         for table in ("segments", "entries", "usage"):
             other.execute(f"ALTER TABLE {table} DROP COLUMN measured_energy_uj")
+        other.execute("ALTER TABLE publishers DROP COLUMN tokens")
+        other.execute("DROP TABLE positions")
+        other.execute("DROP INDEX entries_by_request")
         other.execute("UPDATE state SET schema_version = 1")
     other.close()
     with _opened(path, writer="meter-0:2") as (keeper, questions):
@@ -196,7 +199,8 @@ def test_books_of_the_first_version_are_carried_over_with_their_energy_as_modell
         keeper.book(_delivered(tokens(entry("r", 5, 5, energy_uj=30), energy_source="nvml"), first=3), START_MS)
         assert (_total(questions).energy_uj, _total(questions).measured_energy_uj) == (730, 30)
     with sqlite3.connect(path) as other:
-        assert other.execute("SELECT schema_version FROM state").fetchone() == (2,)
+        assert other.execute("SELECT schema_version FROM state").fetchone() == (3,)
+        assert other.execute("SELECT tokens FROM publishers").fetchall() == [(-1,)] * 2
     other.close()
 
 

@@ -1,0 +1,259 @@
+"""The reconciler: holds books, witnesses and streams against each other, without end, and repairs what does not agree.
+
+Every pass, some seconds after the last, does a bounded part of the work, in the reading threads:
+1. Gaps in publishers' sequences are asked for again (`gaps.py`).
+2. Heartbeats' counts are held against what is booked of each worker (`core/conservation.py`).
+3. The requests of the newest ledger lines are looked at, and the next of all requests in the order of their ids: a
+   round goes through all of them. Beside it the ledger is added up, and held against usage and tenants' spending.
+4. What does not agree is made again from the streams (`repairs.py`). What may only be on its way is left until it has
+   stood for `meter.audit_patience_s` while nothing waits to be booked.
+"""
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from services.mesh.bus import Bus, Delivered
+from services.mesh.clock import Clock
+from services.mesh.errors import BusUnavailable, OutboxFull, QueueFull
+from services.mesh.events import WorkerHeartbeat
+from services.mesh.pricing import Rates
+from services.mesh.settings import MeterSettings
+from services.mesh.subjects import FLEET, TOKENS
+from services.meter.announcer import Announcer
+from services.meter.audit import Audit
+from services.meter.bookkeeper import Bookkeeper
+from services.meter.core.conservation import AT_ONCE, Audited, Counts, Finding, Kind, check, check_sums
+from services.meter.core.price_book import PriceBooks
+from services.meter.core.requests import Key
+from services.meter.feed import Feed
+from services.meter.gaps import Gaps
+from services.meter.repairs import MOST_AT_ONCE, Repairs
+from services.meter.store.audit import Audits, Summing, Sums
+from services.meter.thread import WorkThreads
+
+log = logging.getLogger(__name__)
+
+_REQUESTS_A_PASS: Final = 1000
+_LINES_A_PASS: Final = 2000
+_SUMMED_A_PASS: Final = 50_000
+_SUSPECTS_KEPT: Final = 10_000
+_GIVEN_UP_KEPT: Final = 10_000
+_OF_REQUESTS: Final = (Kind.LINES, Kind.BILLED, Kind.UNREPORTED, Kind.UNFINISHED)
+_GAP_STANDS_S: Final = 2.0
+_REST: Final = 10.0  # times as long as it took to read the streams, until they are read again
+_START: Final = ("", "")
+
+
+@dataclass(slots=True)
+class _Suspect:
+    """A request that may only wait for something on its way."""
+
+    audited: Audited
+    since_s: float
+
+
+class Reconciler:
+    """Reconciles until cancelled. Lives in the event loop."""
+
+    def __init__(
+        self,
+        *,
+        settings: MeterSettings,
+        audit: Audit,
+        audits: Audits,
+        bookkeeper: Bookkeeper,
+        price_books: PriceBooks,
+        reading: WorkThreads,
+        writing: WorkThreads,
+        feed: Feed,
+        announcer: Announcer,
+        bus: Bus,
+        clock: Clock,
+    ) -> None:
+        self._every_s = settings.audit_every_s
+        self._patience_s = settings.audit_patience_s
+        self._audit = audit
+        self._audits = audits
+        self._bookkeeper = bookkeeper
+        self._price_books = price_books
+        self._reading = reading
+        self._writing = writing
+        self._feed = feed
+        self._announcer = announcer
+        self._bus = bus
+        self._clock = clock
+        self._gaps = Gaps(bus, clock, stands_s=min(_GAP_STANDS_S, settings.audit_patience_s))
+        self._counts = Counts()
+        self._repairs = Repairs(bus, bookkeeper, writing, clock)
+        self._last = _START  # request of the round
+        self._last_line = 0
+        self._summing = Summing()
+        self._suspects: OrderedDict[Key, _Suspect] = OrderedDict()
+        self._next_remake_s = float("-inf")
+        self._given_up: OrderedDict[Key, Audited] = OrderedDict()  # what cannot be repaired as it stands
+
+    async def run(self) -> None:
+        """Passes until cancelled; one that fails is logged, and the next begins where it did."""
+        self._last_line = await self._reading.run(self._audits.last_line)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._bus.watch([FLEET], self._hear))
+            tasks.create_task(self._pass_on())
+
+    async def reconcile(self) -> None:
+        """One pass."""
+        await self._look_at_publishers()
+        self._last_line, newest = await self._reading.run(
+            partial(self._audits.entered_after, self._last_line, _LINES_A_PASS)
+        )
+        found = await self._reading.run(partial(self._audits.after, self._last, _REQUESTS_A_PASS))
+        self._last = max(found) if len(found) == _REQUESTS_A_PASS else _START
+        await self._repair(self._look_at(newest | found))
+        await self._add_up()
+        checked = self._audit.checked
+        checked.requests += len(found)
+        if self._last == _START:
+            checked.rounds += 1
+            checked.round_ended_unix_ms = self._clock.unix_ms()
+        self._audit.tell()
+
+    async def _pass_on(self) -> None:
+        while True:
+            try:
+                await self.reconcile()
+            except (BusUnavailable, OutboxFull, QueueFull) as error:
+                log.info("the audit waits: %s", error)
+            except Exception:
+                log.exception("a pass of the audit failed")
+            await asyncio.sleep(self._every_s)
+
+    async def _hear(self, delivered: Delivered) -> None:
+        event = delivered.event
+        if isinstance(event, WorkerHeartbeat):
+            # Events of one start of a process have one epoch, on whatever channel.
+            source = (f"{delivered.id.publisher.rpartition('.')[0]}.{TOKENS.name}", delivered.id.epoch)
+            now_s = self._clock.monotonic_s()
+            self._counts.beat(source, event.worker, event.sequence, event.generated_tokens, now_s)
+
+    async def _look_at_publishers(self) -> None:
+        settled = self._feed.lag_events == 0
+        noted = await self._writing.run(self._bookkeeper.noted)
+        for lost in await self._gaps.look(noted.gaps):
+            self._audit.stands(lost)
+        given_up = self._gaps.given_up
+        self._audit.missing_events = sum(map(len, noted.gaps.values())) - given_up
+        self._audit.lost_events = self._feed.lost_events + given_up
+        if not settled:
+            return
+        looked_at = self._counts.check(noted.tokens, self._clock.monotonic_s(), self._patience_s)
+        for (publisher, epoch), finding in looked_at.items():
+            if finding is None:
+                worker = publisher.split(".", 1)[1].rpartition(".")[0]
+                self._audit.agrees((Kind.WORKER,), worker, "")
+                continue
+            self._audit.stands(finding)
+            if finding.found < finding.expected:
+                await self._ask_for_the_last(publisher, epoch, noted.high_water.get((publisher, epoch), 0))
+
+    async def _ask_for_the_last(self, publisher: str, epoch: str, high_water: int) -> None:
+        """A gap that nothing comes after is not seen in the numbers: what was sent last may be what is lacking."""
+        try:
+            await self._bus.ask_again(publisher, epoch, range(high_water + 1, high_water + 257), 2.0)
+        except BusUnavailable as gone:
+            log.info("%s", gone)
+
+    def _look_at(self, requests: Mapping[Key, Audited]) -> dict[Key, list[Finding]]:
+        """What does not agree, and is not just on its way or beyond repair as it stands."""
+        settled = self._feed.lag_events == 0 and not self._audit.missing_events
+        now_s = self._clock.monotonic_s()
+        wrong: dict[Key, list[Finding]] = {}
+        for key, audited in requests.items():
+            findings = check(key, audited, self._rates(audited))
+            if not findings:
+                self._suspects.pop(key, None)
+                self._given_up.pop(key, None)
+                self._audit.agrees(_OF_REQUESTS, *key)
+                continue
+            if self._given_up.get(key) == audited:
+                continue
+            if not any(each.kind in AT_ONCE for each in findings):
+                suspect = self._suspects.get(key)
+                if suspect is None or suspect.audited != audited:
+                    self._suspects[key] = _Suspect(audited, now_s)
+                    if len(self._suspects) > _SUSPECTS_KEPT:
+                        self._suspects.popitem(last=False)
+                    continue
+                if not settled or now_s - suspect.since_s < self._patience_s:
+                    continue
+            wrong[key] = findings
+            if len(wrong) >= MOST_AT_ONCE:
+                break
+        return wrong
+
+    async def _repair(self, wrong: Mapping[Key, list[Finding]]) -> None:
+        if not wrong:
+            return
+        started_s = self._clock.monotonic_s()
+        if started_s < self._next_remake_s:
+            for each in (finding for findings in wrong.values() for finding in findings):
+                self._audit.stands(each)
+            return
+        before = await self._reading.run(partial(self._audits.of, list(wrong)))
+        remade = await self._repairs.remake(before)
+        took_s = self._clock.monotonic_s() - started_s
+        self._next_remake_s = started_s + max(self._patience_s, _REST * took_s)
+        after = await self._reading.run(partial(self._audits.of, list(wrong)))
+        for key, findings in wrong.items():
+            done, audited = remade[key], after[key]
+            if done.entries:
+                self._announcer.correct(key[1], done.spent_nusd)
+            left = {each.kind: each for each in check(key, audited, self._rates(audited))}
+            for finding in findings:
+                if finding.kind not in left:
+                    made_again = f"made again from the streams, {len(done.entries)} lines added to the ledger"
+                    self._audit.repaired_now(finding, done.postponed or made_again)
+            if Kind.UNREPORTED in left and audited.request is not None and not left.keys() & AT_ONCE:
+                made = self._repairs.testify(audited.request)
+                self._audit.repaired_now(
+                    left.pop(Kind.UNREPORTED), f"{made} tokens booked as made, on the deliverer's word"
+                )
+            for finding in left.values():
+                self._audit.stands(finding)
+            self._suspects.pop(key, None)
+            if left and not done.again:
+                self._given_up[key] = audited
+                if len(self._given_up) > _GIVEN_UP_KEPT:
+                    self._given_up.popitem(last=False)
+
+    async def _add_up(self) -> None:
+        totals = await self._reading.run(partial(self._audits.add_up, self._summing, _SUMMED_A_PASS))
+        if totals is None:
+            return
+        checked, self._summing = self._audit.checked, Summing()
+        checked.generated_tokens = sum(each.lines.generated_tokens for each in totals.values())
+        checked.delivered_tokens = sum(each.lines.delivered_tokens for each in totals.values())
+        for tenant, sums in totals.items():
+            await self._check_sums(tenant, sums)
+
+    async def _check_sums(self, tenant: str, sums: Sums) -> None:
+        findings = check_sums(tenant, sums.lines, sums.usage, sums.spent_nusd)
+        if not findings:
+            return
+        spent_nusd = await self._writing.run(partial(self._bookkeeper.add_up_again, tenant))
+        self._announcer.correct(tenant, spent_nusd)
+        for finding in findings:
+            self._audit.repaired_now(finding, "added up again from the ledger's lines")
+
+    def _rates(self, audited: Audited) -> Rates | None:
+        """By the price book that its router named; None where none did, or one that is not known here."""
+        request = audited.request
+        if request is None or not self._price_books.knows(request.price_book):
+            return None
+        tenant = request.key[1]
+        return self._price_books.rates(
+            request.price_book, model=request.model, tenant=tenant, slo_class=request.slo_class
+        )
