@@ -49,11 +49,11 @@ async def streams(mesh: LocalMesh, count: int) -> list[Result]:
     return await asyncio.gather(*[stream(client, number) for number in range(count)])
 
 
-async def busy(mesh: LocalMesh, *names: str) -> None:
+async def making(mesh: LocalMesh, *names: str) -> None:
     async def so() -> bool:
-        return all(mesh.parts[name].running.engine.stats().running for name in names)
+        return all(mesh.parts[name].running.streams.generated_tokens for name in names)
 
-    await eventually(so, f"{' and '.join(names)} serve")
+    await eventually(so, f"{' and '.join(names)} make tokens")
 
 
 async def test_streams_move_between_unlike_engines_and_keep_their_indexes(
@@ -69,7 +69,7 @@ async def test_streams_move_between_unlike_engines_and_keep_their_indexes(
         assert in_process == server_s != simulated
 
         running = asyncio.create_task(streams(mesh, 24))
-        await busy(mesh, "sim-0", "openai-0")
+        await making(mesh, "sim-0", "openai-0")
         await mesh.inject("sim-0", pb.InjectFaultRequest.KIND_ENGINE_DIES)
         os.kill(server.pid, signal.SIGKILL)
         results = await running
