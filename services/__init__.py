@@ -12,7 +12,7 @@
         services/router/placing.py  services/router/core/policy.py  services/router/core/records.py
     It rests on heartbeats, samples of steps, the plan in force, and what other routers have just placed.
         services/router/feed.py  services/router/core/fleet.py  services/router/core/plans.py  services/router/others.py
-    Or straight: the router signs a placement, the client streams from the worker, and that delivers, prices and reports.
+    Or straight: the router signs a placement, the client streams from the worker; that delivers, prices and reports.
         services/router/direct.py  services/mesh/placement.py  tokenworks/paths.py  services/worker/deliveries.py
     Which worker has the prompt's beginning in its cache: its engine's blocks, told in links of the prompt's chain.
         services/mesh/prefix_chain.py  services/worker/prefixes.py  services/router/core/prefixes.py

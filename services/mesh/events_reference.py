@@ -37,9 +37,9 @@ def render() -> str:
     lines += [
         "",
         f"`{control}` takes requests (`ControlRequested`) and answers `ControlAnswered`; `{gaps}` takes",
-        "`GapRequested`, has the publisher send what a reader lacks to its stream again, and answers `GapAnswered`. What",
-        f"a durable reader cannot decode, or fails on again and again, goes to `{dead}` with the reason in the header",
-        "`tw-reason`.",
+        "`GapRequested`, has the publisher send what a reader lacks to its stream again, and answers `GapAnswered`.",
+        f"What a durable reader cannot decode, or fails on again and again, goes to `{dead}` with the reason in the",
+        "header `tw-reason`.",
         "",
         "## Streams",
         "",

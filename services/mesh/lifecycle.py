@@ -4,9 +4,9 @@
     run("router", start)
 
 `wire(life)` starts things top to bottom and registers how each is stopped (`life.on_stop`). When it returns, the
-service is ready (`/readyz`, gRPC health), unless it holds itself back (`life.hold`) until what it needs is there. SIGTERM
-or SIGINT, or a background task that fails, ends it: the stop steps run last in, first out, each with a deadline, so what
-was started first (the bus) is closed last. The exit status is 0 after a signal and 1 after a failure.
+service is ready (`/readyz`, gRPC health), unless it holds itself back (`life.hold`) until what it needs is there.
+SIGTERM or SIGINT, or a background task that fails, ends it: the stop steps run last in, first out, each with a
+deadline, so what was started first (the bus) is closed last. The exit status is 0 after a signal and 1 after a failure.
 """
 
 import asyncio
