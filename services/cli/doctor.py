@@ -12,12 +12,17 @@ from services.cli.output import command
 def doctor(*, as_json: JsonFlag = False) -> None:
     """Check this machine and the mesh on it; exit status 1 when something is wrong."""
     with command(as_json) as output:
+        from services.cli.access import read_access
+        from services.cli.books_checks import check_books
         from services.cli.checks import Check, Severity, run_checks
         from services.cli.hardware_checks import check_hardware
         from services.cli.report_view import table
 
         async def every() -> list[Check]:
-            return [*await run_checks(), *await check_hardware()]
+            found = await run_checks()
+            if not any(each.name == "settings" and each.severity is Severity.WRONG for each in found):
+                found += await check_books(read_access())
+            return [*found, *await check_hardware()]
 
         found = asyncio.run(every())
         made = table(None, "", "check", "found", "what would do")

@@ -19,6 +19,7 @@ from services.mesh.settings import FleetWorker, Settings
 _AS_SET: Final = RealModel()
 _READY_S: Final = 90.0
 _LEAST_CONTEXT: Final = 4096  # tokens that must fit beside the weights
+_MOST_NODES: Final = 5
 _REAL_ENGINE_S: Final = 900.0  # until a worker is ready that may have weights to load, or to fetch
 
 
@@ -59,12 +60,13 @@ class Layout:
     Attributes:
         services: in the order they are shown.
         first: ids of those that make the first text: they start first, since processors are few.
+        nats_nodes: ports of each NATS server to start, its clients' and, of several, the one among themselves.
     """
 
     services: tuple[ServiceSpec, ...]
     access: Access
     claims: tuple[PortClaim, ...]
-    nats_port: int
+    nats_nodes: tuple[tuple[int, int], ...]
     accelerators: frozenset[str]
     first: tuple[str, ...]
 
@@ -119,7 +121,7 @@ def _sharing(worker: FleetWorker, real: RealModel) -> FleetWorker:
 
 def ports_needed(workers: int) -> int:
     """How many free ports `lay_out` takes at most."""
-    return 7 + 2 * workers
+    return 7 + 2 * _MOST_NODES + 2 * workers
 
 
 def lay_out(
@@ -149,12 +151,17 @@ def lay_out(
         claims.append(PortClaim(setting=setting, port=taken))
         return taken
 
-    nats_port = 0 if settings.nats.url else port("nats.port", settings.nats.port)
-    nats_url = settings.nats.url or f"nats://127.0.0.1:{nats_port}"
+    nodes: list[tuple[int, int]] = []
+    if not settings.nats.url:
+        several = settings.nats.nodes > 1
+        nodes.append((port("nats.port", settings.nats.port), next(spare) if several else 0))
+        nodes += [(next(spare), next(spare)) for _ in range(settings.nats.nodes - 1)]
+    nats_url = settings.nats.url or ",".join(f"nats://127.0.0.1:{each}" for each, _ in nodes)
     common = {
         "TOKENWORKS_MESH_DATA_DIR": str(data_dir),
         "TOKENWORKS_MESH_SECRET": secret,
         "TOKENWORKS_NATS_URL": nats_url,
+        "TOKENWORKS_NATS_REPLICAS": str(max(settings.nats.replicas, len(nodes))),
         **extra_environment,
     }
     services: list[ServiceSpec] = []
@@ -202,7 +209,7 @@ def lay_out(
             http={spec.id: spec.ready_at for spec in ordered},
         ),
         claims=tuple(claims),
-        nats_port=nats_port,
+        nats_nodes=tuple(nodes),
         accelerators=frozenset(worker.accelerator for worker in fleet) - {DETECTED},
     )
 

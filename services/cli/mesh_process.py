@@ -16,6 +16,7 @@ from services.cli.peers import Peers
 from services.cli.readiness import is_free
 from services.cli.supervisor import ChildState, Supervisor
 from services.mesh.errors import SettingInvalid
+from services.mesh.nats_cluster import NatsCluster
 from services.mesh.nats_server import NatsServer
 from services.mesh.settings import Settings
 from tokenworks.errors import CallError
@@ -34,8 +35,8 @@ class MeshProcess:
         self._settings = settings
         self._layout = layout
         self._data_dir = data_dir
-        self._bus: NatsServer | None = None
-        self._keeping_bus: asyncio.Task[None] | None = None
+        self._bus: list[NatsServer] = []
+        self._keeping_bus: list[asyncio.Task[None]] = []
         self._on_event = on_event
         self._grace_s = settings.mesh.drain_grace_s + _STOP_MARGIN_S
         self.supervisor = Supervisor(layout.services, data_dir.logs, on_event)
@@ -61,11 +62,8 @@ class MeshProcess:
             SettingInvalid: the bus did not start.
         """
         if not self._settings.nats.url:
-            self._bus = NatsServer(
-                self._data_dir.path / "nats", port=self._layout.nats_port, sync_always=self._settings.nats.sync_always
-            )
-            await self._bus.start()
-            self._keeping_bus = asyncio.create_task(self._keep_bus(self._bus), name="keep the bus")
+            self._bus = await self._start_bus()
+            self._keeping_bus = [asyncio.create_task(self._keep_bus(each), name="keep the bus") for each in self._bus]
         await self._start(self._ids("traces"))
         await self._start(self._layout.first)
 
@@ -80,10 +78,9 @@ class MeshProcess:
         complaints += await self._until_booked()
         complaints += await self.supervisor.stop(self._ids("optimizer", "meter"), self._grace_s)
         complaints += await self.supervisor.stop(self._ids("traces"), self._grace_s)
-        if self._keeping_bus is not None:
-            self._keeping_bus.cancel()
-        if self._bus is not None:
-            await self._bus.stop()
+        for keeping in self._keeping_bus:
+            keeping.cancel()
+        await asyncio.gather(*(each.stop() for each in self._bus))
         return complaints
 
     def kill(self) -> None:
@@ -93,6 +90,16 @@ class MeshProcess:
     async def _start(self, ids: Sequence[str]) -> None:
         await self.supervisor.start(ids)
         await self.supervisor.until_ready(ids)
+
+    async def _start_bus(self) -> list[NatsServer]:
+        ports, sync_always = self._layout.nats_nodes, self._settings.nats.sync_always
+        if len(ports) == 1:
+            server = NatsServer(self._data_dir.path / "nats", port=ports[0][0], sync_always=sync_always)
+            await server.start()
+            return [server]
+        cluster = NatsCluster(self._data_dir.path / "nats-cluster", ports, sync_always=sync_always)
+        await cluster.start()
+        return cluster.nodes
 
     async def _keep_bus(self, bus: NatsServer) -> None:
         """Starts the bus again when it ends: it keeps its streams, and every service waits for it."""

@@ -46,6 +46,10 @@ class Peers:
     async def set_budget(self, request: metering.SetBudgetRequest) -> metering.Budget:
         return await self._ask("meter", self._meter.SetBudget(request, timeout=DEADLINE_S, metadata=self._metadata))
 
+    async def audit(self) -> metering.AuditResponse:
+        request = metering.AuditRequest()
+        return await self._ask("meter", self._meter.Audit(request, timeout=DEADLINE_S, metadata=self._metadata))
+
     async def plan(self, model: str) -> planning.RoutingPlan:
         request = planning.GetPlanRequest(model=model)
         return await self._ask(

@@ -32,6 +32,7 @@ def up(
     free_ports: Annotated[
         bool, typer.Option("--free-ports", help="Take free ports instead of the usual ones.")
     ] = False,
+    nats_nodes: Annotated[int, typer.Option(help="NATS servers: 1, 3 or 5, a cluster where several.")] = 0,
     as_json: JsonFlag = False,
 ) -> None:
     """Start a mesh on this machine: bus, router, meter, optimizer and a worker per accelerator; Ctrl-C drains it.
@@ -45,11 +46,14 @@ def up(
         from services.cli.data_dir import DataDir
         from services.cli.real_model import real_model
         from services.cli.up_run import UpRun, prepare
-        from services.mesh.settings import ENGINES, load_settings
+        from services.mesh.settings import ENGINES, NatsSettings, load_settings
 
         if engine and engine not in ENGINES:
             raise typer.BadParameter(f"{engine!r} is none of {', '.join(ENGINES)}", param_hint="--engine")
         settings = load_settings()
+        if nats_nodes:
+            nodes = NatsSettings.model_validate(settings.nats.model_dump() | {"nodes": nats_nodes})
+            settings = settings.model_copy(update={"nats": nodes})
         real = real_model(engine=engine, model=model, url=url, shape=shape)
         if real.note:
             output.say(f"[yellow]{real.note}[/]")

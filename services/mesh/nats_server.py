@@ -9,6 +9,7 @@ import json
 import shutil
 import sys
 from asyncio.subprocess import Process
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -31,15 +32,29 @@ def find_binary() -> Path:
     return Path(found)
 
 
+@dataclass(frozen=True, slots=True)
+class ClusterNode:
+    """A server's part in a cluster; `routes`: the ports by which its nodes reach each other, its own among them."""
+
+    name: str
+    cluster: str
+    route_port: int
+    routes: tuple[int, ...]
+
+
 class NatsServer:
     """One server with JetStream, on 127.0.0.1; it can be started again after it was stopped, on the same port.
 
     Args:
         folder: for its streams, its configuration and its log; kept when it stops.
         sync_always: write through on every message, so that a power loss keeps what was acknowledged.
+        cluster: its part in one; None: it stands alone.
     """
 
-    def __init__(self, folder: Path, *, port: int = 0, sync_always: bool = True) -> None:
+    def __init__(
+        self, folder: Path, *, port: int = 0, sync_always: bool = True, cluster: ClusterNode | None = None
+    ) -> None:
+        self._cluster = cluster
         self._folder = folder
         self._port = port
         self._sync_always = sync_always
@@ -71,7 +86,8 @@ class NatsServer:
             f"log_file: {json.dumps(str(log_file.resolve()))}\n"
             f"max_payload: {_MAX_PAYLOAD}\n"
             # Streams reserve their bounds; what is free on the disk at the start must not decide whether they fit.
-            f"jetstream {{\n  store_dir: {folder}\n  max_file_store: 16GB\n  max_memory_store: 256MB\n{sync}}}\n",
+            f"jetstream {{\n  store_dir: {folder}\n  max_file_store: 16GB\n  max_memory_store: 256MB\n{sync}}}\n"
+            f"{self._clustering()}",
             encoding="utf-8",
         )
         self._process = await asyncio.create_subprocess_exec(
@@ -87,6 +103,18 @@ class NatsServer:
             raise
         self._port = int(self.url.rsplit(":", 1)[1])
         return self.url
+
+    def _clustering(self) -> str:
+        node = self._cluster
+        if node is None:
+            return ""
+        routes = ", ".join(f"nats://127.0.0.1:{port}" for port in node.routes if port != node.route_port)
+        return (
+            f"server_name: {node.name}\n"
+            f"cluster {{\n  name: {node.cluster}\n  listen: 127.0.0.1:{node.route_port}\n  routes: [{routes}]\n"
+            # One connection per peer does for a laptop; the server would open several.
+            "  pool_size: -1\n}\n"
+        )
 
     async def _wait_until_ready(self) -> str:
         assert self._process is not None

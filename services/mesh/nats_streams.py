@@ -44,6 +44,8 @@ async def reconcile_stream(js: JetStreamContext, stream: Stream, settings: NatsS
             found = (await js.stream_info(stream.name)).config
         except nats.js.errors.NotFoundError:
             found = (await js.add_stream(api.StreamConfig(name=stream.name, **wanted))).config
+        # Who connects with fewer in its settings, a command say, must not take copies away.
+        wanted["num_replicas"] = max(settings.replicas, found.num_replicas or 1)
         if any(getattr(found, name) != value for name, value in wanted.items()):
             await js.update_stream(found, **wanted)
     except nats.js.errors.APIError as error:

@@ -25,7 +25,8 @@ def test_default_mesh_is_three_services_and_seven_kinds_of_accelerator():
     layout = layout_of(load_settings())
     kinds = [spec.kind for spec in layout.services]
     assert (kinds.count("worker"), len(kinds), len(layout.accelerators)) == (7, 10, 7)
-    assert (layout.access.router, layout.access.meter, layout.nats_port) == ("127.0.0.1:7600", "127.0.0.1:7601", 4222)
+    assert (layout.access.router, layout.access.meter) == ("127.0.0.1:7600", "127.0.0.1:7601")
+    assert layout.nats_nodes == ((4222, 0),)
     assert layout.clashes() == []
 
 
@@ -70,7 +71,7 @@ def test_port_zero_in_the_settings_means_a_free_one():
 
 def test_own_server_is_not_started_where_a_bus_is_named():
     layout = layout_of(load_settings(nats=NatsSettings(url="nats://elsewhere:4222")))
-    assert (layout.nats_port, layout.access.nats) == (0, "nats://elsewhere:4222")
+    assert (layout.nats_nodes, layout.access.nats) == ((), "nats://elsewhere:4222")
 
 
 def test_two_services_on_one_port_are_told():
@@ -83,3 +84,14 @@ def test_engine_of_the_command_line_goes_to_the_cpu_only():
     by_id = {worker.id: worker for worker in fleet}
     assert (by_id["cpu-0"].engine, by_id["cpu-0"].models) == ("simulated", ("llama-3.1-8b",))
     assert (by_id["h100-0"].engine, by_id["h100-0"].models) == ("simulated", ("llama-3.1-8b",))
+
+
+def test_three_nodes_have_ports_of_their_own_and_every_service_knows_all_of_them():
+    layout = layout_of(load_settings(nats=NatsSettings(nodes=3)))
+    ports = [port for node in layout.nats_nodes for port in node]
+    assert (ports[0], len(set(ports)), min(ports) > 0) == (4222, 6, True)
+    url = ",".join(f"nats://127.0.0.1:{port}" for port, _ in layout.nats_nodes)
+    assert layout.access.nats == url
+    for service in layout.services:
+        assert service.environment["TOKENWORKS_NATS_URL"] == url
+        assert service.environment["TOKENWORKS_NATS_REPLICAS"] == "3"
