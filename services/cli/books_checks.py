@@ -33,9 +33,7 @@ async def check_books(access: Access) -> list[Check]:
 def checks_of(audit: metering.AuditResponse) -> list[Check]:
     """The audit's answer as checks."""
     if not audit.rounds:
-        return [
-            Check("books", Severity.NOTE, "not looked through yet", "ask again in a moment")
-        ]
+        return [Check("books", Severity.NOTE, "not looked through yet", "ask again in a moment")]
     waste = audit.generated_tokens - audit.delivered_tokens
     said = (
         f"{audit.generated_tokens:,} tokens generated = {audit.delivered_tokens:,} delivered and billed"
