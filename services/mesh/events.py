@@ -259,28 +259,27 @@ class PlacedAtWorker:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TenantSpending:
-    """What a tenant's placements are expected to cost in device-seconds."""
-
-    tenant: str
-    spent_nusd: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class PlacementsMade:
     """What a router has just sent to workers. May be lost: heartbeats show the same a moment later.
 
     Attributes:
         address: where this router alone answers, `host:port`; its other port may be shared with others.
         placed: since its last word; empty where it only says that it is there.
-        spent: since its last word, by tenant: routers share capacity out among tenants together.
     """
 
     router: str
     address: str
     placed: tuple[PlacedAtWorker, ...]
     at_unix_ms: int
-    spent: tuple[TenantSpending, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestsAnswered:
+    """Requests whose answers a router has handed over to their end. May be lost: what is billed does not rest on it."""
+
+    router: str
+    request_ids: tuple[str, ...]
+    at_unix_ms: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -462,6 +461,7 @@ Event = (
     | PrefixesChanged
     | PlacementsUsed
     | PlacementsMade
+    | RequestsAnswered
     | CreditChanged
     | PriceBookOpened
     | RoutingPlan

@@ -21,6 +21,7 @@ from services.mesh.events import (
     PriceBookOpened,
     RequestAdmitted,
     RequestFinished,
+    RequestsAnswered,
     RoutingPlan,
     TokensGenerated,
     WorkerHeartbeat,
@@ -177,6 +178,16 @@ ROUTERS: Final = Channel(
     readers=("router",),
     says="What a router has just sent to workers, and that it is there; at most twenty times a second.",
 )
+ANSWERED: Final = Channel(
+    name="answered",
+    template="tw.answered.{router}",
+    event=RequestsAnswered,
+    stream=None,
+    delivery=Delivery.BEST_EFFORT,
+    publishers=("router",),
+    readers=("router",),
+    says="Requests that a router has answered, so that no other answers them anew; at most twenty times a second.",
+)
 CREDIT: Final = Channel(
     name="credit",
     template="tw.credit.{tenant}",
@@ -228,6 +239,7 @@ CHANNELS: Final = (
     PREFIXES,
     PLACEMENTS,
     ROUTERS,
+    ANSWERED,
     CREDIT,
     PRICES,
     PLAN,

@@ -285,6 +285,7 @@ class Direct:
         if placement.record.outcome == RUNNING:
             placement.record.outcome = outcome
             placement.record.delivered = max(placement.record.delivered, delivered_tokens)
+            self._dispatcher.records.ended(placement.record)
 
     def _gone(self, at: At) -> bool:
         worker = self._fleet.worker(at.worker)

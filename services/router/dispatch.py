@@ -158,6 +158,7 @@ class Dispatcher:
         relay.journal.close()
         relay.record.outcome = relay.outcome
         relay.record.delivered = relay.delivered_tokens
+        self.records.ended(relay.record)
         if relay.announced or not _refused(relay, relay.error):
             self._announcer.finished(relay, now_s)
             self._measures.finished(relay, now_s)

@@ -19,6 +19,7 @@ from services.mesh.placement import PlacementSigner
 from services.mesh.settings import Settings, SloSettings
 from services.mesh.telemetry import Telemetry
 from services.router.announcer import Announcer
+from services.router.answers import Answers
 from services.router.core.exploration import Exploration
 from services.router.core.fleet import Fleet
 from services.router.core.promises import Promises
@@ -152,6 +153,9 @@ async def wire(
         if router.process_http_port:
             await http.listen(mesh.host, router.process_http_port)
     life.spawn(others.listen(), "other routers")
+    answers = Answers(router.id, dispatcher.records, bus, clock)
+    life.spawn(answers.listen(), "others' answers")
+    life.spawn(answers.speak(), "word of answers")
     life.spawn(others.speak(f"{settings.advertise_host}:{own_port}"), "word to other routers")
 
     # Last in, first out: first the requests, then what carries them.

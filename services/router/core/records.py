@@ -1,12 +1,14 @@
 """Why recent requests went where they went: what `Router.Explain` answers from. Bounded, the oldest out first."""
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from services.router.core.request import Asked
 from services.router.core.scores import Shortlist
 
 RUNNING = "running"
+_TO_THE_END = frozenset({"stop", "length", "budget"})
 
 
 @dataclass(slots=True)
@@ -42,6 +44,8 @@ class DecisionRecords:
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._records: OrderedDict[str, DecisionRecord] = OrderedDict()
+        self._answered: deque[str] = deque(maxlen=capacity)  # here, and the other routers don't know yet
+        self._elsewhere: OrderedDict[str, None] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._records)
@@ -59,7 +63,24 @@ class DecisionRecords:
         record = self._records.get(request_id)
         return record if record is not None and record.asked.tenant == tenant else None
 
+    def ended(self, record: DecisionRecord) -> None:
+        """The record's request has ended: `outcome` and `delivered` are set."""
+        if record.outcome in _TO_THE_END and record.delivered:
+            self._answered.append(record.asked.request_id)
+
+    def take_answered(self, most: int) -> tuple[str, ...]:
+        """Requests that were answered here to their end and not taken yet, the earliest first."""
+        return tuple(self._answered.popleft() for _ in range(min(most, len(self._answered))))
+
+    def answered_elsewhere(self, request_ids: Iterable[str]) -> None:
+        """Another router has answered these to their end."""
+        self._elsewhere.update(dict.fromkeys(request_ids))
+        while len(self._elsewhere) > self._capacity:
+            self._elsewhere.popitem(last=False)
+
     def was_answered(self, request_id: str) -> bool:
-        """The request ended after tokens of it had reached its client."""
+        """The request ended after tokens of it had reached its client; at another router, with all of them."""
+        if request_id in self._elsewhere:
+            return True
         record = self._records.get(request_id)
         return record is not None and record.outcome != RUNNING and record.delivered > 0
