@@ -1,42 +1,95 @@
-"""One request id is answered once, whichever router it is sent to."""
+"""Answers shared among routers: what one has answered no other answers anew, also one that starts later."""
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from services.mesh.events import RequestsAnswered
-from services.mesh.subjects import ANSWERED
-from tests.mesh.router.conftest import StartRouter
-from tests.mesh.router.router_under_test import Router, eventually
+from services.mesh.clock import SystemClock
+from services.mesh.memory_bus import MemoryBroker
+from services.router.answers import Answers
+from services.router.core.records import DecisionRecord, DecisionRecords
+from services.router.core.request import Asked, PromptFacts, PromptKind, SamplingValues
+from tests.contract.bus_worlds import eventually, finished
 
 
-def _knows(router: Router, request_id: str) -> bool:
-    return router.running.dispatcher.records.was_answered(request_id)
+@asynccontextmanager
+async def _router(broker: MemoryBroker, name: str) -> AsyncIterator[DecisionRecords]:
+    records, bus = DecisionRecords(100), broker.bus("router", name)
+    answers = Answers(name, records, bus, SystemClock())
+    tasks = [asyncio.create_task(answers.listen()), asyncio.create_task(answers.speak())]
+    try:
+        yield records
+    finally:
+        for task in tasks:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        await bus.close()
 
 
-async def test_what_another_router_has_answered_is_not_answered_anew(start_router: StartRouter) -> None:
-    router = await start_router()
-    await router.worker("w0")
-    other = router.broker.bus("router", "router-1")
-    await other.connect()
-    other.publish(RequestsAnswered(router="router-1", request_ids=("theirs",), at_unix_ms=1))
-    await eventually(lambda: _knows(router, "theirs"), "the other's answer is known")
-    _, refused = await router.refusal(request_id="theirs")
-    assert refused.reason == "DuplicateRequest"
-    assert (await router.answer(2, request_id="mine")).tokens == 2
-    await other.close()
+def _ended(request_id: str, outcome: str, delivered: int) -> DecisionRecord:
+    shortlist: Any = None  # nothing here looks at it
+    return DecisionRecord(
+        asked=Asked(
+            request_id=request_id,
+            tenant="acme",
+            model="m",
+            slo_class="standard",
+            workload="",
+            session_id="",
+            prompt=PromptFacts(kind=PromptKind.TEXT, size=20),
+            sampling=SamplingValues(),
+        ),
+        prompt_tokens=1,
+        completion_tokens=1,
+        picked_worker="a",
+        plan="",
+        plan_age_s=0.0,
+        shortlist=shortlist,
+        trace_id="",
+        decided_unix_ms=0,
+        decision_us=1.0,
+        outcome=outcome,
+        delivered=delivered,
+    )
 
 
-async def test_a_router_tells_the_others_what_it_has_answered(start_router: StartRouter) -> None:
-    router = await start_router()
-    await router.worker("w0")
-    heard: list[RequestsAnswered] = []
-    other = router.broker.bus("router", "router-1")
-    await other.connect()
+async def test_what_one_router_answered_no_other_answers_anew() -> None:
+    broker = MemoryBroker()
+    async with _router(broker, "r0") as first, _router(broker, "r1") as second:
 
-    async def hear(delivered: Any) -> None:
-        heard.append(delivered.event)
+        def told() -> bool:
+            first.ended(_ended("done", "stop", 9))  # again: an event may be lost
+            return second.was_answered("done")
 
-    router.life.spawn(other.watch([ANSWERED], hear), "another router")
-    await router.answer(2, request_id="mine")
-    await eventually(lambda: any("mine" in each.request_ids for each in heard), "it was told")
-    assert {each.router for each in heard} == {"router-0"}
-    await other.close()
+        await eventually(told, "the other router knows")
+
+
+async def test_an_answer_that_broke_off_may_be_given_anew_elsewhere() -> None:
+    broker = MemoryBroker()
+    async with _router(broker, "r0") as first, _router(broker, "r1") as second:
+
+        def told() -> bool:
+            first.ended(_ended("broken", "cancelled", 9))
+            first.ended(_ended("empty", "stop", 0))
+            first.ended(_ended("done", "length", 9))
+            return second.was_answered("done")
+
+        await eventually(told, "the other router knows")
+        assert not second.was_answered("broken")
+        assert not second.was_answered("empty")
+
+
+async def test_a_router_that_starts_later_knows_what_was_answered_before() -> None:
+    broker = MemoryBroker()
+    old = broker.bus("router", "gone")
+    old.publish(finished("before"))
+    async with _router(broker, "r1") as records:
+        await eventually(lambda: records.was_answered("before"), "what the stream holds is known")
+
+
+def test_what_is_known_of_others_is_bounded() -> None:
+    records = DecisionRecords(3)
+    records.answered_elsewhere(f"r{number}" for number in range(5))
+    assert [records.was_answered(f"r{number}") for number in range(5)] == [False, False, True, True, True]
