@@ -35,6 +35,7 @@ MESSAGES: Final[dict[type, type[Message]]] = {
     events.PlacementEnded: events_pb2.PlacementEnded,
     events.PlacementsUsed: events_pb2.PlacementsUsed,
     events.PlacedAtWorker: events_pb2.PlacedAtWorker,
+    events.TenantSpending: events_pb2.TenantSpending,
     events.PlacementsMade: events_pb2.PlacementsMade,
     events.RequestsAnswered: events_pb2.RequestsAnswered,
     events.CreditChanged: events_pb2.CreditChanged,

@@ -259,18 +259,32 @@ class PlacedAtWorker:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TenantSpending:
+    """What a tenant's placements are expected to cost in device-seconds."""
+
+    tenant: str
+    spent_nusd: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlacementsMade:
     """What a router has just sent to workers. May be lost: heartbeats show the same a moment later.
 
     Attributes:
         address: where this router alone answers, `host:port`; its other port may be shared with others.
         placed: since its last word; empty where it only says that it is there.
+        spent: since its last word, by tenant: routers share capacity out among tenants together.
+        waiting: requests that wait here for capacity.
+        refused: requests that were refused for lack of it since the router's last word.
     """
 
     router: str
     address: str
     placed: tuple[PlacedAtWorker, ...]
     at_unix_ms: int
+    spent: tuple[TenantSpending, ...] = ()
+    waiting: int = 0
+    refused: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

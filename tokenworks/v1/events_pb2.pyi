@@ -315,16 +315,30 @@ class PlacementEnded(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., outcome: _Optional[str] = ..., delivered_tokens: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_prompt_tokens: _Optional[int] = ...) -> None: ...
 
 class PlacementsMade(_message.Message):
-    __slots__ = ("router", "address", "placed", "at_unix_ms")
+    __slots__ = ("router", "address", "placed", "at_unix_ms", "spent", "waiting", "refused")
     ROUTER_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     PLACED_FIELD_NUMBER: _ClassVar[int]
     AT_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    SPENT_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
     router: str
     address: str
     placed: _containers.RepeatedCompositeFieldContainer[PlacedAtWorker]
     at_unix_ms: int
-    def __init__(self, router: _Optional[str] = ..., address: _Optional[str] = ..., placed: _Optional[_Iterable[_Union[PlacedAtWorker, _Mapping]]] = ..., at_unix_ms: _Optional[int] = ...) -> None: ...
+    spent: _containers.RepeatedCompositeFieldContainer[TenantSpending]
+    waiting: int
+    refused: int
+    def __init__(self, router: _Optional[str] = ..., address: _Optional[str] = ..., placed: _Optional[_Iterable[_Union[PlacedAtWorker, _Mapping]]] = ..., at_unix_ms: _Optional[int] = ..., spent: _Optional[_Iterable[_Union[TenantSpending, _Mapping]]] = ..., waiting: _Optional[int] = ..., refused: _Optional[int] = ...) -> None: ...
+
+class TenantSpending(_message.Message):
+    __slots__ = ("tenant", "spent_nusd")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    SPENT_NUSD_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    spent_nusd: int
+    def __init__(self, tenant: _Optional[str] = ..., spent_nusd: _Optional[int] = ...) -> None: ...
 
 class RequestsAnswered(_message.Message):
     __slots__ = ("router", "request_ids", "at_unix_ms")

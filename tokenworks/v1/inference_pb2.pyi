@@ -243,7 +243,7 @@ class Candidate(_message.Message):
     def __init__(self, worker: _Optional[str] = ..., pool: _Optional[str] = ..., accelerator: _Optional[str] = ..., feasible: bool = ..., rejected_because: _Optional[str] = ..., score_usd: _Optional[float] = ..., use_usd: _Optional[float] = ..., energy_usd: _Optional[float] = ..., shadow_usd: _Optional[float] = ..., slo_risk_usd: _Optional[float] = ..., prefix_saving_usd: _Optional[float] = ..., predicted_queue_s: _Optional[float] = ..., predicted_ttft_s: _Optional[float] = ..., predicted_tpot_s: _Optional[float] = ..., miss_probability: _Optional[float] = ..., expected_cached_tokens: _Optional[int] = ...) -> None: ...
 
 class Explanation(_message.Message):
-    __slots__ = ("request_id", "tenant", "model", "slo_class", "workload", "prompt_tokens", "expected_completion_tokens", "picked_worker", "plan", "plan_age_s", "candidates", "trace_id", "decided_unix_ms", "decision_us", "outcome")
+    __slots__ = ("request_id", "tenant", "model", "slo_class", "workload", "prompt_tokens", "expected_completion_tokens", "picked_worker", "plan", "plan_age_s", "candidates", "trace_id", "decided_unix_ms", "decision_us", "outcome", "waited_s")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -259,6 +259,7 @@ class Explanation(_message.Message):
     DECIDED_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
     DECISION_US_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    WAITED_S_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     tenant: str
     model: str
@@ -274,7 +275,8 @@ class Explanation(_message.Message):
     decided_unix_ms: int
     decision_us: float
     outcome: str
-    def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., model: _Optional[str] = ..., slo_class: _Optional[str] = ..., workload: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., expected_completion_tokens: _Optional[int] = ..., picked_worker: _Optional[str] = ..., plan: _Optional[str] = ..., plan_age_s: _Optional[float] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., trace_id: _Optional[str] = ..., decided_unix_ms: _Optional[int] = ..., decision_us: _Optional[float] = ..., outcome: _Optional[str] = ...) -> None: ...
+    waited_s: float
+    def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., model: _Optional[str] = ..., slo_class: _Optional[str] = ..., workload: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., expected_completion_tokens: _Optional[int] = ..., picked_worker: _Optional[str] = ..., plan: _Optional[str] = ..., plan_age_s: _Optional[float] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., trace_id: _Optional[str] = ..., decided_unix_ms: _Optional[int] = ..., decision_us: _Optional[float] = ..., outcome: _Optional[str] = ..., waited_s: _Optional[float] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
     __slots__ = ()
@@ -309,7 +311,7 @@ class SessionRequest(_message.Message):
     def __init__(self, open: _Optional[_Union[OpenStream, _Mapping]] = ..., cancel: _Optional[_Union[CancelStream, _Mapping]] = ...) -> None: ...
 
 class OpenStream(_message.Message):
-    __slots__ = ("stream", "request", "tenant", "traceparent", "plan", "ttft_promise_s", "tpot_promise_s", "priority", "resumed_token_ids", "resumed_text", "resumed_tokenizer")
+    __slots__ = ("stream", "request", "tenant", "traceparent", "plan", "ttft_promise_s", "tpot_promise_s", "priority", "resumed_token_ids", "resumed_text", "resumed_tokenizer", "deadline_ms")
     STREAM_FIELD_NUMBER: _ClassVar[int]
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
@@ -321,6 +323,7 @@ class OpenStream(_message.Message):
     RESUMED_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     RESUMED_TEXT_FIELD_NUMBER: _ClassVar[int]
     RESUMED_TOKENIZER_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
     stream: int
     request: GenerateRequest
     tenant: str
@@ -332,7 +335,8 @@ class OpenStream(_message.Message):
     resumed_token_ids: TokenIds
     resumed_text: str
     resumed_tokenizer: str
-    def __init__(self, stream: _Optional[int] = ..., request: _Optional[_Union[GenerateRequest, _Mapping]] = ..., tenant: _Optional[str] = ..., traceparent: _Optional[str] = ..., plan: _Optional[str] = ..., ttft_promise_s: _Optional[float] = ..., tpot_promise_s: _Optional[float] = ..., priority: _Optional[int] = ..., resumed_token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., resumed_text: _Optional[str] = ..., resumed_tokenizer: _Optional[str] = ...) -> None: ...
+    deadline_ms: int
+    def __init__(self, stream: _Optional[int] = ..., request: _Optional[_Union[GenerateRequest, _Mapping]] = ..., tenant: _Optional[str] = ..., traceparent: _Optional[str] = ..., plan: _Optional[str] = ..., ttft_promise_s: _Optional[float] = ..., tpot_promise_s: _Optional[float] = ..., priority: _Optional[int] = ..., resumed_token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., resumed_text: _Optional[str] = ..., resumed_tokenizer: _Optional[str] = ..., deadline_ms: _Optional[int] = ...) -> None: ...
 
 class CancelStream(_message.Message):
     __slots__ = ("stream", "reason")
