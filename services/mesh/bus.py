@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from services.mesh.events import ControlAnswered, Drain, Event, GapAnswered
+from services.mesh.events import ControlAnswered, Drain, Event, GapAnswered, LeaseAsked, LeaseGranted
 from services.mesh.subjects import Channel
 
 
@@ -66,6 +66,7 @@ class Delivered:
 BatchHandler = Callable[[Sequence[Delivered]], Awaitable[None]]
 Handler = Callable[[Delivered], Awaitable[None]]
 ControlHandler = Callable[[Drain], Awaitable[ControlAnswered]]
+LeaseHandler = Callable[[Sequence[LeaseAsked]], Awaitable[Sequence[LeaseGranted]]]
 
 
 class Bus(Protocol):
@@ -156,6 +157,17 @@ class Bus(Protocol):
 
     async def serve_control(self, worker: str, handler: ControlHandler) -> None:
         """Runs until cancelled: answers what arrives on `tw.control.<worker>`."""
+        ...
+
+    async def ask_lease(self, asked: LeaseAsked, timeout_s: float) -> LeaseGranted:
+        """Raises BusUnavailable: no meter answered on `tw.leases` in time."""
+        ...
+
+    async def serve_leases(self, handler: LeaseHandler) -> None:
+        """Runs until cancelled: answers what arrives on `tw.leases`, as many at once as wait.
+
+        What the handler raises is logged; who asked gets no answer, and asks again.
+        """
         ...
 
     async def close(self) -> None:

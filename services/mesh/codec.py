@@ -15,7 +15,15 @@ from typing import Any, Final, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from services.mesh import events
-from services.mesh.events import ControlAnswered, Drain, Event, GapAnswered, GapRequested
+from services.mesh.events import (
+    ControlAnswered,
+    Drain,
+    Event,
+    GapAnswered,
+    GapRequested,
+    LeaseAsked,
+    LeaseGranted,
+)
 from tokenworks.v1 import events_pb2, planning_pb2
 
 T = TypeVar("T")
@@ -23,6 +31,8 @@ M = TypeVar("M", bound=Message)
 
 # Nested classes first: a converter looks its fields' converters up when it is made.
 MESSAGES: Final[dict[type, type[Message]]] = {
+    events.Hold: events_pb2.Hold,
+    events.Funding: events_pb2.Funding,
     events.TokenEntry: events_pb2.TokenEntry,
     events.TokensGenerated: events_pb2.TokensGenerated,
     events.RequestLatency: events_pb2.RequestLatency,
@@ -39,6 +49,10 @@ MESSAGES: Final[dict[type, type[Message]]] = {
     events.PlacementsMade: events_pb2.PlacementsMade,
     events.RequestsAnswered: events_pb2.RequestsAnswered,
     events.CreditChanged: events_pb2.CreditChanged,
+    events.BudgetTerms: events_pb2.BudgetTerms,
+    events.BudgetsSet: events_pb2.BudgetsSet,
+    events.BudgetReached: events_pb2.BudgetReached,
+    events.CreditRecalled: events_pb2.CreditRecalled,
     events.PriceBookOpened: events_pb2.PriceBookOpened,
     events.DriftFound: events_pb2.DriftFound,
     events.WorkloadClass: planning_pb2.WorkloadClass,
@@ -50,6 +64,11 @@ MESSAGES: Final[dict[type, type[Message]]] = {
     events.RoutingPlan: planning_pb2.RoutingPlan,
     events.GapRequested: events_pb2.GapRequested,
     events.GapAnswered: events_pb2.GapAnswered,
+    events.LeaseLine: events_pb2.LeaseLine,
+    events.Unused: events_pb2.Unused,
+    events.LeaseAsked: events_pb2.LeaseAsked,
+    events.LeaseGrant: events_pb2.LeaseGrant,
+    events.LeaseGranted: events_pb2.LeaseGranted,
     events.Drain: events_pb2.Drain,
     events.ControlAnswered: events_pb2.ControlAnswered,
 }
@@ -187,6 +206,21 @@ def decode_gap_request(body: bytes) -> GapRequested:
 def decode_gap_answer(body: bytes) -> GapAnswered:
     """Raises ValueError: `body` is no GapAnswered."""
     return from_message(GapAnswered, _parse(events_pb2.GapAnswered, body))
+
+
+def encode_lease(lease: LeaseAsked | LeaseGranted) -> bytes:
+    """The body of a request on `tw.leases`, or of the reply to it."""
+    return to_message(lease).SerializeToString()
+
+
+def decode_lease_asked(body: bytes) -> LeaseAsked:
+    """Raises ValueError: `body` is no LeaseAsked."""
+    return from_message(LeaseAsked, _parse(events_pb2.LeaseAsked, body))
+
+
+def decode_lease_granted(body: bytes) -> LeaseGranted:
+    """Raises ValueError: `body` is no LeaseGranted."""
+    return from_message(LeaseGranted, _parse(events_pb2.LeaseGranted, body))
 
 
 def decode_answer(body: bytes) -> ControlAnswered:

@@ -31,8 +31,34 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Hold:
+    """Credit of one account (`credit.Account`) that is set aside for one request.
+
+    Attributes:
+        amount: nano-dollars or tokens, as the budget counts; 0 of a budget that only notifies.
+    """
+
+    budget: int
+    subject: str
+    window: int
+    amount: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Funding:
+    """All that one holder of leases (`holder/epoch`) has set aside for one request so far."""
+
+    funder: str
+    holds: tuple[Hold, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TokenEntry:
-    """A run of consecutive tokens of one request, made by one worker; `count` may be 0 for work without a token."""
+    """A run of consecutive tokens of one request, made by one worker; `count` may be 0 for work without a token.
+
+    Attributes:
+        funding: all credit held for the request, where that changed since the last entry.
+    """
 
     request_id: str
     tenant: str
@@ -47,6 +73,7 @@ class TokenEntry:
     energy_uj: int
     last: bool = False
     traceparent: str = ""
+    funding: tuple[Funding, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +143,7 @@ class RequestAdmitted:
     plan: str
     at_unix_ms: int
     price_book: str
+    funding: tuple[Funding, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +173,7 @@ class RequestFinished:
     admitted_unix_ms: int
     price_book: str
     plan: str
+    funding: tuple[Funding, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -309,6 +338,65 @@ class CreditChanged:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetTerms:
+    """One budget: what it counts, how much of it there is, how often it refills. Words are those of `credit.py`.
+
+    Attributes:
+        budget: its number, never used again.
+        subject: a name in its scope; `*`: each has an account of its own; empty: the tenant.
+        hard: streams end at the last funded token; else it is only told.
+    """
+
+    budget: int
+    scope: str
+    subject: str
+    unit: str
+    period: str
+    limit: int
+    hard: bool
+    notify_percents: tuple[int, ...]
+    set_unix_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetsSet:
+    """All budgets of one tenant, as they are from now on."""
+
+    tenant: str
+    budgets: tuple[BudgetTerms, ...]
+    at_unix_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetReached:
+    """A budget's spending has come to a percentage that is told of."""
+
+    tenant: str
+    budget: int
+    scope: str
+    subject: str
+    unit: str
+    period: str
+    window: int
+    limit: int
+    spent: int
+    percent: int
+    hard: bool
+    at_unix_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreditRecalled:
+    """Some holder lacks credit: who has some of this account idle returns it. May be lost: each answer says it too."""
+
+    meter: str
+    budget: int
+    subject: str
+    window: int
+    at_unix_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PriceBookOpened:
     """A price book is in force; `body_json` is `settings.PriceBook` as JSON. A label's prices never change."""
 
@@ -454,6 +542,84 @@ class GapAnswered:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseLine:
+    """One account in a holder's word; amounts as its budget counts.
+
+    Attributes:
+        granted, returned: in all, since its epoch began, as it knows.
+        idle: of what was granted, held for no request.
+        least, want: idle credit that requests wait for, and that it would like to have.
+    """
+
+    budget: int
+    subject: str
+    window: int
+    granted: int
+    returned: int
+    idle: int
+    least: int
+    want: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unused:
+    """A hold for a request of which nothing was made."""
+
+    request_id: str
+    tenant: str
+    holds: tuple[Hold, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseAsked:
+    """A holder's word to the meter: totals only, so that it may be lost, come twice or late.
+
+    Attributes:
+        epoch: of the holder: new, and greater, at each of its starts.
+        linger_ms: what it has funded may come to light so long after its death.
+        ended: it will ask for nothing more.
+    """
+
+    holder: str
+    epoch: str
+    lines: tuple[LeaseLine, ...]
+    unused: tuple[Unused, ...] = ()
+    linger_ms: int = 0
+    ended: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseGrant:
+    """One account in the meter's answer.
+
+    Attributes:
+        granted: in all, since the holder's epoch began.
+        short: less than requests wait for.
+        coming: others hold credit that may come back.
+        recalled: others wait for what is idle here.
+    """
+
+    budget: int
+    subject: str
+    window: int
+    granted: int
+    limit: int
+    spent: int
+    short: bool
+    coming: bool
+    recalled: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseGranted:
+    """The meter's answer; `refused` says why the holder has no say any more, and is empty where it has."""
+
+    refused: str
+    ttl_ms: int
+    grants: tuple[LeaseGrant, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Drain:
     """Take no new work, finish or move what runs within `grace_ms`, then exit."""
 
@@ -477,6 +643,9 @@ Event = (
     | PlacementsMade
     | RequestsAnswered
     | CreditChanged
+    | BudgetsSet
+    | BudgetReached
+    | CreditRecalled
     | PriceBookOpened
     | RoutingPlan
     | DriftFound

@@ -14,11 +14,19 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from services.mesh.bus import BatchHandler, ControlHandler, EventId, Handler
+from services.mesh.bus import BatchHandler, ControlHandler, EventId, Handler, LeaseHandler
 from services.mesh.clock import Clock, SystemClock
-from services.mesh.codec import decode_answer, decode_gap_answer, encode_answer, encode_drain, encode_gap
+from services.mesh.codec import (
+    decode_answer,
+    decode_gap_answer,
+    decode_lease_granted,
+    encode_answer,
+    encode_drain,
+    encode_gap,
+    encode_lease,
+)
 from services.mesh.errors import BusUnavailable, WorkerLost
-from services.mesh.events import ControlAnswered, Drain, Event, GapAnswered, GapRequested
+from services.mesh.events import ControlAnswered, Drain, Event, GapAnswered, GapRequested, LeaseAsked, LeaseGranted
 from services.mesh.publishing import MESSAGE_ID, Publisher
 from services.mesh.reading import (
     DurableReader,
@@ -26,6 +34,7 @@ from services.mesh.reading import (
     ReaderCounts,
     Watcher,
     answer_control,
+    answer_leases,
     legible,
     stream_of,
 )
@@ -179,6 +188,7 @@ class MemoryBroker:
         self.dead: list[DeadLetter] = []
         self.store_twice = 0
         self.controls: dict[str, ControlHandler] = {}
+        self.leases: LeaseHandler | None = None
         self.news: set[asyncio.Event] = set()
         self.watches: set[_Watch] = set()
         self._up = True
@@ -434,6 +444,27 @@ class MemoryBus:
                 await self.until(lambda: None)
         finally:
             self.broker.controls.pop(worker, None)
+
+    async def ask_lease(self, asked: LeaseAsked, timeout_s: float) -> LeaseGranted:
+        await asyncio.sleep(0)  # as on a network, others go first
+        handler = self.broker.leases if self.broker.up else None
+        answer = None
+        if handler is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    (answer,) = await answer_leases(handler, [encode_lease(asked)])
+        if answer is None:
+            raise BusUnavailable(f"no meter answered {asked.holder!r} within {timeout_s:g} s")
+        return decode_lease_granted(answer)
+
+    async def serve_leases(self, handler: LeaseHandler) -> None:
+        self.broker.leases = handler
+        try:
+            with suppress(_Gone):
+                await self.until(lambda: None)
+        finally:
+            if self.broker.leases is handler:
+                self.broker.leases = None
 
     async def close(self) -> None:
         self._closed = True

@@ -23,11 +23,19 @@ import nats.js.errors
 from nats.aio.client import Client
 from nats.js import JetStreamContext, api
 
-from services.mesh.bus import BatchHandler, ControlHandler, EventId, Handler
+from services.mesh.bus import BatchHandler, ControlHandler, EventId, Handler, LeaseHandler
 from services.mesh.clock import Clock
-from services.mesh.codec import decode_answer, decode_gap_answer, encode_answer, encode_drain, encode_gap
+from services.mesh.codec import (
+    decode_answer,
+    decode_gap_answer,
+    decode_lease_granted,
+    encode_answer,
+    encode_drain,
+    encode_gap,
+    encode_lease,
+)
 from services.mesh.errors import BusUnavailable, SettingInvalid, WorkerLost
-from services.mesh.events import ControlAnswered, Drain, Event, GapAnswered, GapRequested
+from services.mesh.events import ControlAnswered, Drain, Event, GapAnswered, GapRequested, LeaseAsked, LeaseGranted
 from services.mesh.inflow import ConnectionLost, PlainInflow, PullInflow
 from services.mesh.nats_streams import ephemeral, reconcile_consumer, reconcile_stream
 from services.mesh.publishing import MAX_BODY_BYTES, MESSAGE_ID, Publisher
@@ -39,12 +47,21 @@ from services.mesh.reading import (
     ReaderCounts,
     Watcher,
     answer_control,
+    answer_leases,
     legible,
     stream_of,
 )
 from services.mesh.sending import RETRY_S, Sender, causes
 from services.mesh.settings import NatsSettings
-from services.mesh.subjects import STREAMS, Channel, Delivery, control_subject, dead_subject, gaps_subject
+from services.mesh.subjects import (
+    LEASES_SUBJECT,
+    STREAMS,
+    Channel,
+    Delivery,
+    control_subject,
+    dead_subject,
+    gaps_subject,
+)
 from services.mesh.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
@@ -57,6 +74,7 @@ _REDELIVER_S: Final = 0.25
 _PENDING_MESSAGES: Final = 8192
 _PENDING_BYTES: Final = 64 << 20
 _WATCH_BATCH: Final = 64
+_LEASES_AT_ONCE: Final = 256
 # The library forces a flush when this much is buffered, and swallows a cancellation that it meets there. What is in
 # flight is bounded by the sender's windows.
 _NO_FORCED_FLUSH: Final = 1 << 30
@@ -248,6 +266,29 @@ class NatsBus:
                             await link.client.publish(request.reply, encode_answer(answer))
 
         await self._on_every_link(f"control of {worker}", read)
+
+    async def ask_lease(self, asked: LeaseAsked, timeout_s: float) -> LeaseGranted:
+        try:
+            async with asyncio.timeout(timeout_s):
+                link = await self._next_link()
+                reply = await link.client.request(LEASES_SUBJECT, encode_lease(asked), timeout=timeout_s)
+            return decode_lease_granted(reply.data)
+        except (ValueError, *_FAILURES) as error:
+            raise BusUnavailable(f"no meter answered {asked.holder!r} within {timeout_s:g} s: {error!r}") from error
+
+    async def serve_leases(self, handler: LeaseHandler) -> None:
+        async def read(link: _Link) -> None:
+            inflow = PlainInflow()
+            async with link.subscribed(LEASES_SUBJECT, inflow):
+                while True:
+                    requests = [each for each in await inflow.take(_LEASES_AT_ONCE) if each.reply]
+                    for request, answer in zip(
+                        requests, await answer_leases(handler, [each.body for each in requests]), strict=True
+                    ):
+                        if answer is not None:
+                            await link.client.publish(request.reply, answer)
+
+        await self._on_every_link("leases", read)
 
     async def close(self) -> None:
         self._closed.set()

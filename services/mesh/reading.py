@@ -19,8 +19,8 @@ from contextlib import suppress
 from typing import Final, Protocol
 
 from services.mesh import conventions as names
-from services.mesh.bus import BatchHandler, ControlHandler, Delivered, EventId, Handler
-from services.mesh.codec import decode, decode_drain
+from services.mesh.bus import BatchHandler, ControlHandler, Delivered, EventId, Handler, LeaseHandler
+from services.mesh.codec import decode, decode_drain, decode_lease_asked, encode_lease
 from services.mesh.events import ControlAnswered
 from services.mesh.publishing import EVENT_ID, MESSAGE_ID
 from services.mesh.subjects import Channel, channel_at, consumer_of, subject_of
@@ -267,6 +267,26 @@ async def answer_control(handler: ControlHandler, body: bytes) -> ControlAnswere
     except Exception as error:
         log.exception("a control request failed")
         return ControlAnswered(accepted=False, message=f"{type(error).__name__}: {error}")
+
+
+async def answer_leases(handler: LeaseHandler, bodies: Sequence[bytes]) -> list[bytes | None]:
+    """The handler's answer to each request for credit; None where there is none: who asked asks again."""
+    asked = {}
+    for position, body in enumerate(bodies):
+        try:
+            asked[position] = decode_lease_asked(body)
+        except ValueError as reason:
+            log.warning("a request for credit is passed over: %s", reason)
+    answers: list[bytes | None] = [None] * len(bodies)
+    if asked:
+        try:
+            granted = await handler(list(asked.values()))
+        except Exception:
+            log.exception("%d requests for credit failed", len(asked))
+        else:
+            for position, answer in zip(asked, granted, strict=True):
+                answers[position] = encode_lease(answer)
+    return answers
 
 
 def legible(messages: Sequence[Incoming]) -> list[Delivered]:

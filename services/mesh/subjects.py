@@ -11,7 +11,10 @@ from functools import lru_cache
 from typing import Final
 
 from services.mesh.events import (
+    BudgetReached,
+    BudgetsSet,
     CreditChanged,
+    CreditRecalled,
     DriftFound,
     Event,
     LatencyObserved,
@@ -87,6 +90,8 @@ STREAMS: Final = (
     Stream("TW_REQUESTS", ("tw.requests.*.*",), file=True, max_age_s=7 * 86_400, max_bytes=2 << 30),
     Stream("TW_LATENCY", ("tw.latency.*.*",), file=False, max_age_s=300, max_bytes=32 << 20),
     Stream("TW_CREDIT", ("tw.credit.*",), file=True, max_age_s=0, max_bytes=256 << 20, last_per_subject=True),
+    Stream("TW_BUDGETS", ("tw.budgets.*",), file=True, max_age_s=0, max_bytes=256 << 20, last_per_subject=True),
+    Stream("TW_REACHED", ("tw.reached.*",), file=True, max_age_s=30 * 86_400, max_bytes=64 << 20),
     Stream("TW_PRICES", ("tw.prices.*",), file=True, max_age_s=0, max_bytes=64 << 20, last_per_subject=True),
     Stream("TW_PLAN", ("tw.plan.*",), file=True, max_age_s=0, max_bytes=64 << 20, last_per_subject=True),
     Stream("TW_AUDIT", ("tw.audit.*",), file=True, max_age_s=30 * 86_400, max_bytes=64 << 20),
@@ -198,6 +203,36 @@ CREDIT: Final = Channel(
     readers=("router",),
     says="What a tenant with a budget has left.",
 )
+BUDGETS: Final = Channel(
+    name="budgets",
+    template="tw.budgets.{tenant}",
+    event=BudgetsSet,
+    stream="TW_BUDGETS",
+    delivery=Delivery.LAST,
+    publishers=("meter",),
+    readers=("router", "meter"),
+    says="All budgets of a tenant, whenever one of them is set or lifted.",
+)
+REACHED: Final = Channel(
+    name="reached",
+    template="tw.reached.{tenant}",
+    event=BudgetReached,
+    stream="TW_REACHED",
+    delivery=Delivery.EXACTLY_ONCE_EFFECT,
+    publishers=("meter",),
+    readers=("operators",),
+    says="A budget's spending has come to a percentage that is told of.",
+)
+RECALLS: Final = Channel(
+    name="recalls",
+    template="tw.recalls.{meter}",
+    event=CreditRecalled,
+    stream=None,
+    delivery=Delivery.BEST_EFFORT,
+    publishers=("meter",),
+    readers=("router", "worker"),
+    says="Some holder of leases lacks credit that others may have idle.",
+)
 PRICES: Final = Channel(
     name="prices",
     template="tw.prices.{label}",
@@ -241,12 +276,16 @@ CHANNELS: Final = (
     ROUTERS,
     ANSWERED,
     CREDIT,
+    BUDGETS,
+    REACHED,
+    RECALLS,
     PRICES,
     PLAN,
     AUDIT,
 )
 CONTROL_TEMPLATE: Final = "tw.control.{worker}"  # request/reply: Drain -> ControlAnswered
 GAPS_TEMPLATE: Final = "tw.gaps.{publisher}"  # request/reply: GapRequested -> GapAnswered
+LEASES_SUBJECT: Final = "tw.leases"  # request/reply: LeaseAsked -> LeaseGranted, answered by the meter
 # What a durable reader could not decode, or failed on again and again, with the reason in a header.
 DEAD_TEMPLATE: Final = "tw.dead.{durable}"
 

@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,16 @@ from services.mesh import subjects
 from services.mesh.bus import Bus, Delivered, EventId
 from services.mesh.codec import decode
 from services.mesh.errors import BusUnavailable, OutboxFull, WorkerLost
-from services.mesh.events import ControlAnswered, CreditChanged, Drain, TokensGenerated, WorkerHeartbeat
+from services.mesh.events import (
+    ControlAnswered,
+    CreditChanged,
+    Drain,
+    LeaseAsked,
+    LeaseGranted,
+    LeaseLine,
+    TokensGenerated,
+    WorkerHeartbeat,
+)
 from services.mesh.subjects import ADMITTED, CREDIT, FINISHED, FLEET, LATENCY, TOKENS
 from tests.contract.bus_worlds import (
     MemoryWorld,
@@ -615,3 +625,28 @@ async def _answer(bus: Bus, worker: str) -> ControlAnswered:
                 return await bus.request_drain(worker, Drain(grace_ms=1500), 5.0)
             except WorkerLost:
                 await asyncio.sleep(0.01)
+
+
+async def test_requests_for_credit_are_answered_one_by_one_whatever_became_of_the_others(world: World) -> None:
+    meter, router = await world.bus("meter"), await world.bus("router")
+
+    async def grant(asked: Sequence[LeaseAsked]) -> list[LeaseGranted]:
+        if any(each.holder == "trouble" for each in asked):
+            raise RuntimeError("no books")
+        return [LeaseGranted(refused=each.holder, ttl_ms=len(each.lines), grants=()) for each in asked]
+
+    with pytest.raises(BusUnavailable, match="router-0"):
+        await router.ask_lease(LeaseAsked(holder="router-0", epoch="1", lines=()), 0.2)
+    serving = asyncio.create_task(meter.serve_leases(grant))
+    line = LeaseLine(budget=1, subject="", window=0, granted=5, returned=0, idle=5, least=0, want=9)
+    answer = None
+    async with asyncio.timeout(10):
+        while answer is None:
+            with suppress(BusUnavailable):
+                answer = await router.ask_lease(LeaseAsked(holder="router-0", epoch="1", lines=(line,)), 0.2)
+    assert answer == LeaseGranted(refused="router-0", ttl_ms=1, grants=())
+    with pytest.raises(BusUnavailable, match="trouble"):
+        await router.ask_lease(LeaseAsked(holder="trouble", epoch="1", lines=()), 0.2)
+    assert (await router.ask_lease(LeaseAsked(holder="router-1", epoch="1", lines=()), 1.0)).refused == "router-1"
+    serving.cancel()
+    await asyncio.gather(serving, return_exceptions=True)

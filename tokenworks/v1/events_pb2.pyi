@@ -23,7 +23,7 @@ class TokensGenerated(_message.Message):
     def __init__(self, worker: _Optional[str] = ..., pool: _Optional[str] = ..., accelerator: _Optional[str] = ..., entries: _Optional[_Iterable[_Union[TokenEntry, _Mapping]]] = ..., at_unix_ms: _Optional[int] = ..., energy_source: _Optional[str] = ...) -> None: ...
 
 class TokenEntry(_message.Message):
-    __slots__ = ("request_id", "tenant", "workload", "model", "slo_class", "from_index", "count", "prompt_tokens", "cached_prompt_tokens", "device_ns", "energy_uj", "last", "traceparent")
+    __slots__ = ("request_id", "tenant", "workload", "model", "slo_class", "from_index", "count", "prompt_tokens", "cached_prompt_tokens", "device_ns", "energy_uj", "last", "traceparent", "funding")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     WORKLOAD_FIELD_NUMBER: _ClassVar[int]
@@ -37,6 +37,7 @@ class TokenEntry(_message.Message):
     ENERGY_UJ_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
+    FUNDING_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     tenant: str
     workload: str
@@ -50,7 +51,28 @@ class TokenEntry(_message.Message):
     energy_uj: int
     last: bool
     traceparent: str
-    def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., workload: _Optional[str] = ..., model: _Optional[str] = ..., slo_class: _Optional[str] = ..., from_index: _Optional[int] = ..., count: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_prompt_tokens: _Optional[int] = ..., device_ns: _Optional[int] = ..., energy_uj: _Optional[int] = ..., last: bool = ..., traceparent: _Optional[str] = ...) -> None: ...
+    funding: _containers.RepeatedCompositeFieldContainer[Funding]
+    def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., workload: _Optional[str] = ..., model: _Optional[str] = ..., slo_class: _Optional[str] = ..., from_index: _Optional[int] = ..., count: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_prompt_tokens: _Optional[int] = ..., device_ns: _Optional[int] = ..., energy_uj: _Optional[int] = ..., last: bool = ..., traceparent: _Optional[str] = ..., funding: _Optional[_Iterable[_Union[Funding, _Mapping]]] = ...) -> None: ...
+
+class Funding(_message.Message):
+    __slots__ = ("funder", "holds")
+    FUNDER_FIELD_NUMBER: _ClassVar[int]
+    HOLDS_FIELD_NUMBER: _ClassVar[int]
+    funder: str
+    holds: _containers.RepeatedCompositeFieldContainer[Hold]
+    def __init__(self, funder: _Optional[str] = ..., holds: _Optional[_Iterable[_Union[Hold, _Mapping]]] = ...) -> None: ...
+
+class Hold(_message.Message):
+    __slots__ = ("budget", "subject", "window", "amount")
+    BUDGET_FIELD_NUMBER: _ClassVar[int]
+    SUBJECT_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    AMOUNT_FIELD_NUMBER: _ClassVar[int]
+    budget: int
+    subject: str
+    window: int
+    amount: int
+    def __init__(self, budget: _Optional[int] = ..., subject: _Optional[str] = ..., window: _Optional[int] = ..., amount: _Optional[int] = ...) -> None: ...
 
 class LatencyObserved(_message.Message):
     __slots__ = ("worker", "pool", "accelerator", "model", "requests", "steps", "at_unix_ms")
@@ -113,7 +135,7 @@ class StepSample(_message.Message):
     def __init__(self, prefill_tokens: _Optional[int] = ..., decode_sequences: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., step_s: _Optional[float] = ..., attended_tokens: _Optional[int] = ...) -> None: ...
 
 class RequestAdmitted(_message.Message):
-    __slots__ = ("request_id", "router", "tenant", "workload", "model", "slo_class", "prompt_tokens", "max_tokens", "worker", "pool", "plan", "at_unix_ms", "price_book")
+    __slots__ = ("request_id", "router", "tenant", "workload", "model", "slo_class", "prompt_tokens", "max_tokens", "worker", "pool", "plan", "at_unix_ms", "price_book", "funding")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ROUTER_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
@@ -127,6 +149,7 @@ class RequestAdmitted(_message.Message):
     PLAN_FIELD_NUMBER: _ClassVar[int]
     AT_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
     PRICE_BOOK_FIELD_NUMBER: _ClassVar[int]
+    FUNDING_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     router: str
     tenant: str
@@ -140,10 +163,11 @@ class RequestAdmitted(_message.Message):
     plan: str
     at_unix_ms: int
     price_book: str
-    def __init__(self, request_id: _Optional[str] = ..., router: _Optional[str] = ..., tenant: _Optional[str] = ..., workload: _Optional[str] = ..., model: _Optional[str] = ..., slo_class: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., worker: _Optional[str] = ..., pool: _Optional[str] = ..., plan: _Optional[str] = ..., at_unix_ms: _Optional[int] = ..., price_book: _Optional[str] = ...) -> None: ...
+    funding: _containers.RepeatedCompositeFieldContainer[Funding]
+    def __init__(self, request_id: _Optional[str] = ..., router: _Optional[str] = ..., tenant: _Optional[str] = ..., workload: _Optional[str] = ..., model: _Optional[str] = ..., slo_class: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., worker: _Optional[str] = ..., pool: _Optional[str] = ..., plan: _Optional[str] = ..., at_unix_ms: _Optional[int] = ..., price_book: _Optional[str] = ..., funding: _Optional[_Iterable[_Union[Funding, _Mapping]]] = ...) -> None: ...
 
 class RequestFinished(_message.Message):
-    __slots__ = ("request_id", "router", "tenant", "workload", "model", "slo_class", "worker", "pool", "accelerator", "delivered_from", "delivered_count", "prompt_tokens", "cached_prompt_tokens", "outcome", "ttft_s", "tpot_s", "e2e_s", "slo_met", "trace_id", "at_unix_ms", "admitted_unix_ms", "price_book", "plan")
+    __slots__ = ("request_id", "router", "tenant", "workload", "model", "slo_class", "worker", "pool", "accelerator", "delivered_from", "delivered_count", "prompt_tokens", "cached_prompt_tokens", "outcome", "ttft_s", "tpot_s", "e2e_s", "slo_met", "trace_id", "at_unix_ms", "admitted_unix_ms", "price_book", "plan", "funding")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ROUTER_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
@@ -167,6 +191,7 @@ class RequestFinished(_message.Message):
     ADMITTED_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
     PRICE_BOOK_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
+    FUNDING_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     router: str
     tenant: str
@@ -190,7 +215,8 @@ class RequestFinished(_message.Message):
     admitted_unix_ms: int
     price_book: str
     plan: str
-    def __init__(self, request_id: _Optional[str] = ..., router: _Optional[str] = ..., tenant: _Optional[str] = ..., workload: _Optional[str] = ..., model: _Optional[str] = ..., slo_class: _Optional[str] = ..., worker: _Optional[str] = ..., pool: _Optional[str] = ..., accelerator: _Optional[str] = ..., delivered_from: _Optional[int] = ..., delivered_count: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_prompt_tokens: _Optional[int] = ..., outcome: _Optional[str] = ..., ttft_s: _Optional[float] = ..., tpot_s: _Optional[float] = ..., e2e_s: _Optional[float] = ..., slo_met: bool = ..., trace_id: _Optional[str] = ..., at_unix_ms: _Optional[int] = ..., admitted_unix_ms: _Optional[int] = ..., price_book: _Optional[str] = ..., plan: _Optional[str] = ...) -> None: ...
+    funding: _containers.RepeatedCompositeFieldContainer[Funding]
+    def __init__(self, request_id: _Optional[str] = ..., router: _Optional[str] = ..., tenant: _Optional[str] = ..., workload: _Optional[str] = ..., model: _Optional[str] = ..., slo_class: _Optional[str] = ..., worker: _Optional[str] = ..., pool: _Optional[str] = ..., accelerator: _Optional[str] = ..., delivered_from: _Optional[int] = ..., delivered_count: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_prompt_tokens: _Optional[int] = ..., outcome: _Optional[str] = ..., ttft_s: _Optional[float] = ..., tpot_s: _Optional[float] = ..., e2e_s: _Optional[float] = ..., slo_met: bool = ..., trace_id: _Optional[str] = ..., at_unix_ms: _Optional[int] = ..., admitted_unix_ms: _Optional[int] = ..., price_book: _Optional[str] = ..., plan: _Optional[str] = ..., funding: _Optional[_Iterable[_Union[Funding, _Mapping]]] = ...) -> None: ...
 
 class WorkerHeartbeat(_message.Message):
     __slots__ = ("worker", "pool", "accelerator", "engine", "models", "address", "epoch", "sequence", "state", "running", "waiting", "waiting_prefill_tokens", "kv_cache_usage", "kv_capacity_tokens", "context_tokens", "max_batch", "max_waiting", "slowdown", "power_w", "busy_ns", "generated_tokens", "energy_uj", "simulated", "rate_nusd_per_hour", "failed_because", "at_unix_ms", "steps", "prefill_chunk_tokens", "power_source", "utilisation", "http_url", "features", "restarts", "tokenizer", "utilisation_source")
@@ -383,6 +409,158 @@ class CreditChanged(_message.Message):
     suspended: bool
     at_unix_ms: int
     def __init__(self, tenant: _Optional[str] = ..., limit_nusd: _Optional[int] = ..., spent_nusd: _Optional[int] = ..., remaining_nusd: _Optional[int] = ..., unlimited: bool = ..., exhausted: bool = ..., suspended: bool = ..., at_unix_ms: _Optional[int] = ...) -> None: ...
+
+class BudgetsSet(_message.Message):
+    __slots__ = ("tenant", "budgets", "at_unix_ms")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    BUDGETS_FIELD_NUMBER: _ClassVar[int]
+    AT_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    budgets: _containers.RepeatedCompositeFieldContainer[BudgetTerms]
+    at_unix_ms: int
+    def __init__(self, tenant: _Optional[str] = ..., budgets: _Optional[_Iterable[_Union[BudgetTerms, _Mapping]]] = ..., at_unix_ms: _Optional[int] = ...) -> None: ...
+
+class BudgetTerms(_message.Message):
+    __slots__ = ("budget", "scope", "subject", "unit", "period", "limit", "hard", "notify_percents", "set_unix_ms")
+    BUDGET_FIELD_NUMBER: _ClassVar[int]
+    SCOPE_FIELD_NUMBER: _ClassVar[int]
+    SUBJECT_FIELD_NUMBER: _ClassVar[int]
+    UNIT_FIELD_NUMBER: _ClassVar[int]
+    PERIOD_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    HARD_FIELD_NUMBER: _ClassVar[int]
+    NOTIFY_PERCENTS_FIELD_NUMBER: _ClassVar[int]
+    SET_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    budget: int
+    scope: str
+    subject: str
+    unit: str
+    period: str
+    limit: int
+    hard: bool
+    notify_percents: _containers.RepeatedScalarFieldContainer[int]
+    set_unix_ms: int
+    def __init__(self, budget: _Optional[int] = ..., scope: _Optional[str] = ..., subject: _Optional[str] = ..., unit: _Optional[str] = ..., period: _Optional[str] = ..., limit: _Optional[int] = ..., hard: bool = ..., notify_percents: _Optional[_Iterable[int]] = ..., set_unix_ms: _Optional[int] = ...) -> None: ...
+
+class BudgetReached(_message.Message):
+    __slots__ = ("tenant", "budget", "scope", "subject", "unit", "period", "window", "limit", "spent", "percent", "hard", "at_unix_ms")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_FIELD_NUMBER: _ClassVar[int]
+    SCOPE_FIELD_NUMBER: _ClassVar[int]
+    SUBJECT_FIELD_NUMBER: _ClassVar[int]
+    UNIT_FIELD_NUMBER: _ClassVar[int]
+    PERIOD_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    SPENT_FIELD_NUMBER: _ClassVar[int]
+    PERCENT_FIELD_NUMBER: _ClassVar[int]
+    HARD_FIELD_NUMBER: _ClassVar[int]
+    AT_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    budget: int
+    scope: str
+    subject: str
+    unit: str
+    period: str
+    window: int
+    limit: int
+    spent: int
+    percent: int
+    hard: bool
+    at_unix_ms: int
+    def __init__(self, tenant: _Optional[str] = ..., budget: _Optional[int] = ..., scope: _Optional[str] = ..., subject: _Optional[str] = ..., unit: _Optional[str] = ..., period: _Optional[str] = ..., window: _Optional[int] = ..., limit: _Optional[int] = ..., spent: _Optional[int] = ..., percent: _Optional[int] = ..., hard: bool = ..., at_unix_ms: _Optional[int] = ...) -> None: ...
+
+class CreditRecalled(_message.Message):
+    __slots__ = ("meter", "budget", "subject", "window", "at_unix_ms")
+    METER_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_FIELD_NUMBER: _ClassVar[int]
+    SUBJECT_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    AT_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    meter: str
+    budget: int
+    subject: str
+    window: int
+    at_unix_ms: int
+    def __init__(self, meter: _Optional[str] = ..., budget: _Optional[int] = ..., subject: _Optional[str] = ..., window: _Optional[int] = ..., at_unix_ms: _Optional[int] = ...) -> None: ...
+
+class LeaseAsked(_message.Message):
+    __slots__ = ("holder", "epoch", "lines", "unused", "linger_ms", "ended")
+    HOLDER_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    LINES_FIELD_NUMBER: _ClassVar[int]
+    UNUSED_FIELD_NUMBER: _ClassVar[int]
+    LINGER_MS_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    holder: str
+    epoch: str
+    lines: _containers.RepeatedCompositeFieldContainer[LeaseLine]
+    unused: _containers.RepeatedCompositeFieldContainer[Unused]
+    linger_ms: int
+    ended: bool
+    def __init__(self, holder: _Optional[str] = ..., epoch: _Optional[str] = ..., lines: _Optional[_Iterable[_Union[LeaseLine, _Mapping]]] = ..., unused: _Optional[_Iterable[_Union[Unused, _Mapping]]] = ..., linger_ms: _Optional[int] = ..., ended: bool = ...) -> None: ...
+
+class LeaseLine(_message.Message):
+    __slots__ = ("budget", "subject", "window", "granted", "returned", "idle", "least", "want")
+    BUDGET_FIELD_NUMBER: _ClassVar[int]
+    SUBJECT_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    GRANTED_FIELD_NUMBER: _ClassVar[int]
+    RETURNED_FIELD_NUMBER: _ClassVar[int]
+    IDLE_FIELD_NUMBER: _ClassVar[int]
+    LEAST_FIELD_NUMBER: _ClassVar[int]
+    WANT_FIELD_NUMBER: _ClassVar[int]
+    budget: int
+    subject: str
+    window: int
+    granted: int
+    returned: int
+    idle: int
+    least: int
+    want: int
+    def __init__(self, budget: _Optional[int] = ..., subject: _Optional[str] = ..., window: _Optional[int] = ..., granted: _Optional[int] = ..., returned: _Optional[int] = ..., idle: _Optional[int] = ..., least: _Optional[int] = ..., want: _Optional[int] = ...) -> None: ...
+
+class Unused(_message.Message):
+    __slots__ = ("request_id", "tenant", "holds")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    HOLDS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    tenant: str
+    holds: _containers.RepeatedCompositeFieldContainer[Hold]
+    def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., holds: _Optional[_Iterable[_Union[Hold, _Mapping]]] = ...) -> None: ...
+
+class LeaseGranted(_message.Message):
+    __slots__ = ("refused", "ttl_ms", "grants")
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    TTL_MS_FIELD_NUMBER: _ClassVar[int]
+    GRANTS_FIELD_NUMBER: _ClassVar[int]
+    refused: str
+    ttl_ms: int
+    grants: _containers.RepeatedCompositeFieldContainer[LeaseGrant]
+    def __init__(self, refused: _Optional[str] = ..., ttl_ms: _Optional[int] = ..., grants: _Optional[_Iterable[_Union[LeaseGrant, _Mapping]]] = ...) -> None: ...
+
+class LeaseGrant(_message.Message):
+    __slots__ = ("budget", "subject", "window", "granted", "limit", "spent", "short", "coming", "recalled")
+    BUDGET_FIELD_NUMBER: _ClassVar[int]
+    SUBJECT_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    GRANTED_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    SPENT_FIELD_NUMBER: _ClassVar[int]
+    SHORT_FIELD_NUMBER: _ClassVar[int]
+    COMING_FIELD_NUMBER: _ClassVar[int]
+    RECALLED_FIELD_NUMBER: _ClassVar[int]
+    budget: int
+    subject: str
+    window: int
+    granted: int
+    limit: int
+    spent: int
+    short: bool
+    coming: bool
+    recalled: bool
+    def __init__(self, budget: _Optional[int] = ..., subject: _Optional[str] = ..., window: _Optional[int] = ..., granted: _Optional[int] = ..., limit: _Optional[int] = ..., spent: _Optional[int] = ..., short: bool = ..., coming: bool = ..., recalled: bool = ...) -> None: ...
 
 class PriceBookOpened(_message.Message):
     __slots__ = ("label", "body_json", "first_unix_ms")

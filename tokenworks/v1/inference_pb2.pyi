@@ -1,3 +1,4 @@
+from tokenworks.v1 import events_pb2 as _events_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -303,15 +304,17 @@ class ListModelsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
 
 class SessionRequest(_message.Message):
-    __slots__ = ("open", "cancel")
+    __slots__ = ("open", "cancel", "fund")
     OPEN_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
+    FUND_FIELD_NUMBER: _ClassVar[int]
     open: OpenStream
     cancel: CancelStream
-    def __init__(self, open: _Optional[_Union[OpenStream, _Mapping]] = ..., cancel: _Optional[_Union[CancelStream, _Mapping]] = ...) -> None: ...
+    fund: FundStream
+    def __init__(self, open: _Optional[_Union[OpenStream, _Mapping]] = ..., cancel: _Optional[_Union[CancelStream, _Mapping]] = ..., fund: _Optional[_Union[FundStream, _Mapping]] = ...) -> None: ...
 
 class OpenStream(_message.Message):
-    __slots__ = ("stream", "request", "tenant", "traceparent", "plan", "ttft_promise_s", "tpot_promise_s", "priority", "resumed_token_ids", "resumed_text", "resumed_tokenizer", "deadline_ms")
+    __slots__ = ("stream", "request", "tenant", "traceparent", "plan", "ttft_promise_s", "tpot_promise_s", "priority", "resumed_token_ids", "resumed_text", "resumed_tokenizer", "funds", "deadline_ms")
     STREAM_FIELD_NUMBER: _ClassVar[int]
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
@@ -323,6 +326,7 @@ class OpenStream(_message.Message):
     RESUMED_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     RESUMED_TEXT_FIELD_NUMBER: _ClassVar[int]
     RESUMED_TOKENIZER_FIELD_NUMBER: _ClassVar[int]
+    FUNDS_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
     stream: int
     request: GenerateRequest
@@ -335,8 +339,41 @@ class OpenStream(_message.Message):
     resumed_token_ids: TokenIds
     resumed_text: str
     resumed_tokenizer: str
+    funds: Funds
     deadline_ms: int
-    def __init__(self, stream: _Optional[int] = ..., request: _Optional[_Union[GenerateRequest, _Mapping]] = ..., tenant: _Optional[str] = ..., traceparent: _Optional[str] = ..., plan: _Optional[str] = ..., ttft_promise_s: _Optional[float] = ..., tpot_promise_s: _Optional[float] = ..., priority: _Optional[int] = ..., resumed_token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., resumed_text: _Optional[str] = ..., resumed_tokenizer: _Optional[str] = ..., deadline_ms: _Optional[int] = ...) -> None: ...
+    def __init__(self, stream: _Optional[int] = ..., request: _Optional[_Union[GenerateRequest, _Mapping]] = ..., tenant: _Optional[str] = ..., traceparent: _Optional[str] = ..., plan: _Optional[str] = ..., ttft_promise_s: _Optional[float] = ..., tpot_promise_s: _Optional[float] = ..., priority: _Optional[int] = ..., resumed_token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., resumed_text: _Optional[str] = ..., resumed_tokenizer: _Optional[str] = ..., funds: _Optional[_Union[Funds, _Mapping]] = ..., deadline_ms: _Optional[int] = ...) -> None: ...
+
+class Funds(_message.Message):
+    __slots__ = ("prompt_tokens", "completion_tokens", "funding")
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    FUNDING_FIELD_NUMBER: _ClassVar[int]
+    prompt_tokens: int
+    completion_tokens: int
+    funding: _containers.RepeatedCompositeFieldContainer[_events_pb2.Funding]
+    def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., funding: _Optional[_Iterable[_Union[_events_pb2.Funding, _Mapping]]] = ...) -> None: ...
+
+class FundStream(_message.Message):
+    __slots__ = ("stream", "funds", "final")
+    STREAM_FIELD_NUMBER: _ClassVar[int]
+    FUNDS_FIELD_NUMBER: _ClassVar[int]
+    FINAL_FIELD_NUMBER: _ClassVar[int]
+    stream: int
+    funds: Funds
+    final: bool
+    def __init__(self, stream: _Optional[int] = ..., funds: _Optional[_Union[Funds, _Mapping]] = ..., final: bool = ...) -> None: ...
+
+class FundsAsked(_message.Message):
+    __slots__ = ("stream", "prompt_tokens", "cached_prompt_tokens", "completion_tokens")
+    STREAM_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    stream: int
+    prompt_tokens: int
+    cached_prompt_tokens: int
+    completion_tokens: int
+    def __init__(self, stream: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ...) -> None: ...
 
 class CancelStream(_message.Message):
     __slots__ = ("stream", "reason")
@@ -347,10 +384,12 @@ class CancelStream(_message.Message):
     def __init__(self, stream: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class StepFrame(_message.Message):
-    __slots__ = ("chunks",)
+    __slots__ = ("chunks", "asks")
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    ASKS_FIELD_NUMBER: _ClassVar[int]
     chunks: _containers.RepeatedCompositeFieldContainer[StreamChunk]
-    def __init__(self, chunks: _Optional[_Iterable[_Union[StreamChunk, _Mapping]]] = ...) -> None: ...
+    asks: _containers.RepeatedCompositeFieldContainer[FundsAsked]
+    def __init__(self, chunks: _Optional[_Iterable[_Union[StreamChunk, _Mapping]]] = ..., asks: _Optional[_Iterable[_Union[FundsAsked, _Mapping]]] = ...) -> None: ...
 
 class StreamChunk(_message.Message):
     __slots__ = ("stream", "response", "first_index", "token_count", "last", "error")

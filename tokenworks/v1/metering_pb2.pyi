@@ -157,14 +157,82 @@ class UsageDelta(_message.Message):
     def __init__(self, rows: _Optional[_Iterable[_Union[UsageRow, _Mapping]]] = ..., at_unix_ms: _Optional[int] = ...) -> None: ...
 
 class SetBudgetRequest(_message.Message):
-    __slots__ = ("tenant", "limit_nusd", "unlimited")
+    __slots__ = ("tenant", "limit_nusd", "unlimited", "unit", "scope", "subject", "period", "limit", "soft", "notify_percents", "lift")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     LIMIT_NUSD_FIELD_NUMBER: _ClassVar[int]
     UNLIMITED_FIELD_NUMBER: _ClassVar[int]
+    UNIT_FIELD_NUMBER: _ClassVar[int]
+    SCOPE_FIELD_NUMBER: _ClassVar[int]
+    SUBJECT_FIELD_NUMBER: _ClassVar[int]
+    PERIOD_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    SOFT_FIELD_NUMBER: _ClassVar[int]
+    NOTIFY_PERCENTS_FIELD_NUMBER: _ClassVar[int]
+    LIFT_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     limit_nusd: int
     unlimited: bool
-    def __init__(self, tenant: _Optional[str] = ..., limit_nusd: _Optional[int] = ..., unlimited: bool = ...) -> None: ...
+    unit: str
+    scope: str
+    subject: str
+    period: str
+    limit: int
+    soft: bool
+    notify_percents: _containers.RepeatedScalarFieldContainer[int]
+    lift: bool
+    def __init__(self, tenant: _Optional[str] = ..., limit_nusd: _Optional[int] = ..., unlimited: bool = ..., unit: _Optional[str] = ..., scope: _Optional[str] = ..., subject: _Optional[str] = ..., period: _Optional[str] = ..., limit: _Optional[int] = ..., soft: bool = ..., notify_percents: _Optional[_Iterable[int]] = ..., lift: bool = ...) -> None: ...
+
+class ListBudgetsRequest(_message.Message):
+    __slots__ = ("tenant",)
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    def __init__(self, tenant: _Optional[str] = ...) -> None: ...
+
+class ListBudgetsResponse(_message.Message):
+    __slots__ = ("budgets",)
+    BUDGETS_FIELD_NUMBER: _ClassVar[int]
+    budgets: _containers.RepeatedCompositeFieldContainer[BudgetState]
+    def __init__(self, budgets: _Optional[_Iterable[_Union[BudgetState, _Mapping]]] = ...) -> None: ...
+
+class BudgetState(_message.Message):
+    __slots__ = ("budget", "tenant", "scope", "subject", "unit", "period", "limit", "soft", "notify_percents", "accounts")
+    BUDGET_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    SCOPE_FIELD_NUMBER: _ClassVar[int]
+    SUBJECT_FIELD_NUMBER: _ClassVar[int]
+    UNIT_FIELD_NUMBER: _ClassVar[int]
+    PERIOD_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    SOFT_FIELD_NUMBER: _ClassVar[int]
+    NOTIFY_PERCENTS_FIELD_NUMBER: _ClassVar[int]
+    ACCOUNTS_FIELD_NUMBER: _ClassVar[int]
+    budget: int
+    tenant: str
+    scope: str
+    subject: str
+    unit: str
+    period: str
+    limit: int
+    soft: bool
+    notify_percents: _containers.RepeatedScalarFieldContainer[int]
+    accounts: _containers.RepeatedCompositeFieldContainer[BudgetAccount]
+    def __init__(self, budget: _Optional[int] = ..., tenant: _Optional[str] = ..., scope: _Optional[str] = ..., subject: _Optional[str] = ..., unit: _Optional[str] = ..., period: _Optional[str] = ..., limit: _Optional[int] = ..., soft: bool = ..., notify_percents: _Optional[_Iterable[int]] = ..., accounts: _Optional[_Iterable[_Union[BudgetAccount, _Mapping]]] = ...) -> None: ...
+
+class BudgetAccount(_message.Message):
+    __slots__ = ("subject", "from_unix_ms", "to_unix_ms", "spent", "held", "remaining")
+    SUBJECT_FIELD_NUMBER: _ClassVar[int]
+    FROM_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    TO_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    SPENT_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    REMAINING_FIELD_NUMBER: _ClassVar[int]
+    subject: str
+    from_unix_ms: int
+    to_unix_ms: int
+    spent: int
+    held: int
+    remaining: int
+    def __init__(self, subject: _Optional[str] = ..., from_unix_ms: _Optional[int] = ..., to_unix_ms: _Optional[int] = ..., spent: _Optional[int] = ..., held: _Optional[int] = ..., remaining: _Optional[int] = ...) -> None: ...
 
 class GetBudgetRequest(_message.Message):
     __slots__ = ("tenant",)
@@ -173,20 +241,22 @@ class GetBudgetRequest(_message.Message):
     def __init__(self, tenant: _Optional[str] = ...) -> None: ...
 
 class Budget(_message.Message):
-    __slots__ = ("tenant", "limit_nusd", "unlimited", "spent_nusd", "remaining_nusd", "exhausted")
+    __slots__ = ("tenant", "limit_nusd", "unlimited", "spent_nusd", "remaining_nusd", "exhausted", "state")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     LIMIT_NUSD_FIELD_NUMBER: _ClassVar[int]
     UNLIMITED_FIELD_NUMBER: _ClassVar[int]
     SPENT_NUSD_FIELD_NUMBER: _ClassVar[int]
     REMAINING_NUSD_FIELD_NUMBER: _ClassVar[int]
     EXHAUSTED_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     limit_nusd: int
     unlimited: bool
     spent_nusd: int
     remaining_nusd: int
     exhausted: bool
-    def __init__(self, tenant: _Optional[str] = ..., limit_nusd: _Optional[int] = ..., unlimited: bool = ..., spent_nusd: _Optional[int] = ..., remaining_nusd: _Optional[int] = ..., exhausted: bool = ...) -> None: ...
+    state: BudgetState
+    def __init__(self, tenant: _Optional[str] = ..., limit_nusd: _Optional[int] = ..., unlimited: bool = ..., spent_nusd: _Optional[int] = ..., remaining_nusd: _Optional[int] = ..., exhausted: bool = ..., state: _Optional[_Union[BudgetState, _Mapping]] = ...) -> None: ...
 
 class GetRequestRequest(_message.Message):
     __slots__ = ("request_id",)

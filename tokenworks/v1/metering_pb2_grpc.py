@@ -56,6 +56,11 @@ class MeterStub(object):
                 request_serializer=tokenworks_dot_v1_dot_metering__pb2.GetBudgetRequest.SerializeToString,
                 response_deserializer=tokenworks_dot_v1_dot_metering__pb2.Budget.FromString,
                 _registered_method=True)
+        self.ListBudgets = channel.unary_unary(
+                '/tokenworks.v1.Meter/ListBudgets',
+                request_serializer=tokenworks_dot_v1_dot_metering__pb2.ListBudgetsRequest.SerializeToString,
+                response_deserializer=tokenworks_dot_v1_dot_metering__pb2.ListBudgetsResponse.FromString,
+                _registered_method=True)
         self.GetRequest = channel.unary_unary(
                 '/tokenworks.v1.Meter/GetRequest',
                 request_serializer=tokenworks_dot_v1_dot_metering__pb2.GetRequestRequest.SerializeToString,
@@ -98,6 +103,13 @@ class MeterServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListBudgets(self, request, context):
+        """Every budget of a tenant, with what of it is spent, held and left.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetRequest(self, request, context):
         """One request: tokens, costs, price, margin, hardware.
         """
@@ -134,6 +146,11 @@ def add_MeterServicer_to_server(servicer, server):
                     servicer.GetBudget,
                     request_deserializer=tokenworks_dot_v1_dot_metering__pb2.GetBudgetRequest.FromString,
                     response_serializer=tokenworks_dot_v1_dot_metering__pb2.Budget.SerializeToString,
+            ),
+            'ListBudgets': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBudgets,
+                    request_deserializer=tokenworks_dot_v1_dot_metering__pb2.ListBudgetsRequest.FromString,
+                    response_serializer=tokenworks_dot_v1_dot_metering__pb2.ListBudgetsResponse.SerializeToString,
             ),
             'GetRequest': grpc.unary_unary_rpc_method_handler(
                     servicer.GetRequest,
@@ -256,6 +273,33 @@ class Meter(object):
             '/tokenworks.v1.Meter/GetBudget',
             tokenworks_dot_v1_dot_metering__pb2.GetBudgetRequest.SerializeToString,
             tokenworks_dot_v1_dot_metering__pb2.Budget.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBudgets(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tokenworks.v1.Meter/ListBudgets',
+            tokenworks_dot_v1_dot_metering__pb2.ListBudgetsRequest.SerializeToString,
+            tokenworks_dot_v1_dot_metering__pb2.ListBudgetsResponse.FromString,
             options,
             channel_credentials,
             insecure,
