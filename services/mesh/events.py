@@ -190,6 +190,8 @@ class WorkerHeartbeat:
         restarts: of the engine, since the epoch began.
         tokenizer: a fingerprint, equal where token ids mean the same; empty: it reports none, or does not know.
         slowdown: observed over modelled step seconds, recent; 1.0 when nothing ran.
+        waiting_by_priority, prefill_tokens_by_priority: `waiting` and `waiting_prefill_tokens` by priority: 0, 1, 2 and
+            3 with all from there on; empty where the engine does not tell them apart.
         busy_ns, generated_tokens, energy_uj, steps: totals since the epoch began.
     """
 
@@ -228,6 +230,8 @@ class WorkerHeartbeat:
     restarts: int = 0
     tokenizer: str = ""
     utilisation_source: str = ""
+    waiting_by_priority: tuple[int, ...] = ()
+    prefill_tokens_by_priority: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -180,6 +180,8 @@ class TwinWorker:
             running=scheduler.running,
             waiting=scheduler.waiting,
             waiting_prefill_tokens=scheduler.uncomputed_tokens,
+            waiting_by_priority=scheduler.waiting_by_rank,
+            prefill_tokens_by_priority=scheduler.uncomputed_by_rank,
             kv_cache_usage=scheduler.kv.usage,
             kv_capacity_tokens=limits.kv_blocks * BLOCK_TOKENS,
             context_tokens=self.context_tokens,

@@ -203,6 +203,7 @@ class EngineStats:
         kv_cache_usage: 0 to 1.
         slowdown: observed over modelled seconds of a step, recent; 1.0 when nothing ran.
         busy_ns, energy_uj, steps: totals since the start.
+        waiting_by_priority, prefill_tokens_by_priority: see `WorkerHeartbeat`.
         complaints: answers about which a server told what cannot be; `complaint` is the latest of them.
     """
 
@@ -217,6 +218,8 @@ class EngineStats:
     steps: int
     complaints: int = 0
     complaint: str = ""
+    waiting_by_priority: tuple[int, ...] = ()
+    prefill_tokens_by_priority: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

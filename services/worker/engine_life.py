@@ -155,7 +155,15 @@ class EngineLife:
         """Of the engine in force; totals are of all engines since the worker started."""
         stats = self._now.engine.stats()
         if self.state is not WorkerState.READY:
-            stats = replace(stats, running=0, waiting=0, waiting_prefill_tokens=0, kv_cache_usage=0.0)
+            stats = replace(
+                stats,
+                running=0,
+                waiting=0,
+                waiting_prefill_tokens=0,
+                kv_cache_usage=0.0,
+                waiting_by_priority=(),
+                prefill_tokens_by_priority=(),
+            )
         if not self.restarts:
             return stats
         busy_ns, energy_uj, steps = self._before

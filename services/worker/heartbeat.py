@@ -92,6 +92,8 @@ class Heartbeat:
                 running=stats.running,
                 waiting=stats.waiting,
                 waiting_prefill_tokens=stats.waiting_prefill_tokens,
+                waiting_by_priority=stats.waiting_by_priority,
+                prefill_tokens_by_priority=stats.prefill_tokens_by_priority,
                 kv_cache_usage=stats.kv_cache_usage,
                 kv_capacity_tokens=info.kv_capacity_tokens if info else 0,
                 context_tokens=info.context_tokens if info else 0,

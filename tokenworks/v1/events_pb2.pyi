@@ -219,7 +219,7 @@ class RequestFinished(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., router: _Optional[str] = ..., tenant: _Optional[str] = ..., workload: _Optional[str] = ..., model: _Optional[str] = ..., slo_class: _Optional[str] = ..., worker: _Optional[str] = ..., pool: _Optional[str] = ..., accelerator: _Optional[str] = ..., delivered_from: _Optional[int] = ..., delivered_count: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_prompt_tokens: _Optional[int] = ..., outcome: _Optional[str] = ..., ttft_s: _Optional[float] = ..., tpot_s: _Optional[float] = ..., e2e_s: _Optional[float] = ..., slo_met: bool = ..., trace_id: _Optional[str] = ..., at_unix_ms: _Optional[int] = ..., admitted_unix_ms: _Optional[int] = ..., price_book: _Optional[str] = ..., plan: _Optional[str] = ..., funding: _Optional[_Iterable[_Union[Funding, _Mapping]]] = ...) -> None: ...
 
 class WorkerHeartbeat(_message.Message):
-    __slots__ = ("worker", "pool", "accelerator", "engine", "models", "address", "epoch", "sequence", "state", "running", "waiting", "waiting_prefill_tokens", "kv_cache_usage", "kv_capacity_tokens", "context_tokens", "max_batch", "max_waiting", "slowdown", "power_w", "busy_ns", "generated_tokens", "energy_uj", "simulated", "rate_nusd_per_hour", "failed_because", "at_unix_ms", "steps", "prefill_chunk_tokens", "power_source", "utilisation", "http_url", "features", "restarts", "tokenizer", "utilisation_source")
+    __slots__ = ("worker", "pool", "accelerator", "engine", "models", "address", "epoch", "sequence", "state", "running", "waiting", "waiting_prefill_tokens", "kv_cache_usage", "kv_capacity_tokens", "context_tokens", "max_batch", "max_waiting", "slowdown", "power_w", "busy_ns", "generated_tokens", "energy_uj", "simulated", "rate_nusd_per_hour", "failed_because", "at_unix_ms", "steps", "prefill_chunk_tokens", "power_source", "utilisation", "http_url", "features", "restarts", "tokenizer", "utilisation_source", "waiting_by_priority", "prefill_tokens_by_priority")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     POOL_FIELD_NUMBER: _ClassVar[int]
     ACCELERATOR_FIELD_NUMBER: _ClassVar[int]
@@ -255,6 +255,8 @@ class WorkerHeartbeat(_message.Message):
     RESTARTS_FIELD_NUMBER: _ClassVar[int]
     TOKENIZER_FIELD_NUMBER: _ClassVar[int]
     UTILISATION_SOURCE_FIELD_NUMBER: _ClassVar[int]
+    WAITING_BY_PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_TOKENS_BY_PRIORITY_FIELD_NUMBER: _ClassVar[int]
     worker: str
     pool: str
     accelerator: str
@@ -290,7 +292,9 @@ class WorkerHeartbeat(_message.Message):
     restarts: int
     tokenizer: str
     utilisation_source: str
-    def __init__(self, worker: _Optional[str] = ..., pool: _Optional[str] = ..., accelerator: _Optional[str] = ..., engine: _Optional[str] = ..., models: _Optional[_Iterable[str]] = ..., address: _Optional[str] = ..., epoch: _Optional[str] = ..., sequence: _Optional[int] = ..., state: _Optional[str] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., waiting_prefill_tokens: _Optional[int] = ..., kv_cache_usage: _Optional[float] = ..., kv_capacity_tokens: _Optional[int] = ..., context_tokens: _Optional[int] = ..., max_batch: _Optional[int] = ..., max_waiting: _Optional[int] = ..., slowdown: _Optional[float] = ..., power_w: _Optional[float] = ..., busy_ns: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., energy_uj: _Optional[int] = ..., simulated: bool = ..., rate_nusd_per_hour: _Optional[int] = ..., failed_because: _Optional[str] = ..., at_unix_ms: _Optional[int] = ..., steps: _Optional[int] = ..., prefill_chunk_tokens: _Optional[int] = ..., power_source: _Optional[str] = ..., utilisation: _Optional[float] = ..., http_url: _Optional[str] = ..., features: _Optional[_Iterable[str]] = ..., restarts: _Optional[int] = ..., tokenizer: _Optional[str] = ..., utilisation_source: _Optional[str] = ...) -> None: ...
+    waiting_by_priority: _containers.RepeatedScalarFieldContainer[int]
+    prefill_tokens_by_priority: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, worker: _Optional[str] = ..., pool: _Optional[str] = ..., accelerator: _Optional[str] = ..., engine: _Optional[str] = ..., models: _Optional[_Iterable[str]] = ..., address: _Optional[str] = ..., epoch: _Optional[str] = ..., sequence: _Optional[int] = ..., state: _Optional[str] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., waiting_prefill_tokens: _Optional[int] = ..., kv_cache_usage: _Optional[float] = ..., kv_capacity_tokens: _Optional[int] = ..., context_tokens: _Optional[int] = ..., max_batch: _Optional[int] = ..., max_waiting: _Optional[int] = ..., slowdown: _Optional[float] = ..., power_w: _Optional[float] = ..., busy_ns: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., energy_uj: _Optional[int] = ..., simulated: bool = ..., rate_nusd_per_hour: _Optional[int] = ..., failed_because: _Optional[str] = ..., at_unix_ms: _Optional[int] = ..., steps: _Optional[int] = ..., prefill_chunk_tokens: _Optional[int] = ..., power_source: _Optional[str] = ..., utilisation: _Optional[float] = ..., http_url: _Optional[str] = ..., features: _Optional[_Iterable[str]] = ..., restarts: _Optional[int] = ..., tokenizer: _Optional[str] = ..., utilisation_source: _Optional[str] = ..., waiting_by_priority: _Optional[_Iterable[int]] = ..., prefill_tokens_by_priority: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class PrefixesChanged(_message.Message):
     __slots__ = ("worker", "epoch", "sequence", "reset", "held", "dropped", "at_unix_ms")

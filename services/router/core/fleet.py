@@ -15,6 +15,7 @@ from typing import Final
 
 from services.mesh.accelerators import Catalogue
 from services.mesh.events import LatencyObserved, PrefixesChanged, RoutingPlan, WorkerHeartbeat
+from services.mesh.priorities import rank_of
 from services.mesh.timing import StepLoad, Timing
 from services.router.core.exploration import Exploration
 from services.router.core.known_worker import Correction, KnownWorker, Placed
@@ -163,12 +164,13 @@ class Fleet:
         """Notes a request sent to `worker`, which serves `model`; give it back with `finished`."""
         self.exploration.placed(explored)
         fresh = max(0, prompt_tokens - cached_tokens)
-        correction = Correction(now_s, 1, fresh, prompt_tokens)
+        promise = self.promises.classes[slo_class]
+        correction = Correction(now_s, 1, fresh, prompt_tokens, rank_of(promise.priority))
         worker.correct(correction)
         worker.growth_tokens += completion_tokens / 2
         serving = self._serving[worker.incarnation][model]
         serving.arrive(fresh, now_s)
-        serving.at_stake_usd[self.promises.band_of(slo_class)] += self.promises.classes[slo_class].miss_usd
+        serving.at_stake_usd[self.promises.band_of(slo_class)] += promise.miss_usd
         self._write(worker, now_s)
         return Placed(worker, model, slo_class, prompt_tokens, completion_tokens, correction)
 
@@ -195,7 +197,8 @@ class Fleet:
         worker = placed.worker
         worker.growth_tokens -= placed.completion_tokens / 2
         if not worker.undo(placed.correction):
-            worker.correct(Correction(now_s, -1, 0, -(placed.prompt_tokens + placed.completion_tokens)))
+            ended_tokens = placed.prompt_tokens + placed.completion_tokens
+            worker.correct(Correction(now_s, -1, 0, -ended_tokens, placed.correction.rank))
         serving = self._serving.get(worker.incarnation, {}).get(placed.model)
         if serving is not None:  # else the worker left meanwhile
             band = self.promises.band_of(placed.slo_class)

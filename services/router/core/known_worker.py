@@ -7,10 +7,12 @@ other way round. Past that, a running request still counts with the KV cache tha
 """
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
 from services.mesh.events import WorkerHeartbeat, WorkerState
+from services.mesh.priorities import RANKS
 
 SHOWN_AFTER_S: Final = 0.02  # a heartbeat shows what was placed this long before it was made
 STALLED_AFTER_S: Final = 1.0
@@ -23,12 +25,17 @@ _COMPACT_AT: Final = 256  # corrections
 
 @dataclass(slots=True)
 class Correction:
-    """A difference to the last heartbeat, from `at_s` on (router's monotonic seconds)."""
+    """A difference to the last heartbeat, from `at_s` on (router's monotonic seconds).
+
+    Attributes:
+        rank: of the requests' priority, see `mesh/priorities`; the most urgent where it is not known.
+    """
 
     at_s: float
     requests: int
     prefill_tokens: int
     kv_tokens: int
+    rank: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -56,7 +63,8 @@ class KnownWorker:
         stepped_s: when its engine was last seen stepping, or idle.
         linked: the session to it stands.
         unreachable: a session was tried and does not stand.
-        requests, prefill_tokens, kv_tokens: sums of the corrections.
+        requests, kv_tokens: sums of the corrections.
+        waiting, prefill_tokens: the same by rank of priority, see `mesh/priorities`.
         growth_tokens: KV tokens that our running requests are still expected to add, on average half their answers.
     """
 
@@ -69,8 +77,9 @@ class KnownWorker:
     linked: bool = False
     unreachable: bool = False
     requests: int = 0
-    prefill_tokens: int = 0
     kv_tokens: int = 0
+    waiting: list[int] = field(default_factory=lambda: [0] * RANKS)
+    prefill_tokens: list[int] = field(default_factory=lambda: [0] * RANKS)
     growth_tokens: float = 0.0
     _corrections: deque[Correction] = field(default_factory=deque)
     _compact_at: int = _COMPACT_AT
@@ -102,7 +111,8 @@ class KnownWorker:
             self._compact_at = 2 * len(self._corrections) + _COMPACT_AT
         self._corrections.append(correction)
         self.requests += correction.requests
-        self.prefill_tokens += correction.prefill_tokens
+        self.waiting[correction.rank] += correction.requests
+        self.prefill_tokens[correction.rank] += correction.prefill_tokens
         self.kv_tokens += correction.kv_tokens
 
     def undo(self, correction: Correction) -> bool:
@@ -113,10 +123,25 @@ class KnownWorker:
         correction.requests = correction.prefill_tokens = correction.kv_tokens = 0
         return True
 
+    def ahead(self) -> Iterator[tuple[int, int]]:
+        """For each rank of priority, the urgent first: prompt tokens that would be computed before those of a request
+        that came now, and the requests that wait and would go first.
+        """
+        beat = self.beat
+        tokens, waiting = beat.prefill_tokens_by_priority, beat.waiting_by_priority
+        # Where an engine does not tell them apart, all go first.
+        told = len(tokens) == len(waiting) == RANKS
+        before_tokens = 0 if told else beat.waiting_prefill_tokens
+        before = 0 if told else beat.waiting
+        for rank in range(RANKS):
+            before_tokens += self.prefill_tokens[rank] + (tokens[rank] if told else 0)
+            before += self.waiting[rank] + (waiting[rank] if told else 0)
+            yield before_tokens if before_tokens > 0 else 0, before if before > 0 else 0
+
     def prefilled(self, correction: Correction) -> None:
         """The placement's first token came, so its prompt is computed, whatever the last heartbeat says."""
         if correction.at_s + SHOWN_AFTER_S > self.made_s:
-            self.prefill_tokens -= correction.prefill_tokens
+            self.prefill_tokens[correction.rank] -= correction.prefill_tokens
             correction.prefill_tokens = 0
 
     @property
@@ -139,7 +164,8 @@ class KnownWorker:
 
     def _take(self, correction: Correction) -> None:
         self.requests -= correction.requests
-        self.prefill_tokens -= correction.prefill_tokens
+        self.waiting[correction.rank] -= correction.requests
+        self.prefill_tokens[correction.rank] -= correction.prefill_tokens
         self.kv_tokens -= correction.kv_tokens
 
     def _lag_s(self, made_unix_ms: int, now_unix_ms: int) -> float:

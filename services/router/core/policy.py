@@ -179,7 +179,7 @@ def _pick(
         }
         most = max(deficits.values()) - 1e-9
         near = [place for place in near if deficits[pools[place]] >= most]
-    soonest_s = ranking.soonest_s(field.ask.prompt_tokens)
+    soonest_s = ranking.soonest_s(field.ask)
     soon_s = min([soonest_s[place] for place in near]) * (1 + _NEAR)
     soon = [place for place in near if soonest_s[place] <= soon_s]
     return soon[int(rng.random() * len(soon))]

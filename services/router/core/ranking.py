@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from services.mesh.priorities import rank_of
 from services.router.core.floors import BUCKETS, bucket_of
 from services.router.core.fused import FUNCTIONS, Program
 from services.router.core.promises import Promises
@@ -32,7 +33,7 @@ _LOSS: Final = 0.01  # of a score, that is not looked for in rows that have not 
 _FEATURES: Final = 8  # the first columns of a table's bounds: see `bounds_usd`
 _FLOORS: Final = len(BOUNDS)  # where they begin
 _WEIGHTS: Final = BOUNDS.index("weights_usd")
-_QUEUE: Final = FIGURES.index("queue_s")
+_QUEUE: Final = FIGURES.index("queue_s_0")  # and those of the other ranks after it
 _TOKEN: Final = FIGURES.index("token_s")
 _FEW_HOLDERS: Final = 16
 _AROUND: Final = ("must_take", "max_queue_s", "heard_since_s", "least_linked")  # of `Circumstances`
@@ -73,9 +74,10 @@ class Ranking:
     cached: list[float] | None
     figures: Floats
 
-    def soonest_s(self, prompt_tokens: int) -> list[float]:
+    def soonest_s(self, ask: Ask) -> list[float]:
         """About how long the first token takes."""
-        soonest: list[float] = (self.figures[:, _QUEUE] + self.figures[:, _TOKEN] * prompt_tokens).tolist()
+        queue_s = self.figures[:, _QUEUE + rank_of(ask.promise.priority)]
+        soonest: list[float] = (queue_s + self.figures[:, _TOKEN] * ask.prompt_tokens).tolist()
         return soonest
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, Final, NamedTuple
 
+from services.mesh.priorities import RANKS, rank_of
 from services.router.core.floors import LATENESS, LOGISTIC, SIGMA, SIGMA_S
 from services.router.core.known_worker import KnownWorker
 from services.router.core.prefixes import NOTHING_CACHED, Cached
@@ -59,9 +60,11 @@ class Ask:
             promise.ttft_promise_s(prompt),
             promise.tpot_s,
             promise.miss_usd,
+            *_WAITS[rank_of(promise.priority)],
         )
 
 
+_WAITS: Final = tuple(tuple(float(each == rank) for each in range(RANKS)) for rank in range(RANKS))
 ASKED: Final = (
     "prompt",
     "answer",
@@ -72,6 +75,7 @@ ASKED: Final = (
     "ttft_promise_s",
     "tpot_promise_s",
     "miss_usd",
+    *(f"waits_{rank}" for rank in range(RANKS)),  # 1 for the rank of its priority, else 0
 )
 
 
@@ -111,7 +115,7 @@ def work_out(of: Any, band_tpots_s: Sequence[float], f: Any, *, staked: bool = T
 
     reads_s = of.read_s * of.length
     step_s = of.step_s + reads_s
-    queue_s = of.queue_s + _wait_s(of, step_s, f)
+    queue_s = _of_rank(of, "queue_s") + _wait_s(of, step_s, f)
     ttft_s = queue_s + fresh_s + of.riding_s * chunks
     tpot_s = step_s * of.stretch
     each_s = of.sequence_s + reads_s
@@ -148,7 +152,15 @@ def _wait_s(of: Any, step_s: Any, f: Any) -> Any:
     """Seconds until a batch slot and KV cache are free: answers that must end first, at the rate at which they do."""
     short_kv = f.maximum(of.short_kv_tokens + (of.prompt + of.answer), 0.0)
     kv_share = short_kv / (of.batch * (of.prompt + of.long_answer))
-    return of.long_answer * step_s * f.maximum(of.short_slots, kv_share)
+    return of.long_answer * step_s * f.maximum(_of_rank(of, "short_slots"), kv_share)
+
+
+def _of_rank(of: Any, figure: str) -> Any:
+    """A figure that there is for each rank of priority, as it is for the request's."""
+    first, *others = (getattr(of, f"waits_{rank}") * getattr(of, f"{figure}_{rank}") for rank in range(RANKS))
+    for each in others:
+        first = first + each
+    return first
 
 
 def _held_against(predicted_s: Any, promise_s: Any, f: Any) -> tuple[Any, Any]:

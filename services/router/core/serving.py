@@ -91,13 +91,8 @@ class Serving:
         read_s, sequence_s = slow * timing.decode_s_per_kv_token, slow * timing.decode_s_per_sequence + _LEAST_S
         chunk, max_batch, capacity = beat.prefill_chunk_tokens or 1, beat.max_batch or 1, beat.kv_capacity_tokens or 1
         running, waiting = beat.running, beat.waiting + worker.requests
-        ahead = beat.waiting_prefill_tokens + worker.prefill_tokens
         kv_tokens = beat.kv_cache_usage * capacity + worker.kv_tokens
-        waiting, ahead, kv_tokens = (
-            waiting if waiting > 0 else 0,
-            ahead if ahead > 0 else 0,
-            kv_tokens if kv_tokens > 0.0 else 0.0,
-        )
+        waiting, kv_tokens = waiting if waiting > 0 else 0, kv_tokens if kv_tokens > 0.0 else 0.0
         takes = waiting < (beat.max_waiting or 1) and not worker.closed_because
         wanted = running + waiting + 1
         batch = wanted if wanted < max_batch else max_batch
@@ -105,12 +100,17 @@ class Serving:
         reading_s = read_s * (kv_tokens if kv_tokens < capacity else capacity)
         riding_s = sequence_s * running + reading_s
         step_s = weights_s + sequence_s * batch + reading_s
-        queue_s = step_s / 2 + HOP_S if running else HOP_S
-        if ahead:
-            chunk_s = overhead_s + token_s * chunk
-            queue_s += ahead / chunk * ((chunk_s if chunk_s > weights_s else weights_s) + riding_s)
+        chunk_s = overhead_s + token_s * chunk
+        ahead_s = ((chunk_s if chunk_s > weights_s else weights_s) + riding_s) / chunk
+        begins_s = step_s / 2 + HOP_S if running else HOP_S
+        queues_s: list[float] = []
+        short_slots: list[float] = []
+        for ahead, before in worker.ahead():
             # Of the prompts ahead only the total is known: each is taken to attend to half of their mean length.
-            queue_s += attended_s * ahead * ahead / (2 * (waiting or 1))
+            attending_s = attended_s * ahead * ahead / (2 * (before or 1)) if ahead else 0.0
+            queues_s.append(begins_s + ahead_s * ahead + attending_s)
+            over = running + before + 1 - max_batch
+            short_slots.append(over / max_batch if over > 0 else 0.0)
         busy = token_s * self._arriving(now_s) / ARRIVALS_DECAY_S
         sureness = 1.0 - (busy if busy < _BUSIEST else _BUSIEST)
         stretch = 1.0 / sureness
@@ -118,7 +118,7 @@ class Serving:
         usd_per_s = self.price.usd_per_s
         floors: list[float] = []
         for lenient in promises.lenient if takes else ():
-            floors += least_risk_usd(lenient, queue_s, token_s, step_s * stretch)
+            floors += least_risk_usd(lenient, queues_s[0], token_s, step_s * stretch)
         bounds = (
             token_s * usd_per_s,
             attended_s * usd_per_s,
@@ -143,8 +143,8 @@ class Serving:
             read_s,
             step_s,
             riding_s,
-            queue_s,
-            (wanted - batch) / max_batch,
+            *queues_s,
+            *short_slots,
             kv_tokens + (worker.growth_tokens if worker.growth_tokens > 0.0 else 0.0) - capacity,
             capacity,
             batch,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from services.mesh.priorities import RANKS
 from services.router.core.floors import BUCKETS
 
 if TYPE_CHECKING:  # a Serving knows its table
@@ -51,8 +52,10 @@ FIGURES: Final = (
     "read_s",  # of a decode step, for each token of KV cache
     "step_s",  # of a decode step with one more sequence, which brings no KV tokens
     "riding_s",  # what a chunk takes longer for the sequences that decode meanwhile
-    "queue_s",  # until a request that came now would be computed, batch slots and KV cache being free
-    "short_slots",  # requests ahead that no batch slot is free for, per slot
+    # by rank of priority (`mesh/priorities`), the urgent first: until a request that came now would be computed, batch
+    # slots and KV cache being free
+    *(f"queue_s_{rank}" for rank in range(RANKS)),
+    *(f"short_slots_{rank}" for rank in range(RANKS)),  # requests ahead that no batch slot is free for, per slot
     "short_kv_tokens",  # KV cache that is in use or spoken for, beyond the capacity; negative where some is free
     "kv_capacity_tokens",
     "batch",  # sequences of a step that it joins; >= 1

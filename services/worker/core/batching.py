@@ -20,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from services.mesh.priorities import RANKS, by_rank
 from services.mesh.timing import StepLoad
 from services.worker.core.kv_cache import BLOCK_TOKENS, Holding, KvCache, blocks_for
 from services.worker.core.sequences import BatchedSequence, Phase
@@ -75,7 +76,7 @@ class Scheduler:
         self._wheel: tuple[dict[int, BatchedSequence], ...] = tuple({} for _ in range(BLOCK_TOKENS))
         self._calendar: dict[int, dict[int, BatchedSequence]] = {}  # step -> who makes the last token in it
         self._cancelled: list[BatchedSequence] = []  # leave with the step under way
-        self._uncomputed_tokens = 0
+        self._uncomputed_tokens = [0] * RANKS
         self._preempting = False
         self._blocked: tuple[BatchedSequence, int] | None = None  # the first in the queue, blocks available to it
 
@@ -90,7 +91,17 @@ class Scheduler:
     @property
     def uncomputed_tokens(self) -> int:
         """Prompt tokens queued or begun, and not computed yet."""
-        return self._uncomputed_tokens
+        return sum(self._uncomputed_tokens)
+
+    @property
+    def uncomputed_by_rank(self) -> tuple[int, ...]:
+        """The same by rank of priority."""
+        return tuple(self._uncomputed_tokens)
+
+    @property
+    def waiting_by_rank(self) -> tuple[int, ...]:
+        """How many wait, by rank of priority."""
+        return by_rank((each.priority, 1) for each in self._waiting)
 
     @property
     def is_full(self) -> bool:
@@ -173,7 +184,7 @@ class Scheduler:
 
     def _advance_prefill(self, sequence: BatchedSequence, tokens: int, ended: list[BatchedSequence]) -> None:
         sequence.computed_tokens += tokens
-        self._uncomputed_tokens -= tokens
+        self._uncomputed_tokens[sequence.rank] -= tokens
         self._know(sequence)
         if sequence.computed_tokens < sequence.prefill_goal:
             return
@@ -248,7 +259,7 @@ class Scheduler:
     def _take_up(self, sequence: BatchedSequence, holding: Holding) -> None:
         sequence.holding = holding
         sequence.computed_tokens = len(holding.shared) * BLOCK_TOKENS
-        self._uncomputed_tokens -= sequence.computed_tokens
+        self._uncomputed_tokens[sequence.rank] -= sequence.computed_tokens
         if not sequence.started:
             sequence.started = True
             sequence.cached_tokens = sequence.computed_tokens
@@ -270,7 +281,7 @@ class Scheduler:
 
     def _enqueue(self, sequence: BatchedSequence) -> None:
         sequence.phase = Phase.WAITING
-        self._uncomputed_tokens += sequence.prefill_goal
+        self._uncomputed_tokens[sequence.rank] += sequence.prefill_goal
         insort(self._waiting, sequence, key=lambda each: each.order)
 
     def _leave(self, sequence: BatchedSequence) -> None:
@@ -279,7 +290,7 @@ class Scheduler:
             self._leave_decode(sequence)
         else:
             (self._waiting if sequence.phase is Phase.WAITING else self._prefilling).remove(sequence)
-            self._uncomputed_tokens -= sequence.prefill_goal - sequence.computed_tokens
+            self._uncomputed_tokens[sequence.rank] -= sequence.prefill_goal - sequence.computed_tokens
         self._know(sequence)
         self.kv.release(sequence.holding)
 

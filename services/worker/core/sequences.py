@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from services.mesh.priorities import rank_of
 from services.worker.core.kv_cache import Holding
 
 
@@ -50,6 +51,11 @@ class BatchedSequence:
     # While it decodes: `made_base + step` tokens made, `length_base + step` tokens read at the scheduler's `step`.
     made_base: int = 0
     length_base: int = 0
+
+    @property
+    def rank(self) -> int:
+        """Of its priority, see `mesh/priorities`."""
+        return rank_of(self.priority)
 
     @property
     def order(self) -> tuple[int, int]:

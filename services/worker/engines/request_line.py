@@ -18,6 +18,7 @@ from typing import Final
 from services.mesh.accelerators import load_catalogue
 from services.mesh.clock import Clock
 from services.mesh.errors import DuplicateRequest, EngineFailed, QueueFull, UnknownModel
+from services.mesh.priorities import by_rank
 from services.mesh.settings import WorkerSettings
 from services.worker.core.measured_steps import Arrival, MeasuredSteps
 from services.worker.engine import EngineRequest, EngineStats, FinishReason, OnStep, SequenceOutput, StepOutput
@@ -180,12 +181,15 @@ class RequestLine:
         """See `Engine.stats`; of a cache that holds `kv_capacity_tokens`, 0 where that is not known."""
         steps = self._steps
         idle_s = max(0.0, self._clock.monotonic_s() - self._opened_s - steps.busy_ns / 1e9)
+        lacking = by_rank(
+            (job.priority, max(len(job.encoded.token_ids), job.encoded.prompt_tokens)) for job in self._waiting
+        )
         return EngineStats(
             running=len(self._running),
             waiting=len(self._jobs) - len(self._running),
-            waiting_prefill_tokens=sum(
-                max(len(job.encoded.token_ids), job.encoded.prompt_tokens) for job in self._waiting
-            ),
+            waiting_prefill_tokens=sum(lacking),
+            waiting_by_priority=by_rank((job.priority, 1) for job in self._waiting),
+            prefill_tokens_by_priority=lacking,
             kv_cache_usage=min(1.0, steps.kv_tokens / kv_capacity_tokens) if kv_capacity_tokens else 0.0,
             slowdown=steps.slowdown,
             power_w=steps.power_w,

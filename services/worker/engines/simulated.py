@@ -12,7 +12,7 @@ weights together leave free. With nothing to do, the loop sleeps until a request
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import exp
 from typing import Final
@@ -186,6 +186,8 @@ class SimulatedEngine:
             running=sum(each.running for each in schedulers),
             waiting=sum(each.waiting for each in schedulers),
             waiting_prefill_tokens=sum(each.uncomputed_tokens for each in schedulers),
+            waiting_by_priority=_sums(each.waiting_by_rank for each in schedulers),
+            prefill_tokens_by_priority=_sums(each.uncomputed_by_rank for each in schedulers),
             kv_cache_usage=max((each.kv.usage for each in schedulers), default=0.0),
             slowdown=self._observed_s / self._modelled_s if known else 1.0,
             power_w=self._power_w,
@@ -314,3 +316,7 @@ class _Step:
 
 def _nobody(_: object) -> None:
     """Stands in until `start` says who listens."""
+
+
+def _sums(columns: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
+    return tuple(map(sum, zip(*columns, strict=True)))

@@ -30,6 +30,7 @@ from typing import Any, Final
 from services.mesh.clock import Clock
 from services.mesh.errors import EngineFailed, InvalidRequest, PromptTooLong, TokenworksError
 from services.mesh.features import LOGPROBS, RESPONSE_FORMAT
+from services.mesh.priorities import by_rank
 from services.mesh.settings import WorkerSettings
 from services.worker.core.measured_steps import Arrival
 from services.worker.engine import (
@@ -214,14 +215,19 @@ class VllmEngine:
 
     def stats(self) -> EngineStats:
         stats = self._line.stats(0)
-        lacking = [each.reader.lacking for each in self._running.values()]
+        lacking = [(each.reader.order[0], each.reader.lacking) for each in self._running.values()]
         # Some of those that vLLM has may wait in there, for room in its cache.
-        waiting = min(self._counts.waiting, sum(1 for tokens in lacking if tokens))
+        waiting = min(self._counts.waiting, sum(1 for _, tokens in lacking if tokens))
+        by_priority = _sums(stats.prefill_tokens_by_priority, by_rank(lacking))
+        # The least urgent are those that wait.
+        last = sorted((priority for priority, tokens in lacking if tokens), reverse=True)[:waiting]
         return replace(
             stats,
             running=stats.running - waiting,
             waiting=stats.waiting + waiting,
-            waiting_prefill_tokens=stats.waiting_prefill_tokens + sum(lacking),
+            waiting_by_priority=_sums(stats.waiting_by_priority, by_rank((priority, 1) for priority in last)),
+            waiting_prefill_tokens=sum(by_priority),
+            prefill_tokens_by_priority=by_priority,
             # After its last request vLLM says nothing any more.
             kv_cache_usage=self._counts.kv_usage if self._running else 0.0,
         )
@@ -387,3 +393,7 @@ def _block_decoder() -> Any:
 
 def _decode_blocks(message: bytes) -> Any:
     return _block_decoder().decode(message)
+
+
+def _sums(some: tuple[int, ...], others: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(one + other for one, other in zip(some, others, strict=True))

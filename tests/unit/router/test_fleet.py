@@ -121,14 +121,14 @@ def test_a_request_that_ends_before_or_after_it_was_shown_leaves_nothing_behind(
     world.fleet.finished(quick, world.now_s)
     worker = world.fleet.worker("a")
     assert worker is not None
-    assert (worker.requests, worker.prefill_tokens, worker.kv_tokens) == (1, 500, 500)
+    assert (worker.requests, sum(worker.prefill_tokens), worker.kv_tokens) == (1, 500, 500)
     world.now_s = 0.25
     world.beat("a", running=1)
     world.fleet.finished(long, world.now_s)
     assert worker.requests == -1  # the heartbeat still shows it
     world.now_s = 0.5
     world.beat("a")
-    assert (worker.requests, worker.prefill_tokens, worker.kv_tokens, worker.growth_tokens) == (0, 0, 0, 0)
+    assert (worker.requests, sum(worker.prefill_tokens), worker.kv_tokens, worker.growth_tokens) == (0, 0, 0, 0)
     assert not world.fleet.models[MODEL].staked
 
 

@@ -323,3 +323,26 @@ def test_nobody_is_tried_who_would_likely_break_the_promise() -> None:
     world.beat("l4-0", L4)
     went = {world.place(ask(slo_class="interactive")).worker.name for _ in range(5)}
     assert went == {"h100-0"}
+
+
+def test_work_that_is_less_urgent_does_not_hold_up_what_is_more_so() -> None:
+    world = World()
+    world.beat(
+        "a",
+        running=10,
+        waiting=400,
+        waiting_prefill_tokens=400_000,
+        waiting_by_priority=(0, 0, 400, 0),
+        prefill_tokens_by_priority=(0, 0, 400_000, 0),
+    )
+    urgent, patient = (world.decide(ask(slo_class=name)).picked for name in ("interactive", "batch"))
+    assert urgent.queue_s < 0.1
+    assert patient.queue_s > 5.0
+
+
+def test_what_an_engine_does_not_tell_apart_holds_up_all() -> None:
+    world = World()
+    world.beat("a", running=10, waiting=40, waiting_prefill_tokens=40_000)
+    queues_s = {world.decide(ask(slo_class=name)).picked.queue_s for name in ("interactive", "batch")}
+    assert len(queues_s) == 1
+    assert min(queues_s) > 0.5
