@@ -4,7 +4,22 @@ from typing import Annotated
 
 import typer
 
-from services.cli import budget, doctor, drain, explain, generate, keys, plan, rebuild, replay, simulate, top, up, usage
+from services.cli import (
+    budget,
+    chaos,
+    doctor,
+    drain,
+    explain,
+    generate,
+    keys,
+    plan,
+    rebuild,
+    replay,
+    simulate,
+    top,
+    up,
+    usage,
+)
 from tokenworks import __version__
 
 app = typer.Typer(
@@ -27,6 +42,7 @@ app.command("top")(top.top)
 app.command("budget")(budget.budget)
 app.command("drain")(drain.drain)
 app.command("rebuild")(rebuild.rebuild)
+app.command("chaos")(chaos.chaos)
 app.command("doctor")(doctor.doctor)
 app.add_typer(keys.app, name="keys")
 

@@ -14,7 +14,7 @@ from services.cli.layout import Layout
 from services.cli.output import CommandFailed
 from services.cli.peers import Peers
 from services.cli.readiness import is_free
-from services.cli.supervisor import ChildState, Supervisor
+from services.cli.supervisor import LONGEST_BACKOFF_S, ChildState, Supervisor
 from services.mesh.errors import SettingInvalid
 from services.mesh.nats_cluster import NatsCluster
 from services.mesh.nats_server import NatsServer
@@ -29,17 +29,32 @@ _BUS_BACKOFF_S: Final = 2.0
 
 
 class MeshProcess:
-    """The processes of one mesh. `start_first`, `start_rest`, and `stop` in any case."""
+    """The processes of one mesh. `start_first`, `start_rest`, and `stop` in any case.
 
-    def __init__(self, settings: Settings, layout: Layout, data_dir: DataDir, on_event: Callable[[str], None]) -> None:
+    Args:
+        longest_backoff_s: until a service that keeps ending starts again.
+
+    Attributes:
+        bus: the NATS servers that were started.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        layout: Layout,
+        data_dir: DataDir,
+        on_event: Callable[[str], None],
+        *,
+        longest_backoff_s: float = LONGEST_BACKOFF_S,
+    ) -> None:
         self._settings = settings
         self._layout = layout
         self._data_dir = data_dir
-        self._bus: list[NatsServer] = []
+        self.bus: list[NatsServer] = []
         self._keeping_bus: list[asyncio.Task[None]] = []
         self._on_event = on_event
         self._grace_s = settings.mesh.drain_grace_s + _STOP_MARGIN_S
-        self.supervisor = Supervisor(layout.services, data_dir.logs, on_event)
+        self.supervisor = Supervisor(layout.services, data_dir.logs, on_event, longest_backoff_s=longest_backoff_s)
 
     def check_ports(self) -> None:
         """Raises CommandFailed: a port is taken, or wanted twice; says which settings to change."""
@@ -62,8 +77,8 @@ class MeshProcess:
             SettingInvalid: the bus did not start.
         """
         if not self._settings.nats.url:
-            self._bus = await self._start_bus()
-            self._keeping_bus = [asyncio.create_task(self._keep_bus(each), name="keep the bus") for each in self._bus]
+            self.bus = await self._start_bus()
+            self._keeping_bus = [asyncio.create_task(self._keep_bus(each), name="keep the bus") for each in self.bus]
         await self._start(self._ids("traces"))
         await self._start(self._layout.first)
 
@@ -80,7 +95,7 @@ class MeshProcess:
         complaints += await self.supervisor.stop(self._ids("traces"), self._grace_s)
         for keeping in self._keeping_bus:
             keeping.cancel()
-        await asyncio.gather(*(each.stop() for each in self._bus))
+        await asyncio.gather(*(each.stop() for each in self.bus))
         return complaints
 
     def kill(self) -> None:

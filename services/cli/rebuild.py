@@ -4,16 +4,14 @@ import asyncio
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from services.cli.options import JsonFlag
 from services.cli.output import CommandFailed, command
-
-if TYPE_CHECKING:
-    from services.cli.access import Access
 
 
 def rebuild(
@@ -26,7 +24,7 @@ def rebuild(
     with command(as_json) as output:
         from services.cli.access import read_access
 
-        done = asyncio.run(_rebuild(read_access(), into, check=check))
+        done = asyncio.run(rebuilt(read_access().nats, into, check=check))
         found = done["differences"]
         under = f"{done['price_books']} price books and {done['budgets']} budgets"
         lines = [f"{done['booked']:,} of {done['events']:,} events are booked in [bold]{into}[/], under {under}"]
@@ -40,13 +38,24 @@ def rebuild(
             raise typer.Exit(1)
 
 
-async def _rebuild(access: "Access", into: Path, *, check: bool) -> dict[str, Any]:
-    """Runs the meter's own program, as any service is run."""
+async def rebuilt(
+    nats: str, into: Path, *, check: bool, environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Runs the meter's own program, as any service is run; what it says.
+
+    Args:
+        nats: URL of the streams.
+        into: the new SQLite file.
+        environment: more of the meter's settings.
+
+    Raises:
+        CommandFailed: it could not be done; the message has its last word.
+    """
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "services.meter.rebuild", str(into), *(["--check"] if check else [])),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, "TOKENWORKS_NATS_URL": access.nats},
+        env={**os.environ, **(environment or {}), "TOKENWORKS_NATS_URL": nats},
     )
     said, complaint = await process.communicate()
     if process.returncode not in (0, 1) or not said:

@@ -22,7 +22,7 @@ from services.mesh.child import tied
 
 _PROBE_EVERY_S: Final = 0.1
 _FIRST_BACKOFF_S: Final = 0.5
-_LONGEST_BACKOFF_S: Final = 30.0
+LONGEST_BACKOFF_S: Final = 30.0
 _SETTLED_S: Final = 60.0  # a child that ran this long starts again without delay
 _FAILED: Final = "failed: "  # a service that is up and cannot serve says so, and why
 _TAIL_LINES: Final = 15
@@ -61,6 +61,11 @@ class Child:
     exited: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
+    def pid(self) -> int | None:
+        """Of its process; None when it does not run."""
+        return self.process.pid if self.process is not None and self.process.returncode is None else None
+
+    @property
     def log_tail(self) -> str:
         """The last lines of its log; empty when there are none."""
         try:
@@ -78,11 +83,20 @@ class Supervisor:
     Args:
         log_dir: exists.
         on_event: called with words for a person when something unexpected happened.
+        longest_backoff_s: until what keeps ending starts again.
     """
 
-    def __init__(self, specs: Iterable[ServiceSpec], log_dir: Path, on_event: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        specs: Iterable[ServiceSpec],
+        log_dir: Path,
+        on_event: Callable[[str], None],
+        *,
+        longest_backoff_s: float = LONGEST_BACKOFF_S,
+    ) -> None:
         self.children = {spec.id: Child(spec, log_dir / f"{spec.id}.log") for spec in specs}
         self._on_event = on_event
+        self._longest_backoff_s = longest_backoff_s
         self._watchers: dict[str, asyncio.Task[None]] = {}
         self._all_were_ready = False
 
@@ -167,7 +181,7 @@ class Supervisor:
                 return
             ran_s = time.monotonic() - child.started_s
             child.restarts = 0 if ran_s >= _SETTLED_S else child.restarts + 1
-            delay_s = min(_LONGEST_BACKOFF_S, _FIRST_BACKOFF_S * 2 ** max(0, child.restarts - 1))
+            delay_s = min(self._longest_backoff_s, _FIRST_BACKOFF_S * 2 ** max(0, child.restarts - 1))
             child.state = ChildState.RESTARTING
             ended = "was drained" if child.status == 0 else f"ended unexpectedly ({_how(child.status)})"
             self._on_event(f"{child.spec.id} {ended}; it starts again in {delay_s:g} s; its log: {child.log_path}")

@@ -66,6 +66,10 @@ class NatsServer:
         assert self._process is not None, "the server was not started"
         return self._process.pid
 
+    @property
+    def runs(self) -> bool:
+        return self._process is not None and self._process.returncode is None
+
     async def start(self) -> str:
         """Starts and waits until it answers; its URL.
 

@@ -81,6 +81,7 @@ class WorkerSettings(Section):
     models: tuple[str, ...] = ("llama-3.1-8b",)
     port: Port = 7610
     http_port: Port = 7690
+    advertise_port: Port = 0  # by which others reach its gRPC, where something stands before it; 0: its own
     http_url: str = ""  # by which HTTP clients reach it; empty: http://<mesh.advertise_host>:<its HTTP port>
     context_tokens: Annotated[int, Field(ge=0)] = 0  # 0: the model's, or what fits
     max_batch: Annotated[int, Field(ge=1, le=4096)] = 256

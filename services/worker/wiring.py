@@ -124,7 +124,7 @@ async def wire(
         worker,
         bus,
         clock,
-        address=f"{settings.advertise_host}:{grpc_port}",
+        address=f"{settings.advertise_host}:{worker.advertise_port or grpc_port}",
         http_url=_http_url(settings, http_port),
         engine=engine,
         power=power,
