@@ -7,7 +7,6 @@ Severed, its connections are reset and new ones refused, as by a host that is go
 
 import asyncio
 import contextlib
-from collections.abc import Callable
 
 _CHUNK = 1 << 16
 
@@ -34,7 +33,7 @@ class Link:
 
     async def open(self) -> None:
         """Listens. Raises OSError: the address cannot be had."""
-        self._server = await asyncio.start_server(self._carry, self._host, self.port)
+        self._server = await asyncio.start_server(self._take, self._host, self.port)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def close(self) -> None:
@@ -69,10 +68,12 @@ class Link:
             self._server.close()
             self._server = None
 
+    def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        carrier = asyncio.create_task(self._carry(reader, writer), name=f"link {self.port}")
+        self._carriers.add(carrier)
+        carrier.add_done_callback(self._carriers.discard)
+
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._carriers.add(task)
         ends = [writer.transport.abort]
         try:
             await self._passing.wait()  # a host that cannot be reached takes no connection
@@ -84,8 +85,8 @@ class Link:
         except* OSError:
             pass  # one side is gone: the other is reset
         finally:
-            self._carriers.discard(task)
-            _all(ends)
+            for end in ends:
+                end()
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while chunk := await reader.read(_CHUNK):
@@ -96,8 +97,3 @@ class Link:
             await writer.drain()
         with contextlib.suppress(OSError, NotImplementedError):
             writer.write_eof()
-
-
-def _all(ends: list[Callable[[], None]]) -> None:
-    for end in ends:
-        end()

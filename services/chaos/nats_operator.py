@@ -28,6 +28,21 @@ class Stored:
     body: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Readers:
+    """A stream's consumers.
+
+    Attributes:
+        reading: are durable, or somebody reads by them now.
+        leaving: nobody reads by them any longer; the server removes them by itself.
+        staying: nobody reads by them, and they stay.
+    """
+
+    reading: int
+    leaving: int
+    staying: int
+
+
 class NatsOperator:
     """One connection; use `async with`. Its calls are made one after the other.
 
@@ -84,9 +99,28 @@ class NatsOperator:
         answer = await self._answered(message.subject, message.head, message.body)
         return not answer.get("duplicate", False)
 
-    async def readers(self, stream: str) -> list[str]:
-        """Names of a stream's consumers."""
-        return list((await self.ask(f"CONSUMER.NAMES.{stream}")).get("consumers") or [])
+    async def forget_ids_after(self, stream: str, seconds: float) -> float:
+        """Sets for how long a stream drops messages of the same id, >= 0.1; how long it was."""
+        config = (await self.ask(f"STREAM.INFO.{stream}"))["config"]
+        before_s = float(config["duplicate_window"]) / 1e9
+        await self.ask(f"STREAM.UPDATE.{stream}", config | {"duplicate_window": round(seconds * 1e9)})
+        return before_s
+
+    async def readers(self, stream: str) -> Readers:
+        """A stream's consumers."""
+        reading = leaving = staying = 0
+        while True:
+            found = await self.ask(f"CONSUMER.LIST.{stream}", {"offset": reading + leaving + staying})
+            for each in found.get("consumers") or []:
+                config = each["config"]
+                if config.get("durable_name") or each.get("push_bound") or each.get("num_waiting"):
+                    reading += 1
+                elif config.get("inactive_threshold"):
+                    leaving += 1
+                else:
+                    staying += 1
+            if not found.get("consumers") or reading + leaving + staying >= found["total"]:
+                return Readers(reading, leaving, staying)
 
     async def _answered(self, subject: str, head: bytes, body: bytes) -> dict[str, Any]:
         self._asked += 1

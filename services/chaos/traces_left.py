@@ -40,9 +40,10 @@ def footprints(ground: Ground) -> dict[str, Footprint]:
 
 
 async def readers(ground: Ground) -> int:
-    """How many readers the bus's streams have. Raises BusUnavailable."""
+    """How many readers the bus's streams have that do not go by themselves. Raises BusUnavailable."""
     async with NatsOperator(ground.nats) as nats:
-        return sum([len(await nats.readers(stream.name)) for stream in STREAMS])
+        found = [await nats.readers(stream.name) for stream in STREAMS]
+    return sum(each.reading + each.staying for each in found)
 
 
 def _footprint(process: Path) -> Footprint | None:

@@ -8,7 +8,7 @@ Slowness is judged here, from step samples: observed over predicted step seconds
 within a few samples and decays towards 1 while nothing is observed, so that a worker that recovered is tried again.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from typing import Final
@@ -27,6 +27,7 @@ from services.router.core.table import ModelTable
 
 _FORGET_AFTER_S: Final = 60.0
 _MOVE_WHEN_STALLED_S: Final = 3.0
+_MOVE_WHEN_SLOW: Final = 3.0  # times as slow as expected
 _USUAL_LOAD: Final = StepLoad(decode_sequences=8, kv_tokens=8000)
 _STAND_IN_MODEL: Final = "llama-3.1-8b"
 _JOULES_PER_KWH: Final = 3.6e6
@@ -39,6 +40,14 @@ class Trouble:
 
     worker: str
     because: str
+
+
+@dataclass(frozen=True, slots=True)
+class Slow:
+    """A worker that takes much longer than expected; `tpot_s`: by model, seconds per token as it is there."""
+
+    worker: str
+    tpot_s: Mapping[str, float]
 
 
 class Fleet:
@@ -221,6 +230,21 @@ class Fleet:
                 found.append(Trouble(known.name, f"its engine has stood still for {known.stalled_s:.1f} s"))
             elif known.linked and self.lost(known, now_s):
                 found.append(Trouble(known.name, f"no heartbeat for {now_s - known.heard_s:.1f} s"))
+        return found
+
+    def slow(self, now_s: float) -> list[Slow]:
+        """Linked workers whose steps take a multiple of what is expected, as observed lately."""
+        found = []
+        for known in self._workers.values():
+            if not known.linked:
+                continue
+            tpot_s = {
+                model: self.models[model].there_tpot_s(serving.row)
+                for model, serving in self._serving[known.incarnation].items()
+                if serving.decayed_slow(now_s) >= _MOVE_WHEN_SLOW
+            }
+            if tpot_s:
+                found.append(Slow(known.name, tpot_s))
         return found
 
     def forget(self, now_s: float) -> list[str]:

@@ -72,6 +72,7 @@ FIGURES: Final = (
     # how probably they are late as it is
 )
 _TRIED: Final = FIGURES.index("tried_s")
+_THERE_TPOT: Final = FIGURES.index("there_tpot_s")
 _FIRST_CAPACITY: Final = 16
 
 
@@ -117,6 +118,10 @@ class ModelTable:
     def tried_s(self) -> Floats:
         """(rows,) when each worker last got a request of ours."""
         return self.figures[:, _TRIED]
+
+    def there_tpot_s(self, row: int) -> float:
+        """Seconds per token of those who run at a row's worker, as it was last written."""
+        return float(self.figures[row, _THERE_TPOT])
 
     def able(self, features: Iterable[str]) -> Mask:
         """(rows,) whether the worker's engine can do all of these beyond plain generation."""

@@ -4,6 +4,7 @@ Promises: one contiguous stream whatever a worker does, nothing counted for what
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -380,6 +381,39 @@ async def test_requests_leave_a_worker_that_stands_still(router: Router, monkeyp
     assert (await asking).tokens == 6
     assert hung.opened[0].cancelled == "cancelled"
     assert healthy.opened[0].order.request.resume_from == 2
+
+
+async def test_late_interactive_requests_leave_a_slow_worker_and_patient_ones_stay(router: Router) -> None:
+    slow = await router.worker("w0", breaking(2, say_nothing))
+    asking = [asyncio.create_task(router.answer(6, slo_class=each)) for each in ("interactive", "batch")]
+    await eventually(lambda: len(slow.opened) == 2, "the first worker has both")
+    healthy = await router.worker("w1")
+    for _ in range(8):
+        slow.observe_step(0.08)  # more than the 30 ms per token of "interactive", less than the 500 ms of "batch"
+    urgent, patient = sorted(slow.opened, key=lambda each: each.order.request.slo_class == "batch")
+    await eventually(lambda: bool(urgent.cancelled), "the late one leaves")
+    assert healthy.opened[0].order.request.resume_from == 2
+    assert not patient.cancelled
+    patient.send(patient.tokens(4), patient.finish())
+    assert [(await each).tokens for each in asking] == [6, 6]
+    assert len(healthy.opened) == 1
+
+
+async def test_late_requests_stay_where_no_other_worker_would_keep_their_promise(router: Router) -> None:
+    slow = await router.worker("w0", breaking(2, say_nothing))
+    asking = asyncio.create_task(router.answer(6, slo_class="interactive"))
+    await eventually(lambda: bool(slow.opened), "the first worker has it")
+    other = await router.worker("w1")
+    for each in (slow, other):
+        for _ in range(8):
+            each.observe_step(0.08)
+    fleet = router.running.fleet
+    await eventually(lambda: len(fleet.slow(time.monotonic())) == 2, "both are seen to be slow")
+    router.running.dispatcher.move_from_troubled()
+    assert not slow.opened[0].cancelled
+    slow.opened[0].send(slow.opened[0].tokens(4), slow.opened[0].finish())
+    assert (await asking).tokens == 6
+    assert not other.opened
 
 
 async def test_draining_finishes_what_runs_and_takes_nothing_new(start_router: StartRouter) -> None:

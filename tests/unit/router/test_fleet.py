@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from services.mesh.events import WorkerState
-from tests.unit.router.worlds import H100, L4, MI300X, MODEL, World, ask
+from tests.unit.router.worlds import H100, L4, MI300X, MODEL, PROMISES, World, ask
 
 
 def share(world: World, worker: str, picks: int = 50) -> float:
@@ -25,6 +25,32 @@ def test_a_slowed_worker_loses_traffic_within_a_few_samples_and_regains_it_when_
     world.beat("a")
     world.beat("b")
     assert 0.2 < share(world, "a") < 0.8
+
+
+def test_a_worker_slowed_tenfold_gets_less_than_a_fifth_of_new_requests_half_a_second_later() -> None:
+    world = World()
+    workers = ("a", "b", "c", "d")
+    for worker in workers:
+        world.beat(worker)
+        world.fleet.linked(worker, True, world.now_s)
+    usual_s = world.decide().picked.tpot_s
+    until_s = world.now_s + 0.5
+    while world.now_s + 10 * usual_s <= until_s:  # what is known by then: the steps that have ended
+        world.now_s += 10 * usual_s
+        world.observe("a", slow=10.0)
+    assert share(world, "a", picks=200) < 0.2
+    assert [each.worker for each in world.fleet.slow(world.now_s)] == ["a"]
+    assert world.fleet.slow(world.now_s)[0].tpot_s[MODEL] > PROMISES.classes["interactive"].tpot_s
+
+
+def test_a_worker_that_was_slow_is_not_slow_for_ever() -> None:
+    world = World()
+    world.beat("a")
+    world.fleet.linked("a", True, world.now_s)
+    world.observe("a", slow=10.0, samples=10)
+    assert world.fleet.slow(world.now_s)
+    world.now_s += 10.0
+    assert not world.fleet.slow(world.now_s)
 
 
 def test_a_slowed_worker_that_nothing_is_observed_of_is_tried_again() -> None:
