@@ -86,6 +86,11 @@ bench-engines: ## Measure with vLLM's CPU build: unlike engines under one name, 
 	$(ENGINES_VENV)/bin/python -m bench.mixed_replay
 	$(ENGINES_VENV)/bin/python -m bench.worker_cpu
 
+.PHONY: chaos
+chaos: ## Break a mesh on purpose, FAULTS=60 times on the schedule of SEED=1, and check that nothing was lost; ARGS
+	$(SET_UP) $(EXTRAS)
+	@$(VENV)/bin/tokenworks chaos --faults $(or $(FAULTS),60) --seed $(or $(SEED),1) $(ARGS)
+
 .PHONY: compose-test
 compose-test: ## Build deploy/compose.yaml, start it, use it, restart it, tear it down
 	$(SET_UP) $(EXTRAS) dev

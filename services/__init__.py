@@ -57,6 +57,8 @@ Beneath: settings, a service's life, what accelerators and models are, errors, n
 Beside: `tokenworks up` starts all of it on one machine; `replay` plays recorded traffic into it and compares.
         services/cli/up_run.py  services/cli/supervisor.py
         services/cli/drive.py  services/twin/traces.py  services/cli/report.py
+And `tokenworks chaos` breaks a mesh on a seeded schedule while streams run, mends it, and holds it to its promises.
+        services/chaos/__init__.py  services/chaos/run.py  services/chaos/core/verdict.py
 
 Imports only go down: cli, twin, the services, mesh, tokenworks. A service imports mesh and itself, never another one.
 """

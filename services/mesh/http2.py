@@ -26,8 +26,8 @@ _STREAM_BYTES: Final = 16 << 10  # of one stream that its peer's window does not
 _WINDOW_BYTES: Final = 16 << 20
 _STREAM_WINDOW_BYTES: Final = 1 << 20
 _FRAME_BYTES: Final = 1 << 20
-_KEEPALIVE_S: Final = 20.0  # of silence, then a ping
-_PING_S: Final = 5.0  # to answer it
+_KEEPALIVE_S: Final = 4.0  # of silence, then a ping
+_PING_S: Final = 4.0  # to answer it
 _MOST_STREAMS: Final = 100_000
 _SETTINGS: Final = {
     ngh2.Setting.ENABLE_PUSH: 0,
