@@ -15,6 +15,7 @@ from services.cli import (
     plan,
     rebuild,
     replay,
+    runaway,
     simulate,
     top,
     up,
@@ -40,6 +41,7 @@ app.command("plan")(plan.plan)
 app.command("explain")(explain.explain)
 app.command("top")(top.top)
 app.command("budget")(budget.budget)
+app.command("runaway")(runaway.runaway)
 app.command("drain")(drain.drain)
 app.command("rebuild")(rebuild.rebuild)
 app.command("chaos")(chaos.chaos)

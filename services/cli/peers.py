@@ -50,6 +50,14 @@ class Peers:
         request = metering.AuditRequest()
         return await self._ask("meter", self._meter.Audit(request, timeout=DEADLINE_S, metadata=self._metadata))
 
+    async def runaways(self, tenant: str) -> metering.ListRunawaysResponse:
+        """What runs away; of all tenants where `tenant` is empty."""
+        request = metering.ListRunawaysRequest(tenant=tenant)
+        return await self._ask("meter", self._meter.ListRunaways(request, timeout=DEADLINE_S, metadata=self._metadata))
+
+    async def lift_runaway(self, request: metering.LiftRunawayRequest) -> metering.ListRunawaysResponse:
+        return await self._ask("meter", self._meter.LiftRunaway(request, timeout=DEADLINE_S, metadata=self._metadata))
+
     async def plan(self, model: str) -> planning.RoutingPlan:
         request = planning.GetPlanRequest(model=model)
         return await self._ask(

@@ -55,6 +55,7 @@ MESSAGES: Final[dict[type, type[Message]]] = {
     events.CreditRecalled: events_pb2.CreditRecalled,
     events.PriceBookOpened: events_pb2.PriceBookOpened,
     events.DriftFound: events_pb2.DriftFound,
+    events.RunawayFound: events_pb2.RunawayFound,
     events.WorkloadClass: planning_pb2.WorkloadClass,
     events.Share: planning_pb2.Share,
     events.TimingCoefficients: planning_pb2.TimingCoefficients,

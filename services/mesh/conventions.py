@@ -98,6 +98,9 @@ MISSING_EVENTS: Final = "tokenworks.meter.missing_events"  # gaps in publishers'
 DRIFT: Final = "tokenworks.meter.drift"  # {finding} of the audit that stands, by tokenworks.drift.kind
 DRIFT_REPAIRED: Final = "tokenworks.meter.drift.repaired"
 DRIFT_KIND: Final = "tokenworks.drift.kind"
+RUNAWAYS: Final = "tokenworks.runaways"  # {finding}, by the two below
+RUNAWAY_KIND: Final = "tokenworks.runaway.kind"
+RUNAWAY_GRADE: Final = "tokenworks.runaway.grade"
 REFUSED_ENTRIES: Final = "tokenworks.meter.refused_entries"
 AMOUNT: Final = "tokenworks.amount"
 # Metrics: the optimizer's; costs in US dollars per hour, by model

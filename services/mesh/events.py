@@ -30,6 +30,16 @@ class Outcome(StrEnum):
     ERROR = "error"
 
 
+class RunawayGrade(StrEnum):
+    """What is done about what runs away, each grade with what those before it do."""
+
+    NONE = "none"
+    NOTIFY = "notify"
+    SLOW = "slow"
+    CAP = "cap"
+    STOP = "stop"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hold:
     """Credit of one account (`credit.Account`) that is set aside for one request.
@@ -144,6 +154,7 @@ class RequestAdmitted:
     at_unix_ms: int
     price_book: str
     funding: tuple[Funding, ...] = ()
+    session_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -431,6 +442,40 @@ class DriftFound:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunawayFound:
+    """A tenant, workload, session or request runs away, or does so no more.
+
+    Attributes:
+        found_by: the meter or worker that found it.
+        scope: "tenant", "workload", "session" or "request"; `name` is its name, empty for a tenant.
+        kind: "velocity", "spend", "endless_agent" or "repetition".
+        grade: a `RunawayGrade`.
+        dry_run: nothing is done about it, only said.
+        observed, usual: in `unit`.
+        allowed_rps: requests per second that it keeps where it is slowed.
+        cap_tokens: what its answers may have where they are capped.
+        evidence: in words.
+        until_unix_ms: it holds until then, where nothing newer is said.
+    """
+
+    found_by: str
+    tenant: str
+    scope: str
+    name: str
+    kind: str
+    grade: str
+    dry_run: bool
+    observed: float
+    usual: float
+    unit: str
+    allowed_rps: float
+    cap_tokens: int
+    evidence: str
+    at_unix_ms: int
+    until_unix_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkloadClass:
     """Requests of one SLO class whose prompts and answers fall into one bucket; `_to` 0 means no end."""
 
@@ -653,4 +698,5 @@ Event = (
     | PriceBookOpened
     | RoutingPlan
     | DriftFound
+    | RunawayFound
 )

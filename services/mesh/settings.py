@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from services.mesh.errors import SettingInvalid
+from services.mesh.events import RunawayGrade
 
 Port = Annotated[int, Field(ge=0, le=65_535)]
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
@@ -119,6 +120,23 @@ class MeterSettings(Section):
     database_url: str = ""  # empty: sqlite at <data_dir>/meter.db
     audit_every_s: Annotated[float, Field(gt=0, le=3600)] = 5.0  # between two passes of the reconciler
     audit_patience_s: Annotated[float, Field(gt=0, le=86_400)] = 60.0  # until what does not agree is not on its way
+
+
+class RunawaySettings(Section):
+    """When a workload, session, tenant or answer has run away, against its own history, and what is done."""
+
+    most: RunawayGrade = RunawayGrade.NOTIFY  # how far it may go; none: nothing is watched
+    dry_run: bool = False  # say what would be done, and do nothing
+    bucket_s: Annotated[float, Field(ge=0.1, le=3600)] = 10.0  # in which amounts are compared
+    ratio: Annotated[float, Field(gt=1)] = 5.0  # times its usual pace
+    least_tokens_per_minute: Annotated[float, Field(ge=0)] = 60_000  # a workload below this is never found
+    least_requests_per_minute: Annotated[float, Field(ge=0)] = 60  # a session, the same
+    least_usd_per_minute: Usd = Decimal("0.05")  # a workload or tenant, the same
+    agent_turns: Annotated[int, Field(ge=2)] = 100  # of one session, without a pause, its prompts only growing
+    agent_gap_s: Annotated[float, Field(gt=0)] = 15.0  # a pause longer than this is a person's
+    cap_tokens: Annotated[int, Field(ge=1)] = 512  # of a capped scope whose usual answers are not known
+    loop_tokens: Annotated[int, Field(ge=16, le=512)] = 192  # an answer's end repeats itself for so long
+    loop_repeats: Annotated[int, Field(ge=2, le=64)] = 6  # and so often
 
 
 class OptimizerSettings(Section):
@@ -254,6 +272,7 @@ class Settings(BaseSettings):
     worker: WorkerSettings = WorkerSettings()
     meter: MeterSettings = MeterSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
+    runaway: RunawaySettings = RunawaySettings()
     slo: SloSettings = SloSettings()
     prices: PriceBook = PriceBook()
     energy: EnergySettings = EnergySettings()

@@ -26,6 +26,7 @@ from services.mesh.events import (
     RequestFinished,
     RequestsAnswered,
     RoutingPlan,
+    RunawayFound,
     TokensGenerated,
     WorkerHeartbeat,
 )
@@ -95,6 +96,7 @@ STREAMS: Final = (
     Stream("TW_PRICES", ("tw.prices.*",), file=True, max_age_s=0, max_bytes=64 << 20, last_per_subject=True),
     Stream("TW_PLAN", ("tw.plan.*",), file=True, max_age_s=0, max_bytes=64 << 20, last_per_subject=True),
     Stream("TW_AUDIT", ("tw.audit.*",), file=True, max_age_s=30 * 86_400, max_bytes=64 << 20),
+    Stream("TW_RUNAWAY", ("tw.runaway.*.*.*",), file=True, max_age_s=86_400, max_bytes=64 << 20, last_per_subject=True),
     Stream("TW_DEAD", ("tw.dead.*",), file=True, max_age_s=30 * 86_400, max_bytes=64 << 20),
 )
 
@@ -265,6 +267,17 @@ AUDIT: Final = Channel(
     says="Books, witnesses or streams that do not agree, and what the meter did to make them agree again.",
 )
 
+RUNAWAY: Final = Channel(
+    name="runaway",
+    template="tw.runaway.{tenant}.{scope}.{name}",
+    event=RunawayFound,
+    stream="TW_RUNAWAY",
+    delivery=Delivery.LAST,
+    publishers=("meter", "worker"),
+    readers=("router", "worker", "meter"),
+    says="A tenant, workload, session or request runs away, with the evidence and what is done about it; or no more.",
+)
+
 CHANNELS: Final = (
     TOKENS,
     LATENCY,
@@ -282,6 +295,7 @@ CHANNELS: Final = (
     PRICES,
     PLAN,
     AUDIT,
+    RUNAWAY,
 )
 CONTROL_TEMPLATE: Final = "tw.control.{worker}"  # request/reply: Drain -> ControlAnswered
 GAPS_TEMPLATE: Final = "tw.gaps.{publisher}"  # request/reply: GapRequested -> GapAnswered

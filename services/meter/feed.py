@@ -30,6 +30,7 @@ from services.meter.bookkeeper import Booked, Bookkeeper, Settled
 from services.meter.catch_up import READS
 from services.meter.core.amounts import NOTHING
 from services.meter.core.marks import Source
+from services.meter.runaways import Runaways
 from services.meter.thread import WorkThreads
 from services.meter.watchers import Watchers
 
@@ -61,6 +62,7 @@ class Feed:
         writing: WorkThreads,
         announcer: Announcer,
         watchers: Watchers,
+        runaways: Runaways,
         telemetry: Telemetry,
         clock: Clock,
         on_lost_books: Callable[[BaseException], None],
@@ -70,6 +72,7 @@ class Feed:
         self._writing = writing
         self._announcer = announcer
         self._watchers = watchers
+        self._runaways = runaways
         self._telemetry = telemetry
         self._clock = clock
         self._on_lost_books = on_lost_books
@@ -132,6 +135,7 @@ class Feed:
         self._waiting[durable] = behind
         self._announcer.spend(booked.spent)
         self._watchers.add(booked.usage)
+        self._runaways.booked(booked.usage)
         self._count(durable, booked)
         for each in booked.settled:
             self._trace_settled(each, started_unix_ns)

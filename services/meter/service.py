@@ -5,6 +5,7 @@ the field, its value, and what would do.
 """
 
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any, Final
 
@@ -23,12 +24,14 @@ from services.meter.core.ledger import MS_PER_MINUTE
 from services.meter.core.requests import Request
 from services.meter.core.usage import MINUTES_BY_UNIT, Group, Grouping, grouping
 from services.meter.feed import Feed
+from services.meter.runaways import Runaways
 from services.meter.store.questions import Questions
 from services.meter.thread import WorkThreads
 from services.meter.watchers import Watchers
-from tokenworks.v1 import metering_pb2, metering_pb2_grpc
+from tokenworks.v1 import events_pb2, metering_pb2, metering_pb2_grpc
 
 SERVICE_NAME: Final = "tokenworks.v1.Meter"
+_SCOPES: Final = ("tenant", "workload", "session")
 _MAX_ROWS: Final = 100_000
 _MAX_TENANT: Final = 128
 _MAX_NUSD: Final = 2**63 - 1
@@ -49,6 +52,7 @@ class MeterService(metering_pb2_grpc.MeterServicer):
         announcer: Announcer,
         watchers: Watchers,
         audit: Audit,
+        runaways: Runaways,
         clock: Clock,
         secrets: Sequence[str],
     ) -> None:
@@ -60,6 +64,7 @@ class MeterService(metering_pb2_grpc.MeterServicer):
         self._announcer = announcer
         self._watchers = watchers
         self._audit = audit
+        self._runaways = runaways
         self._clock = clock
         self._secrets = secrets
 
@@ -134,6 +139,23 @@ class MeterService(metering_pb2_grpc.MeterServicer):
                 f" caught up ({self._feed.lag_events} events wait)"
             )
         return _bill(found)
+
+    async def ListRunaways(
+        self, request: metering_pb2.ListRunawaysRequest, context: Context
+    ) -> metering_pb2.ListRunawaysResponse:
+        require_mesh_secret(context, self._secrets)
+        found = [each for each in self._runaways.standing() if request.tenant in {"", each.tenant}]
+        return metering_pb2.ListRunawaysResponse(found=[events_pb2.RunawayFound(**asdict(each)) for each in found])
+
+    async def LiftRunaway(
+        self, request: metering_pb2.LiftRunawayRequest, context: Context
+    ) -> metering_pb2.ListRunawaysResponse:
+        """Answers with what is still in force."""
+        require_mesh_secret(context, self._secrets)
+        if request.scope not in _SCOPES:
+            raise InvalidRequest(f"scope = {request.scope!r} is none of: {', '.join(_SCOPES)}")
+        self._runaways.lift(_tenant(request.tenant), request.scope, request.name)
+        return await self.ListRunaways(metering_pb2.ListRunawaysRequest(tenant=request.tenant), context)
 
     async def Audit(self, request: metering_pb2.AuditRequest, context: Context) -> metering_pb2.AuditResponse:
         require_mesh_secret(context, self._secrets)

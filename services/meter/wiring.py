@@ -7,7 +7,7 @@ from functools import partial
 
 from services.mesh.bus import Bus
 from services.mesh.clock import Clock
-from services.mesh.events import PriceBookOpened
+from services.mesh.events import PriceBookOpened, RunawayGrade
 from services.mesh.footing import find_footing
 from services.mesh.httpd import HttpServer
 from services.mesh.lifecycle import Lifecycle, cancel_all
@@ -23,6 +23,7 @@ from services.meter.core.price_book import PriceBooks
 from services.meter.feed import Feed
 from services.meter.rates import rate_card
 from services.meter.reconciler import Reconciler
+from services.meter.runaways import Runaways
 from services.meter.service import SERVICE_NAME, MeterService
 from services.meter.store.audit import Audits
 from services.meter.store.database import Database
@@ -96,12 +97,14 @@ async def wire(
 
     announcer = Announcer(accounts, bus, clock)
     watchers = Watchers()
+    runaways = Runaways(meter_id, settings.runaway, bus, clock, telemetry)
     feed = Feed(
         bus=bus,
         bookkeeper=bookkeeper,
         writing=writing,
         announcer=announcer,
         watchers=watchers,
+        runaways=runaways,
         telemetry=telemetry,
         clock=clock,
         on_lost_books=life.end,
@@ -124,6 +127,8 @@ async def wire(
         life.spawn(feed.run(), "feed"),
         life.spawn(reconciler.run(), "reconciler"),
     ]
+    if settings.runaway.most is not RunawayGrade.NONE:
+        tasks.append(life.spawn(runaways.run(), "runaways"))
 
     async def stop_feed() -> None:
         await cancel_all(tasks)
@@ -140,6 +145,7 @@ async def wire(
         announcer=announcer,
         watchers=watchers,
         audit=audit,
+        runaways=runaways,
         clock=clock,
         secrets=settings.secrets,
     )

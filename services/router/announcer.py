@@ -49,6 +49,7 @@ class Announcer:
                 plan=relay.record.plan,
                 at_unix_ms=relay.admitted_unix_ms,
                 price_book=self._price_book,
+                session_id=asked.session_id,
             ),
             traceparent=relay.traceparent,
         )

@@ -110,6 +110,8 @@ class Direct:
             request.request_id = uuid7(self._clock.unix_ms(), self._rng.getrandbits(74))
         if not request.slo_class:
             request.slo_class = self._default_slo_class
+        if self._dispatcher.restraints:
+            self._dispatcher.cap(request, tenant)
         asked = asked_of(request, tenant)
         try:
             before = self._admit(asked, request)
@@ -201,6 +203,8 @@ class Direct:
             answered=not asked.resume_from and records.was_answered(asked.request_id),
             outbox_slots=float("inf"),  # its worker speaks for it
             credit=self._dispatcher.credit,
+            restraints=None if asked.resume_from else self._dispatcher.restraints,
+            now_s=self._clock.monotonic_s(),
         )
         # What there is of it is at the client, which is checked above.
         check(replace(asked, resume_from=0) if asked.resume_from else asked, situation)

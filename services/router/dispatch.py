@@ -39,6 +39,7 @@ from services.router.core.ids import uuid7
 from services.router.core.policy import Decision
 from services.router.core.records import DecisionRecords
 from services.router.core.request import Asked
+from services.router.core.restraints import Restraints
 from services.router.core.resumes import check_resumed
 from services.router.core.scores import Ask
 from services.router.measures import Measures
@@ -65,6 +66,7 @@ class Dispatcher:
     Attributes:
         credit: the last word on each tenant that has a budget; the feed writes it.
         records: of recent decisions.
+        restraints: what runs away and is held back; the feed writes it.
         draining: no new requests are let in.
     """
 
@@ -84,6 +86,7 @@ class Dispatcher:
     ) -> None:
         self.credit: dict[str, CreditChanged] = {}
         self.records = DecisionRecords(settings.decision_records)
+        self.restraints = Restraints()
         self.draining = False
         self._settings = settings
         self._fleet = fleet
@@ -126,6 +129,8 @@ class Dispatcher:
             request.request_id = uuid7(self._clock.unix_ms(), self._rng.getrandbits(74))
         if not request.slo_class:
             request.slo_class = self._default_slo_class
+        if self.restraints:
+            self.cap(request, tenant)
         asked = asked_of(request, tenant)
         try:
             self._check(asked, request)
@@ -143,6 +148,13 @@ class Dispatcher:
         self._place(relay, ask, decision)
         asyncio.get_running_loop().call_later(_ANNOUNCE_AFTER_S, self._announce, relay)
         return relay
+
+    def cap(self, request: wire.GenerateRequest, tenant: str) -> None:
+        """Shortens the answer that is asked for, where its scope runs away."""
+        now_s = self._clock.monotonic_s()
+        cap_tokens = self.restraints.cap_tokens(tenant, request.workload, request.session_id, now_s)
+        if cap_tokens and (not request.sampling.max_tokens or request.sampling.max_tokens > cap_tokens):
+            request.sampling.max_tokens = cap_tokens
 
     def close(self, relay: Relay) -> None:
         """The client is done with the relay, or gone. Ends what still runs of it; again changes nothing."""
@@ -369,6 +381,8 @@ class Dispatcher:
             answered=self.records.was_answered(asked.request_id),
             outbox_slots=self._announcer.outbox_slots,
             credit=self.credit,
+            restraints=None if asked.resume_from else self.restraints,
+            now_s=self._clock.monotonic_s(),
         )
 
 

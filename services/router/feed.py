@@ -1,9 +1,16 @@
-"""What the router hears: heartbeats, step samples, plans, prefix caches, credit; folded into its view as they come."""
+"""What the router hears: beats, steps, plans, prefix caches, credit, runaways; folded into its view as they come."""
 
 from services.mesh.bus import Bus, Delivered
 from services.mesh.clock import Clock
-from services.mesh.events import CreditChanged, LatencyObserved, PrefixesChanged, RoutingPlan, WorkerHeartbeat
-from services.mesh.subjects import CREDIT, FLEET, LATENCY, PLAN, PREFIXES
+from services.mesh.events import (
+    CreditChanged,
+    LatencyObserved,
+    PrefixesChanged,
+    RoutingPlan,
+    RunawayFound,
+    WorkerHeartbeat,
+)
+from services.mesh.subjects import CREDIT, FLEET, LATENCY, PLAN, PREFIXES, RUNAWAY
 from services.router.core.fleet import Fleet
 from services.router.dispatch import Dispatcher
 from services.router.sessions import Sessions
@@ -20,7 +27,7 @@ class Feed:
         self._clock = clock
 
     async def watch(self) -> None:
-        await self._bus.watch([FLEET, LATENCY, PLAN, PREFIXES, CREDIT], self._fold)
+        await self._bus.watch([FLEET, LATENCY, PLAN, PREFIXES, CREDIT, RUNAWAY], self._fold)
 
     async def _fold(self, delivered: Delivered) -> None:
         event, now_s = delivered.event, self._clock.monotonic_s()
@@ -39,3 +46,5 @@ class Feed:
                 last = self._dispatcher.credit.get(event.tenant)
                 if last is None or last.at_unix_ms <= event.at_unix_ms:
                     self._dispatcher.credit[event.tenant] = event
+            case RunawayFound():
+                self._dispatcher.restraints.fold(event, now_s)

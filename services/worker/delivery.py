@@ -48,6 +48,7 @@ class Delivery:
         self.outcome = ""
         self.price_nusd = 0
         self._identity = identity
+        self._session_id = request.session_id
         self._outgoing = outgoing
         self._opened_s = opened_s
         self._resumed_ttft_s = _plausible(request.resumed_ttft_s) if claims.resume_from else 0.0
@@ -126,6 +127,7 @@ class Delivery:
             plan=claims.plan,
             at_unix_ms=claims.admitted_unix_ms,
             price_book=claims.price_book,
+            session_id=self._session_id,
         )
 
     def finished_event(self, now_s: float, now_unix_ms: int) -> RequestFinished:

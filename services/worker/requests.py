@@ -30,6 +30,7 @@ class Order:
 
     tenant: str
     workload: str
+    session_id: str
     slo_class: str
     traceparent: str
     plan: str
@@ -42,6 +43,7 @@ def relayed(opened: pb.OpenStream, sequence: int, context_tokens: int) -> Order:
     return Order(
         tenant=opened.tenant,
         workload=request.workload,
+        session_id=request.session_id,
         slo_class=request.slo_class,
         traceparent=opened.traceparent,
         plan=opened.plan,
@@ -78,6 +80,7 @@ def direct(
     return Order(
         tenant=claims.tenant,
         workload=claims.workload,
+        session_id=request.session_id,
         slo_class=claims.slo_class,
         traceparent=traceparent,
         plan=claims.plan,

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from opentelemetry.trace import Span
 
 from services.mesh.errors import TokenworksError
-from services.mesh.events import RequestLatency
+from services.mesh.events import RequestLatency, RunawayGrade
 from services.worker.account import Account
+from services.worker.core.repetition import Repetition
 from services.worker.identity import Identity
 from services.worker.outgoing import Outgoing
 from services.worker.requests import Order
@@ -22,6 +23,8 @@ class Stream:
         outgoing: where its tokens go; None from when nobody listens any more.
         next_index: index of the token that comes next.
         first_s, newest_s, worst_gap_s: when its tokens came, as the engine's steps were reported.
+        repetition: watches whether it goes in circles; None where nobody wants to know.
+        runaway: what was said of that.
         cancelled: why, as the last chunk says; empty while nobody has cancelled it.
     """
 
@@ -32,6 +35,8 @@ class Stream:
     span: Span | None
     opened_s: float
     next_index: int
+    repetition: Repetition | None = None
+    runaway: RunawayGrade = RunawayGrade.NONE
     first_s: float | None = None
     newest_s: float = 0.0
     worst_gap_s: float = 0.0

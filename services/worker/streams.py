@@ -26,7 +26,7 @@ from services.mesh.errors import (
     WorkerLost,
     from_reason,
 )
-from services.mesh.events import Outcome
+from services.mesh.events import Outcome, RunawayFound
 from services.mesh.telemetry import traceparent_of
 from services.worker.account import Account
 from services.worker.engine import EngineInfo, FinishReason, SequenceOutput, StepOutput
@@ -37,6 +37,7 @@ from services.worker.outgoing import Outgoing
 from services.worker.prefixes import Prefixes
 from services.worker.reporter import Reporter
 from services.worker.requests import Order
+from services.worker.runaways import Runaways
 from services.worker.stream import Stream
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ class Streams:
         instruments: Instruments,
         bus: Bus,
         prefixes: Prefixes,
+        runaways: Runaways,
     ) -> None:
         """`bus`: where the reporter's events go; while it takes no more, no request is taken."""
         self.refusal: TokenworksError | None = NoWorker(f"worker {identity.worker!r} is starting")
@@ -77,6 +79,7 @@ class Streams:
         self._instruments = instruments
         self._bus = bus
         self._prefixes = prefixes
+        self._runaways = runaways
         self._sequences = count(1)
         self._streams: dict[int, Stream] = {}
         self._by_request: dict[str, Stream] = {}  # those that nobody has cancelled
@@ -120,6 +123,7 @@ class Streams:
             span=span,
             opened_s=now_s,
             next_index=request.resume_from,
+            repetition=self._runaways.watched(order),
             account=Account(
                 request_id=request.request_id,
                 tenant=order.tenant,
@@ -158,6 +162,13 @@ class Streams:
         stream.cancelled = reason
         self._forget_request(stream)
         self._engine.cancel(stream.order.engine.sequence)
+
+    def end_runaways(self, found: RunawayFound) -> int:
+        """Ends the streams of what the mesh has stopped; how many those were."""
+        ended = [each for each in self._by_request.values() if _falls_under(each.order, found)]
+        for stream in ended:
+            self.cancel(stream, Outcome.RUNAWAY)
+        return len(ended)
 
     def abandon(self, stream: Stream, error: TokenworksError | None = None) -> None:
         """Nobody listens any more, or nobody should: the reader gets `error` now, and the sequence is cancelled."""
@@ -198,6 +209,7 @@ class Streams:
         """Takes what the engine's steps made; called by the engine."""
         now_s = self._clock.monotonic_s()
         touched: set[Outgoing] = set()
+        circling: list[Stream] = []
         for step in steps:
             self._reporter.step(step, now_s)
             for output in step.outputs:
@@ -231,12 +243,18 @@ class Streams:
                     elif now_s - stream.newest_s > stream.worst_gap_s:
                         stream.worst_gap_s = now_s - stream.newest_s
                     stream.newest_s = now_s
+                    repetition = stream.repetition
+                    if repetition is not None and repetition.add(output.token_ids, output.text) and repetition.loop:
+                        circling.append(stream)
                 if output.finish is not None:
                     if outgoing is not None:
                         touched.add(outgoing)
                     self._finish(stream, output, len(step.outputs), now_s)
         for outgoing in touched:
             outgoing.wake()
+        for stream in circling:
+            if not stream.ended and self._runaways.found(stream):
+                self.cancel(stream, Outcome.RUNAWAY)
 
     def _finish(self, stream: Stream, output: SequenceOutput, batch: int, now_s: float) -> None:
         """The engine has said its last word about the sequence."""
@@ -314,3 +332,10 @@ class Streams:
         except TimeoutError:
             return False
         return True
+
+
+def _falls_under(order: Order, found: RunawayFound) -> bool:
+    """Whether a request is of the tenant, workload or session that was found."""
+    if order.tenant != found.tenant:
+        return False
+    return found.scope == "tenant" or found.name == (order.workload if found.scope == "workload" else order.session_id)

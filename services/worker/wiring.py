@@ -36,6 +36,7 @@ from services.worker.identity import identity_of
 from services.worker.instruments import Instruments
 from services.worker.prefixes import Prefixes
 from services.worker.reporter import Reporter
+from services.worker.runaways import Runaways
 from services.worker.service import SESSION_METHOD, WorkerService
 from services.worker.streams import Streams
 from tokenworks.v1 import inference_pb2_grpc as pb_grpc
@@ -89,8 +90,16 @@ async def wire(
     bus, telemetry = footing.bus, footing.telemetry
     reporter = Reporter(identity, bus, clock, telemetry)
     instruments = Instruments(identity, telemetry)
+    runaways = Runaways(settings.runaway, identity, bus, clock)
     streams = Streams(
-        identity, engine, clock=clock, reporter=reporter, instruments=instruments, bus=bus, prefixes=prefixes
+        identity,
+        engine,
+        clock=clock,
+        reporter=reporter,
+        instruments=instruments,
+        bus=bus,
+        prefixes=prefixes,
+        runaways=runaways,
     )
     verifier = PlacementVerifier(worker.id, identity.epoch, settings.secrets)
     deliveries = Deliveries(identity, streams, verifier, bus, clock)
@@ -133,6 +142,7 @@ async def wire(
     talking.append(life.spawn(heartbeat.run(), "heartbeats"))
     talking.append(life.spawn(reporter.run(), "reports"))
     talking.append(life.spawn(prefixes.run(bus), "prefixes"))
+    talking.append(life.spawn(runaways.watch(streams.end_runaways), "runaways"))
     talking.append(life.spawn(deliveries.run(), "placements used"))
 
     async def engine_changed(state: WorkerState) -> None:

@@ -23,8 +23,8 @@ from services.mesh.events import (
 from services.mesh.lifecycle import Lifecycle
 from services.mesh.memory_bus import MemoryBroker
 from services.mesh.rpc import MESH_SECRET
-from services.mesh.settings import MeshSettings, NatsSettings, WorkerSettings, load_settings
-from services.mesh.subjects import FLEET, LATENCY, TOKENS
+from services.mesh.settings import MeshSettings, NatsSettings, RunawaySettings, WorkerSettings, load_settings
+from services.mesh.subjects import FLEET, LATENCY, RUNAWAY, TOKENS
 from services.mesh.telemetry import Telemetry, start_telemetry
 from services.worker.engine import Engine
 from services.worker.service import ROUTER_METADATA
@@ -207,6 +207,7 @@ async def running_worker(
     secret: str = "",
     grace_s: float = 5.0,
     through: Callable[[Bus], Bus] = lambda bus: bus,
+    runaway: RunawaySettings | None = None,
     **settings: Any,
 ) -> AsyncIterator[Worker]:
     """A worker on free ports; `settings` are the worker's.
@@ -217,6 +218,7 @@ async def running_worker(
     loaded = load_settings(
         mesh=MeshSettings(data_dir=folder, secret=secret, drain_grace_s=grace_s),
         nats=NatsSettings(outbox_events=64),
+        runaway=runaway or RunawaySettings(),
         worker=WorkerSettings(
             **{
                 "id": "h100-0",
@@ -237,7 +239,7 @@ async def running_worker(
     async def keep(message: Delivered) -> None:
         events.append(message.event)
 
-    watching = asyncio.create_task(buses[1].watch((TOKENS, LATENCY, FLEET), keep))
+    watching = asyncio.create_task(buses[1].watch((TOKENS, LATENCY, FLEET, RUNAWAY), keep))
     telemetry = telemetry or start_telemetry("worker", "h100-0")
     running = await wire(life, loaded, bus=through(buses[0]), telemetry=telemetry, make_engine=make_engine)
     await life.set_ready()

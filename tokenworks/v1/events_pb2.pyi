@@ -135,7 +135,7 @@ class StepSample(_message.Message):
     def __init__(self, prefill_tokens: _Optional[int] = ..., decode_sequences: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., step_s: _Optional[float] = ..., attended_tokens: _Optional[int] = ...) -> None: ...
 
 class RequestAdmitted(_message.Message):
-    __slots__ = ("request_id", "router", "tenant", "workload", "model", "slo_class", "prompt_tokens", "max_tokens", "worker", "pool", "plan", "at_unix_ms", "price_book", "funding")
+    __slots__ = ("request_id", "router", "tenant", "workload", "model", "slo_class", "prompt_tokens", "max_tokens", "worker", "pool", "plan", "at_unix_ms", "price_book", "funding", "session_id")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ROUTER_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
@@ -150,6 +150,7 @@ class RequestAdmitted(_message.Message):
     AT_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
     PRICE_BOOK_FIELD_NUMBER: _ClassVar[int]
     FUNDING_FIELD_NUMBER: _ClassVar[int]
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     router: str
     tenant: str
@@ -164,7 +165,8 @@ class RequestAdmitted(_message.Message):
     at_unix_ms: int
     price_book: str
     funding: _containers.RepeatedCompositeFieldContainer[Funding]
-    def __init__(self, request_id: _Optional[str] = ..., router: _Optional[str] = ..., tenant: _Optional[str] = ..., workload: _Optional[str] = ..., model: _Optional[str] = ..., slo_class: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., worker: _Optional[str] = ..., pool: _Optional[str] = ..., plan: _Optional[str] = ..., at_unix_ms: _Optional[int] = ..., price_book: _Optional[str] = ..., funding: _Optional[_Iterable[_Union[Funding, _Mapping]]] = ...) -> None: ...
+    session_id: str
+    def __init__(self, request_id: _Optional[str] = ..., router: _Optional[str] = ..., tenant: _Optional[str] = ..., workload: _Optional[str] = ..., model: _Optional[str] = ..., slo_class: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., worker: _Optional[str] = ..., pool: _Optional[str] = ..., plan: _Optional[str] = ..., at_unix_ms: _Optional[int] = ..., price_book: _Optional[str] = ..., funding: _Optional[_Iterable[_Union[Funding, _Mapping]]] = ..., session_id: _Optional[str] = ...) -> None: ...
 
 class RequestFinished(_message.Message):
     __slots__ = ("request_id", "router", "tenant", "workload", "model", "slo_class", "worker", "pool", "accelerator", "delivered_from", "delivered_count", "prompt_tokens", "cached_prompt_tokens", "outcome", "ttft_s", "tpot_s", "e2e_s", "slo_met", "trace_id", "at_unix_ms", "admitted_unix_ms", "price_book", "plan", "funding")
@@ -599,6 +601,40 @@ class DriftFound(_message.Message):
     done: str
     at_unix_ms: int
     def __init__(self, meter: _Optional[str] = ..., kind: _Optional[str] = ..., subject: _Optional[str] = ..., tenant: _Optional[str] = ..., expected: _Optional[int] = ..., found: _Optional[int] = ..., what: _Optional[str] = ..., repaired: bool = ..., done: _Optional[str] = ..., at_unix_ms: _Optional[int] = ...) -> None: ...
+
+class RunawayFound(_message.Message):
+    __slots__ = ("found_by", "tenant", "scope", "name", "kind", "grade", "dry_run", "observed", "usual", "unit", "allowed_rps", "cap_tokens", "evidence", "at_unix_ms", "until_unix_ms")
+    FOUND_BY_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    SCOPE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    GRADE_FIELD_NUMBER: _ClassVar[int]
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    OBSERVED_FIELD_NUMBER: _ClassVar[int]
+    USUAL_FIELD_NUMBER: _ClassVar[int]
+    UNIT_FIELD_NUMBER: _ClassVar[int]
+    ALLOWED_RPS_FIELD_NUMBER: _ClassVar[int]
+    CAP_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_FIELD_NUMBER: _ClassVar[int]
+    AT_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    found_by: str
+    tenant: str
+    scope: str
+    name: str
+    kind: str
+    grade: str
+    dry_run: bool
+    observed: float
+    usual: float
+    unit: str
+    allowed_rps: float
+    cap_tokens: int
+    evidence: str
+    at_unix_ms: int
+    until_unix_ms: int
+    def __init__(self, found_by: _Optional[str] = ..., tenant: _Optional[str] = ..., scope: _Optional[str] = ..., name: _Optional[str] = ..., kind: _Optional[str] = ..., grade: _Optional[str] = ..., dry_run: bool = ..., observed: _Optional[float] = ..., usual: _Optional[float] = ..., unit: _Optional[str] = ..., allowed_rps: _Optional[float] = ..., cap_tokens: _Optional[int] = ..., evidence: _Optional[str] = ..., at_unix_ms: _Optional[int] = ..., until_unix_ms: _Optional[int] = ...) -> None: ...
 
 class GapRequested(_message.Message):
     __slots__ = ("publisher", "epoch", "sequences")

@@ -22,55 +22,62 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from tokenworks.v1 import events_pb2 as tokenworks_dot_v1_dot_events__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ctokenworks/v1/metering.proto\x12\rtokenworks.v1\"\x0e\n\x0c\x41uditRequest\"\x99\x01\n\x05\x44rift\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x10\n\x08\x65xpected\x18\x04 \x01(\x03\x12\r\n\x05\x66ound\x18\x05 \x01(\x03\x12\x0c\n\x04what\x18\x06 \x01(\t\x12\x10\n\x08repaired\x18\x07 \x01(\x08\x12\x0c\n\x04\x64one\x18\x08 \x01(\t\x12\x12\n\nat_unix_ms\x18\t \x01(\x03\"\x9b\x02\n\rAuditResponse\x12&\n\x08standing\x18\x01 \x03(\x0b\x32\x14.tokenworks.v1.Drift\x12&\n\x08repaired\x18\x02 \x03(\x0b\x32\x14.tokenworks.v1.Drift\x12\x18\n\x10requests_checked\x18\x03 \x01(\x04\x12\x0e\n\x06rounds\x18\x04 \x01(\x04\x12\x1b\n\x13round_ended_unix_ms\x18\x05 \x01(\x03\x12\x18\n\x10generated_tokens\x18\x06 \x01(\x04\x12\x18\n\x10\x64\x65livered_tokens\x18\x07 \x01(\x04\x12\x16\n\x0emissing_events\x18\x08 \x01(\x04\x12\x13\n\x0blost_events\x18\t \x01(\x04\x12\x12\n\nlag_events\x18\n \x01(\x04\",\n\x0bUsageFilter\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x0e\n\x06values\x18\x02 \x03(\t\"z\n\x0fGetUsageRequest\x12\x14\n\x0c\x66rom_unix_ms\x18\x01 \x01(\x03\x12\x12\n\nto_unix_ms\x18\x02 \x01(\x03\x12\x10\n\x08group_by\x18\x03 \x03(\t\x12+\n\x07\x66ilters\x18\x04 \x03(\x0b\x32\x1a.tokenworks.v1.UsageFilter\"\x97\x01\n\x08UsageKey\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x10\n\x08workload\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\x04 \x01(\t\x12\x0e\n\x06worker\x18\x05 \x01(\t\x12\x0c\n\x04pool\x18\x06 \x01(\t\x12\x11\n\tslo_class\x18\x07 \x01(\t\x12\x14\n\x0c\x66rom_unix_ms\x18\x08 \x01(\x03\"\xe7\x02\n\x08UsageRow\x12$\n\x03key\x18\x01 \x01(\x0b\x32\x17.tokenworks.v1.UsageKey\x12\x10\n\x08requests\x18\x02 \x01(\x04\x12\x15\n\rprompt_tokens\x18\x03 \x01(\x04\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x04 \x01(\x04\x12\x18\n\x10generated_tokens\x18\x05 \x01(\x04\x12\x18\n\x10\x64\x65livered_tokens\x18\x06 \x01(\x04\x12\x12\n\nprice_nusd\x18\x07 \x01(\x03\x12\x15\n\ruse_cost_nusd\x18\x08 \x01(\x03\x12\x18\n\x10\x65nergy_cost_nusd\x18\t \x01(\x03\x12\x11\n\tdevice_ns\x18\n \x01(\x04\x12\x11\n\tenergy_uj\x18\x0b \x01(\x04\x12\x19\n\x11\x66inished_requests\x18\x0c \x01(\x04\x12\x18\n\x10slo_met_requests\x18\r \x01(\x04\x12\x1a\n\x12measured_energy_uj\x18\x0e \x01(\x04\"u\n\x10GetUsageResponse\x12%\n\x04rows\x18\x01 \x03(\x0b\x32\x17.tokenworks.v1.UsageRow\x12&\n\x05total\x18\x02 \x01(\x0b\x32\x17.tokenworks.v1.UsageRow\x12\x12\n\nlag_events\x18\x03 \x01(\x04\"d\n\x11WatchUsageRequest\x12\x10\n\x08group_by\x18\x01 \x03(\t\x12+\n\x07\x66ilters\x18\x02 \x03(\x0b\x32\x1a.tokenworks.v1.UsageFilter\x12\x10\n\x08\x65very_ms\x18\x03 \x01(\r\"G\n\nUsageDelta\x12%\n\x04rows\x18\x01 \x03(\x0b\x32\x17.tokenworks.v1.UsageRow\x12\x12\n\nat_unix_ms\x18\x02 \x01(\x03\"\xcb\x01\n\x10SetBudgetRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x12\n\nlimit_nusd\x18\x02 \x01(\x03\x12\x11\n\tunlimited\x18\x03 \x01(\x08\x12\x0c\n\x04unit\x18\x04 \x01(\t\x12\r\n\x05scope\x18\x05 \x01(\t\x12\x0f\n\x07subject\x18\x06 \x01(\t\x12\x0e\n\x06period\x18\x07 \x01(\t\x12\r\n\x05limit\x18\x08 \x01(\x03\x12\x0c\n\x04soft\x18\t \x01(\x08\x12\x17\n\x0fnotify_percents\x18\n \x03(\r\x12\x0c\n\x04lift\x18\x0b \x01(\x08\"$\n\x12ListBudgetsRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\"B\n\x13ListBudgetsResponse\x12+\n\x07\x62udgets\x18\x01 \x03(\x0b\x32\x1a.tokenworks.v1.BudgetState\"\xd1\x01\n\x0b\x42udgetState\x12\x0e\n\x06\x62udget\x18\x01 \x01(\r\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\r\n\x05scope\x18\x03 \x01(\t\x12\x0f\n\x07subject\x18\x04 \x01(\t\x12\x0c\n\x04unit\x18\x05 \x01(\t\x12\x0e\n\x06period\x18\x06 \x01(\t\x12\r\n\x05limit\x18\x07 \x01(\x03\x12\x0c\n\x04soft\x18\x08 \x01(\x08\x12\x17\n\x0fnotify_percents\x18\t \x03(\r\x12.\n\x08\x61\x63\x63ounts\x18\n \x03(\x0b\x32\x1c.tokenworks.v1.BudgetAccount\"z\n\rBudgetAccount\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x14\n\x0c\x66rom_unix_ms\x18\x02 \x01(\x03\x12\x12\n\nto_unix_ms\x18\x03 \x01(\x03\x12\r\n\x05spent\x18\x04 \x01(\x03\x12\x0c\n\x04held\x18\x05 \x01(\x03\x12\x11\n\tremaining\x18\x06 \x01(\x03\"\"\n\x10GetBudgetRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\"\xa9\x01\n\x06\x42udget\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x12\n\nlimit_nusd\x18\x02 \x01(\x03\x12\x11\n\tunlimited\x18\x03 \x01(\x08\x12\x12\n\nspent_nusd\x18\x04 \x01(\x03\x12\x16\n\x0eremaining_nusd\x18\x05 \x01(\x03\x12\x11\n\texhausted\x18\x06 \x01(\x08\x12)\n\x05state\x18\x07 \x01(\x0b\x32\x1a.tokenworks.v1.BudgetState\"\'\n\x11GetRequestRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\xd6\x01\n\x0b\x42illSegment\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\x02 \x01(\t\x12\x0c\n\x04pool\x18\x03 \x01(\t\x12\x12\n\nfrom_index\x18\x04 \x01(\r\x12\r\n\x05\x63ount\x18\x05 \x01(\r\x12\x11\n\tdevice_ns\x18\x06 \x01(\x04\x12\x11\n\tenergy_uj\x18\x07 \x01(\x04\x12\x15\n\ruse_cost_nusd\x18\x08 \x01(\x03\x12\x18\n\x10\x65nergy_cost_nusd\x18\t \x01(\x03\x12\x1a\n\x12measured_energy_uj\x18\n \x01(\x04\"\x83\x04\n\x0bRequestBill\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x10\n\x08workload\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x11\n\tslo_class\x18\x05 \x01(\t\x12\x0f\n\x07outcome\x18\x06 \x01(\t\x12\x15\n\rprompt_tokens\x18\x07 \x01(\x04\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x08 \x01(\x04\x12\x18\n\x10generated_tokens\x18\t \x01(\x04\x12\x18\n\x10\x64\x65livered_tokens\x18\n \x01(\x04\x12\x12\n\nprice_nusd\x18\x0b \x01(\x03\x12\x15\n\ruse_cost_nusd\x18\x0c \x01(\x03\x12\x18\n\x10\x65nergy_cost_nusd\x18\r \x01(\x03\x12\x13\n\x0bmargin_nusd\x18\x0e \x01(\x03\x12,\n\x08segments\x18\x0f \x03(\x0b\x32\x1a.tokenworks.v1.BillSegment\x12\x12\n\nprice_book\x18\x10 \x01(\t\x12\x10\n\x08trace_id\x18\x11 \x01(\t\x12\x14\n\x07slo_met\x18\x12 \x01(\x08H\x00\x88\x01\x01\x12\x0e\n\x06ttft_s\x18\x13 \x01(\x01\x12\x0e\n\x06tpot_s\x18\x14 \x01(\x01\x12\x18\n\x10\x61\x64mitted_unix_ms\x18\x15 \x01(\x03\x12\x18\n\x10\x66inished_unix_ms\x18\x16 \x01(\x03\x42\n\n\x08_slo_met2\x91\x04\n\x05Meter\x12K\n\x08GetUsage\x12\x1e.tokenworks.v1.GetUsageRequest\x1a\x1f.tokenworks.v1.GetUsageResponse\x12K\n\nWatchUsage\x12 .tokenworks.v1.WatchUsageRequest\x1a\x19.tokenworks.v1.UsageDelta0\x01\x12\x43\n\tSetBudget\x12\x1f.tokenworks.v1.SetBudgetRequest\x1a\x15.tokenworks.v1.Budget\x12\x43\n\tGetBudget\x12\x1f.tokenworks.v1.GetBudgetRequest\x1a\x15.tokenworks.v1.Budget\x12T\n\x0bListBudgets\x12!.tokenworks.v1.ListBudgetsRequest\x1a\".tokenworks.v1.ListBudgetsResponse\x12J\n\nGetRequest\x12 .tokenworks.v1.GetRequestRequest\x1a\x1a.tokenworks.v1.RequestBill\x12\x42\n\x05\x41udit\x12\x1b.tokenworks.v1.AuditRequest\x1a\x1c.tokenworks.v1.AuditResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ctokenworks/v1/metering.proto\x12\rtokenworks.v1\x1a\x1atokenworks/v1/events.proto\"%\n\x13ListRunawaysRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\"B\n\x14ListRunawaysResponse\x12*\n\x05\x66ound\x18\x01 \x03(\x0b\x32\x1b.tokenworks.v1.RunawayFound\"A\n\x12LiftRunawayRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\r\n\x05scope\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\"\x0e\n\x0c\x41uditRequest\"\x99\x01\n\x05\x44rift\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x10\n\x08\x65xpected\x18\x04 \x01(\x03\x12\r\n\x05\x66ound\x18\x05 \x01(\x03\x12\x0c\n\x04what\x18\x06 \x01(\t\x12\x10\n\x08repaired\x18\x07 \x01(\x08\x12\x0c\n\x04\x64one\x18\x08 \x01(\t\x12\x12\n\nat_unix_ms\x18\t \x01(\x03\"\x9b\x02\n\rAuditResponse\x12&\n\x08standing\x18\x01 \x03(\x0b\x32\x14.tokenworks.v1.Drift\x12&\n\x08repaired\x18\x02 \x03(\x0b\x32\x14.tokenworks.v1.Drift\x12\x18\n\x10requests_checked\x18\x03 \x01(\x04\x12\x0e\n\x06rounds\x18\x04 \x01(\x04\x12\x1b\n\x13round_ended_unix_ms\x18\x05 \x01(\x03\x12\x18\n\x10generated_tokens\x18\x06 \x01(\x04\x12\x18\n\x10\x64\x65livered_tokens\x18\x07 \x01(\x04\x12\x16\n\x0emissing_events\x18\x08 \x01(\x04\x12\x13\n\x0blost_events\x18\t \x01(\x04\x12\x12\n\nlag_events\x18\n \x01(\x04\",\n\x0bUsageFilter\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x0e\n\x06values\x18\x02 \x03(\t\"z\n\x0fGetUsageRequest\x12\x14\n\x0c\x66rom_unix_ms\x18\x01 \x01(\x03\x12\x12\n\nto_unix_ms\x18\x02 \x01(\x03\x12\x10\n\x08group_by\x18\x03 \x03(\t\x12+\n\x07\x66ilters\x18\x04 \x03(\x0b\x32\x1a.tokenworks.v1.UsageFilter\"\x97\x01\n\x08UsageKey\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x10\n\x08workload\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\x04 \x01(\t\x12\x0e\n\x06worker\x18\x05 \x01(\t\x12\x0c\n\x04pool\x18\x06 \x01(\t\x12\x11\n\tslo_class\x18\x07 \x01(\t\x12\x14\n\x0c\x66rom_unix_ms\x18\x08 \x01(\x03\"\xe7\x02\n\x08UsageRow\x12$\n\x03key\x18\x01 \x01(\x0b\x32\x17.tokenworks.v1.UsageKey\x12\x10\n\x08requests\x18\x02 \x01(\x04\x12\x15\n\rprompt_tokens\x18\x03 \x01(\x04\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x04 \x01(\x04\x12\x18\n\x10generated_tokens\x18\x05 \x01(\x04\x12\x18\n\x10\x64\x65livered_tokens\x18\x06 \x01(\x04\x12\x12\n\nprice_nusd\x18\x07 \x01(\x03\x12\x15\n\ruse_cost_nusd\x18\x08 \x01(\x03\x12\x18\n\x10\x65nergy_cost_nusd\x18\t \x01(\x03\x12\x11\n\tdevice_ns\x18\n \x01(\x04\x12\x11\n\tenergy_uj\x18\x0b \x01(\x04\x12\x19\n\x11\x66inished_requests\x18\x0c \x01(\x04\x12\x18\n\x10slo_met_requests\x18\r \x01(\x04\x12\x1a\n\x12measured_energy_uj\x18\x0e \x01(\x04\"u\n\x10GetUsageResponse\x12%\n\x04rows\x18\x01 \x03(\x0b\x32\x17.tokenworks.v1.UsageRow\x12&\n\x05total\x18\x02 \x01(\x0b\x32\x17.tokenworks.v1.UsageRow\x12\x12\n\nlag_events\x18\x03 \x01(\x04\"d\n\x11WatchUsageRequest\x12\x10\n\x08group_by\x18\x01 \x03(\t\x12+\n\x07\x66ilters\x18\x02 \x03(\x0b\x32\x1a.tokenworks.v1.UsageFilter\x12\x10\n\x08\x65very_ms\x18\x03 \x01(\r\"G\n\nUsageDelta\x12%\n\x04rows\x18\x01 \x03(\x0b\x32\x17.tokenworks.v1.UsageRow\x12\x12\n\nat_unix_ms\x18\x02 \x01(\x03\"\xcb\x01\n\x10SetBudgetRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x12\n\nlimit_nusd\x18\x02 \x01(\x03\x12\x11\n\tunlimited\x18\x03 \x01(\x08\x12\x0c\n\x04unit\x18\x04 \x01(\t\x12\r\n\x05scope\x18\x05 \x01(\t\x12\x0f\n\x07subject\x18\x06 \x01(\t\x12\x0e\n\x06period\x18\x07 \x01(\t\x12\r\n\x05limit\x18\x08 \x01(\x03\x12\x0c\n\x04soft\x18\t \x01(\x08\x12\x17\n\x0fnotify_percents\x18\n \x03(\r\x12\x0c\n\x04lift\x18\x0b \x01(\x08\"$\n\x12ListBudgetsRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\"B\n\x13ListBudgetsResponse\x12+\n\x07\x62udgets\x18\x01 \x03(\x0b\x32\x1a.tokenworks.v1.BudgetState\"\xd1\x01\n\x0b\x42udgetState\x12\x0e\n\x06\x62udget\x18\x01 \x01(\r\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\r\n\x05scope\x18\x03 \x01(\t\x12\x0f\n\x07subject\x18\x04 \x01(\t\x12\x0c\n\x04unit\x18\x05 \x01(\t\x12\x0e\n\x06period\x18\x06 \x01(\t\x12\r\n\x05limit\x18\x07 \x01(\x03\x12\x0c\n\x04soft\x18\x08 \x01(\x08\x12\x17\n\x0fnotify_percents\x18\t \x03(\r\x12.\n\x08\x61\x63\x63ounts\x18\n \x03(\x0b\x32\x1c.tokenworks.v1.BudgetAccount\"z\n\rBudgetAccount\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x14\n\x0c\x66rom_unix_ms\x18\x02 \x01(\x03\x12\x12\n\nto_unix_ms\x18\x03 \x01(\x03\x12\r\n\x05spent\x18\x04 \x01(\x03\x12\x0c\n\x04held\x18\x05 \x01(\x03\x12\x11\n\tremaining\x18\x06 \x01(\x03\"\"\n\x10GetBudgetRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\"\xa9\x01\n\x06\x42udget\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x12\n\nlimit_nusd\x18\x02 \x01(\x03\x12\x11\n\tunlimited\x18\x03 \x01(\x08\x12\x12\n\nspent_nusd\x18\x04 \x01(\x03\x12\x16\n\x0eremaining_nusd\x18\x05 \x01(\x03\x12\x11\n\texhausted\x18\x06 \x01(\x08\x12)\n\x05state\x18\x07 \x01(\x0b\x32\x1a.tokenworks.v1.BudgetState\"\'\n\x11GetRequestRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\xd6\x01\n\x0b\x42illSegment\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\x02 \x01(\t\x12\x0c\n\x04pool\x18\x03 \x01(\t\x12\x12\n\nfrom_index\x18\x04 \x01(\r\x12\r\n\x05\x63ount\x18\x05 \x01(\r\x12\x11\n\tdevice_ns\x18\x06 \x01(\x04\x12\x11\n\tenergy_uj\x18\x07 \x01(\x04\x12\x15\n\ruse_cost_nusd\x18\x08 \x01(\x03\x12\x18\n\x10\x65nergy_cost_nusd\x18\t \x01(\x03\x12\x1a\n\x12measured_energy_uj\x18\n \x01(\x04\"\x83\x04\n\x0bRequestBill\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x10\n\x08workload\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x11\n\tslo_class\x18\x05 \x01(\t\x12\x0f\n\x07outcome\x18\x06 \x01(\t\x12\x15\n\rprompt_tokens\x18\x07 \x01(\x04\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x08 \x01(\x04\x12\x18\n\x10generated_tokens\x18\t \x01(\x04\x12\x18\n\x10\x64\x65livered_tokens\x18\n \x01(\x04\x12\x12\n\nprice_nusd\x18\x0b \x01(\x03\x12\x15\n\ruse_cost_nusd\x18\x0c \x01(\x03\x12\x18\n\x10\x65nergy_cost_nusd\x18\r \x01(\x03\x12\x13\n\x0bmargin_nusd\x18\x0e \x01(\x03\x12,\n\x08segments\x18\x0f \x03(\x0b\x32\x1a.tokenworks.v1.BillSegment\x12\x12\n\nprice_book\x18\x10 \x01(\t\x12\x10\n\x08trace_id\x18\x11 \x01(\t\x12\x14\n\x07slo_met\x18\x12 \x01(\x08H\x00\x88\x01\x01\x12\x0e\n\x06ttft_s\x18\x13 \x01(\x01\x12\x0e\n\x06tpot_s\x18\x14 \x01(\x01\x12\x18\n\x10\x61\x64mitted_unix_ms\x18\x15 \x01(\x03\x12\x18\n\x10\x66inished_unix_ms\x18\x16 \x01(\x03\x42\n\n\x08_slo_met2\xc1\x05\n\x05Meter\x12K\n\x08GetUsage\x12\x1e.tokenworks.v1.GetUsageRequest\x1a\x1f.tokenworks.v1.GetUsageResponse\x12K\n\nWatchUsage\x12 .tokenworks.v1.WatchUsageRequest\x1a\x19.tokenworks.v1.UsageDelta0\x01\x12\x43\n\tSetBudget\x12\x1f.tokenworks.v1.SetBudgetRequest\x1a\x15.tokenworks.v1.Budget\x12\x43\n\tGetBudget\x12\x1f.tokenworks.v1.GetBudgetRequest\x1a\x15.tokenworks.v1.Budget\x12T\n\x0bListBudgets\x12!.tokenworks.v1.ListBudgetsRequest\x1a\".tokenworks.v1.ListBudgetsResponse\x12J\n\nGetRequest\x12 .tokenworks.v1.GetRequestRequest\x1a\x1a.tokenworks.v1.RequestBill\x12\x42\n\x05\x41udit\x12\x1b.tokenworks.v1.AuditRequest\x1a\x1c.tokenworks.v1.AuditResponse\x12W\n\x0cListRunaways\x12\".tokenworks.v1.ListRunawaysRequest\x1a#.tokenworks.v1.ListRunawaysResponse\x12U\n\x0bLiftRunaway\x12!.tokenworks.v1.LiftRunawayRequest\x1a#.tokenworks.v1.ListRunawaysResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tokenworks.v1.metering_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_AUDITREQUEST']._serialized_start=47
-  _globals['_AUDITREQUEST']._serialized_end=61
-  _globals['_DRIFT']._serialized_start=64
-  _globals['_DRIFT']._serialized_end=217
-  _globals['_AUDITRESPONSE']._serialized_start=220
-  _globals['_AUDITRESPONSE']._serialized_end=503
-  _globals['_USAGEFILTER']._serialized_start=505
-  _globals['_USAGEFILTER']._serialized_end=549
-  _globals['_GETUSAGEREQUEST']._serialized_start=551
-  _globals['_GETUSAGEREQUEST']._serialized_end=673
-  _globals['_USAGEKEY']._serialized_start=676
-  _globals['_USAGEKEY']._serialized_end=827
-  _globals['_USAGEROW']._serialized_start=830
-  _globals['_USAGEROW']._serialized_end=1189
-  _globals['_GETUSAGERESPONSE']._serialized_start=1191
-  _globals['_GETUSAGERESPONSE']._serialized_end=1308
-  _globals['_WATCHUSAGEREQUEST']._serialized_start=1310
-  _globals['_WATCHUSAGEREQUEST']._serialized_end=1410
-  _globals['_USAGEDELTA']._serialized_start=1412
-  _globals['_USAGEDELTA']._serialized_end=1483
-  _globals['_SETBUDGETREQUEST']._serialized_start=1486
-  _globals['_SETBUDGETREQUEST']._serialized_end=1689
-  _globals['_LISTBUDGETSREQUEST']._serialized_start=1691
-  _globals['_LISTBUDGETSREQUEST']._serialized_end=1727
-  _globals['_LISTBUDGETSRESPONSE']._serialized_start=1729
-  _globals['_LISTBUDGETSRESPONSE']._serialized_end=1795
-  _globals['_BUDGETSTATE']._serialized_start=1798
-  _globals['_BUDGETSTATE']._serialized_end=2007
-  _globals['_BUDGETACCOUNT']._serialized_start=2009
-  _globals['_BUDGETACCOUNT']._serialized_end=2131
-  _globals['_GETBUDGETREQUEST']._serialized_start=2133
-  _globals['_GETBUDGETREQUEST']._serialized_end=2167
-  _globals['_BUDGET']._serialized_start=2170
-  _globals['_BUDGET']._serialized_end=2339
-  _globals['_GETREQUESTREQUEST']._serialized_start=2341
-  _globals['_GETREQUESTREQUEST']._serialized_end=2380
-  _globals['_BILLSEGMENT']._serialized_start=2383
-  _globals['_BILLSEGMENT']._serialized_end=2597
-  _globals['_REQUESTBILL']._serialized_start=2600
-  _globals['_REQUESTBILL']._serialized_end=3115
-  _globals['_METER']._serialized_start=3118
-  _globals['_METER']._serialized_end=3647
+  _globals['_LISTRUNAWAYSREQUEST']._serialized_start=75
+  _globals['_LISTRUNAWAYSREQUEST']._serialized_end=112
+  _globals['_LISTRUNAWAYSRESPONSE']._serialized_start=114
+  _globals['_LISTRUNAWAYSRESPONSE']._serialized_end=180
+  _globals['_LIFTRUNAWAYREQUEST']._serialized_start=182
+  _globals['_LIFTRUNAWAYREQUEST']._serialized_end=247
+  _globals['_AUDITREQUEST']._serialized_start=249
+  _globals['_AUDITREQUEST']._serialized_end=263
+  _globals['_DRIFT']._serialized_start=266
+  _globals['_DRIFT']._serialized_end=419
+  _globals['_AUDITRESPONSE']._serialized_start=422
+  _globals['_AUDITRESPONSE']._serialized_end=705
+  _globals['_USAGEFILTER']._serialized_start=707
+  _globals['_USAGEFILTER']._serialized_end=751
+  _globals['_GETUSAGEREQUEST']._serialized_start=753
+  _globals['_GETUSAGEREQUEST']._serialized_end=875
+  _globals['_USAGEKEY']._serialized_start=878
+  _globals['_USAGEKEY']._serialized_end=1029
+  _globals['_USAGEROW']._serialized_start=1032
+  _globals['_USAGEROW']._serialized_end=1391
+  _globals['_GETUSAGERESPONSE']._serialized_start=1393
+  _globals['_GETUSAGERESPONSE']._serialized_end=1510
+  _globals['_WATCHUSAGEREQUEST']._serialized_start=1512
+  _globals['_WATCHUSAGEREQUEST']._serialized_end=1612
+  _globals['_USAGEDELTA']._serialized_start=1614
+  _globals['_USAGEDELTA']._serialized_end=1685
+  _globals['_SETBUDGETREQUEST']._serialized_start=1688
+  _globals['_SETBUDGETREQUEST']._serialized_end=1891
+  _globals['_LISTBUDGETSREQUEST']._serialized_start=1893
+  _globals['_LISTBUDGETSREQUEST']._serialized_end=1929
+  _globals['_LISTBUDGETSRESPONSE']._serialized_start=1931
+  _globals['_LISTBUDGETSRESPONSE']._serialized_end=1997
+  _globals['_BUDGETSTATE']._serialized_start=2000
+  _globals['_BUDGETSTATE']._serialized_end=2209
+  _globals['_BUDGETACCOUNT']._serialized_start=2211
+  _globals['_BUDGETACCOUNT']._serialized_end=2333
+  _globals['_GETBUDGETREQUEST']._serialized_start=2335
+  _globals['_GETBUDGETREQUEST']._serialized_end=2369
+  _globals['_BUDGET']._serialized_start=2372
+  _globals['_BUDGET']._serialized_end=2541
+  _globals['_GETREQUESTREQUEST']._serialized_start=2543
+  _globals['_GETREQUESTREQUEST']._serialized_end=2582
+  _globals['_BILLSEGMENT']._serialized_start=2585
+  _globals['_BILLSEGMENT']._serialized_end=2799
+  _globals['_REQUESTBILL']._serialized_start=2802
+  _globals['_REQUESTBILL']._serialized_end=3317
+  _globals['_METER']._serialized_start=3320
+  _globals['_METER']._serialized_end=4025
 # @@protoc_insertion_point(module_scope)

@@ -71,6 +71,16 @@ class MeterStub(object):
                 request_serializer=tokenworks_dot_v1_dot_metering__pb2.AuditRequest.SerializeToString,
                 response_deserializer=tokenworks_dot_v1_dot_metering__pb2.AuditResponse.FromString,
                 _registered_method=True)
+        self.ListRunaways = channel.unary_unary(
+                '/tokenworks.v1.Meter/ListRunaways',
+                request_serializer=tokenworks_dot_v1_dot_metering__pb2.ListRunawaysRequest.SerializeToString,
+                response_deserializer=tokenworks_dot_v1_dot_metering__pb2.ListRunawaysResponse.FromString,
+                _registered_method=True)
+        self.LiftRunaway = channel.unary_unary(
+                '/tokenworks.v1.Meter/LiftRunaway',
+                request_serializer=tokenworks_dot_v1_dot_metering__pb2.LiftRunawayRequest.SerializeToString,
+                response_deserializer=tokenworks_dot_v1_dot_metering__pb2.ListRunawaysResponse.FromString,
+                _registered_method=True)
 
 
 class MeterServicer(object):
@@ -124,6 +134,20 @@ class MeterServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListRunaways(self, request, context):
+        """What runs away: tenants, workloads and sessions that something is in force for, and answers that went in circles.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LiftRunaway(self, request, context):
+        """An operator says that this is as it should be.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MeterServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -161,6 +185,16 @@ def add_MeterServicer_to_server(servicer, server):
                     servicer.Audit,
                     request_deserializer=tokenworks_dot_v1_dot_metering__pb2.AuditRequest.FromString,
                     response_serializer=tokenworks_dot_v1_dot_metering__pb2.AuditResponse.SerializeToString,
+            ),
+            'ListRunaways': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRunaways,
+                    request_deserializer=tokenworks_dot_v1_dot_metering__pb2.ListRunawaysRequest.FromString,
+                    response_serializer=tokenworks_dot_v1_dot_metering__pb2.ListRunawaysResponse.SerializeToString,
+            ),
+            'LiftRunaway': grpc.unary_unary_rpc_method_handler(
+                    servicer.LiftRunaway,
+                    request_deserializer=tokenworks_dot_v1_dot_metering__pb2.LiftRunawayRequest.FromString,
+                    response_serializer=tokenworks_dot_v1_dot_metering__pb2.ListRunawaysResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -354,6 +388,60 @@ class Meter(object):
             '/tokenworks.v1.Meter/Audit',
             tokenworks_dot_v1_dot_metering__pb2.AuditRequest.SerializeToString,
             tokenworks_dot_v1_dot_metering__pb2.AuditResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRunaways(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tokenworks.v1.Meter/ListRunaways',
+            tokenworks_dot_v1_dot_metering__pb2.ListRunawaysRequest.SerializeToString,
+            tokenworks_dot_v1_dot_metering__pb2.ListRunawaysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LiftRunaway(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tokenworks.v1.Meter/LiftRunaway',
+            tokenworks_dot_v1_dot_metering__pb2.LiftRunawayRequest.SerializeToString,
+            tokenworks_dot_v1_dot_metering__pb2.ListRunawaysResponse.FromString,
             options,
             channel_credentials,
             insecure,

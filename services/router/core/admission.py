@@ -23,6 +23,7 @@ from services.mesh.errors import (
 )
 from services.mesh.events import CreditChanged
 from services.router.core.request import Asked, PromptKind, SamplingValues
+from services.router.core.restraints import Restraints
 
 _ROLES: Final = ("system", "user", "assistant", "tool")
 _MOST_STOPS: Final = 16
@@ -40,6 +41,7 @@ class Situation:
         runs, answered: a request with this id runs, or ended after its client had got tokens.
         outbox_slots: events that can still be published while the bus is away; each request needs one in reserve.
         credit: the last word on each tenant that has a budget.
+        restraints: of what runs away; None for a request that goes on.
     """
 
     draining: bool
@@ -52,6 +54,8 @@ class Situation:
     answered: bool
     outbox_slots: float
     credit: Mapping[str, CreditChanged]
+    restraints: Restraints | None
+    now_s: float
 
 
 def check(asked: Asked, situation: Situation) -> None:
@@ -60,6 +64,7 @@ def check(asked: Asked, situation: Situation) -> None:
     Raises:
         InvalidRequest, InvalidSampling, UnknownModel, UnknownSloClass, ResumeRefused, DuplicateRequest: the request.
         CreditExhausted: the tenant.
+        RunawayStopped: the tenant, workload or session.
         QueueFull, OutboxFull, NoWorker: the mesh, for now.
     """
     if situation.draining:
@@ -89,6 +94,8 @@ def check(asked: Asked, situation: Situation) -> None:
         )
     if situation.outbox_slots <= situation.in_flight + 1:
         raise OutboxFull("events wait for the bus and there is no room for another request's; try again")
+    if situation.restraints:
+        situation.restraints.check(asked, situation.now_s)
 
 
 def check_sampling(sampling: SamplingValues) -> None:

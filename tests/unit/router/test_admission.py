@@ -43,6 +43,8 @@ QUIET: Final = Situation(
     answered=False,
     outbox_slots=4096.0,
     credit={},
+    restraints=None,
+    now_s=0.0,
 )
 ASKED: Final = Asked(
     request_id="r1",

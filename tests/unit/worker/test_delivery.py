@@ -61,7 +61,15 @@ class Delivered:
             tenant="acme",
             resume_from=resume_from,
         )
-        order = Order(tenant="acme", workload="chat", slo_class="standard", traceparent="", plan="m:1", engine=engine)
+        order = Order(
+            tenant="acme",
+            workload="chat",
+            session_id="",
+            slo_class="standard",
+            traceparent="",
+            plan="m:1",
+            engine=engine,
+        )
         account = Account(
             request_id="r-1",
             tenant="acme",
