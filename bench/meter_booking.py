@@ -23,7 +23,7 @@ from pathlib import Path
 from bench.record import hardware
 from services.mesh.bus import Delivered, EventId
 from services.mesh.events import Event, RequestAdmitted, RequestFinished, TokenEntry, TokensGenerated
-from services.mesh.settings import PriceBook
+from services.mesh.price_book import PriceBook
 from services.mesh.subjects import channel_of, subject_of
 from services.meter.bookkeeper import Bookkeeper
 from services.meter.core.costs import RateCard

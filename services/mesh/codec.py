@@ -54,6 +54,7 @@ MESSAGES: Final[dict[type, type[Message]]] = {
     events.BudgetReached: events_pb2.BudgetReached,
     events.CreditRecalled: events_pb2.CreditRecalled,
     events.PriceBookOpened: events_pb2.PriceBookOpened,
+    events.PricesRerated: events_pb2.PricesRerated,
     events.DriftFound: events_pb2.DriftFound,
     events.RunawayFound: events_pb2.RunawayFound,
     events.WorkloadClass: planning_pb2.WorkloadClass,

@@ -413,11 +413,28 @@ class CreditRecalled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PriceBookOpened:
-    """A price book is in force; `body_json` is `settings.PriceBook` as JSON. A label's prices never change."""
+    """A price book is in force from `first_unix_ms` on; `body_json` is a `price_book.PriceBook`. A label's prices never
+    change.
+
+    Attributes:
+        recorded_unix_ms: when it was told; 0: when it came into force.
+    """
 
     label: str
     body_json: str
     first_unix_ms: int
+    recorded_unix_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PricesRerated:
+    """What was admitted from `from_unix_ms` on, and before `to_unix_ms` (0: no end), is priced by the books as they
+    were known at `recorded_unix_ms`."""
+
+    rerating: str
+    from_unix_ms: int
+    to_unix_ms: int
+    recorded_unix_ms: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -696,6 +713,7 @@ Event = (
     | BudgetReached
     | CreditRecalled
     | PriceBookOpened
+    | PricesRerated
     | RoutingPlan
     | DriftFound
     | RunawayFound

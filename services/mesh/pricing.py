@@ -1,17 +1,19 @@
 """What tokens cost the tenant: router and meter price by the same function, so a stream's Finish and its bill agree.
 
-In: the price book of the settings, and a request's model, tenant and SLO class. Out: the rates in force for it, and the
-price of its tokens in nano-dollars. Pure.
+In: a price book, and a request's model, tenant and SLO class. Out: the rates in force for it, and the price of its
+tokens in nano-dollars. Pure.
 
 A price is the sum of three parts (uncached input, cached input, output), each cumulative in its tokens (`money.py`):
 what is booked for a step is the difference between the price after it and before it.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from typing import Final
 
 from services.mesh.money import price_nusd, usd_to_nusd
-from services.mesh.settings import Price, PriceBook
+from services.mesh.price_book import PriceBook
+
+_KEPT: Final = 4096  # bounded: tenants and models come from outside
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,28 +40,26 @@ class Rates:
         )
 
 
-def _specificity(price: Price) -> tuple[int, bool, bool, bool]:
-    """Order of precedence: how many fields are named; of as many, tenant before model before class."""
-    named = (bool(price.tenant), bool(price.model), bool(price.slo_class))
-    return (sum(named), *named)
+class Pricing:
+    """A price book with its rates at hand."""
 
+    def __init__(self, book: PriceBook) -> None:
+        self.book = book
+        self.label = book.label
+        self._rates: dict[tuple[str, str, str], Rates] = {}
 
-@lru_cache(maxsize=4096)  # bounded: tenants and models come from outside
-def rates_for(book: PriceBook, model: str, tenant: str, slo_class: str) -> Rates:
-    """The rates of the most specific entry that matches; a book always has one that matches anything.
-
-    An empty field of an entry matches any value. More named fields win; of as many, tenant wins over model over class.
-    """
-    price = max(
-        (
-            each
-            for each in book.prices
-            if each.model in ("", model) and each.tenant in ("", tenant) and each.slo_class in ("", slo_class)
-        ),
-        key=_specificity,
-    )
-    return Rates(
-        input_nusd_per_mtok=usd_to_nusd(price.input_usd_per_mtok),
-        cached_input_nusd_per_mtok=usd_to_nusd(price.cached_input_usd_per_mtok),
-        output_nusd_per_mtok=usd_to_nusd(price.output_usd_per_mtok),
-    )
+    def rates(self, model: str, tenant: str, slo_class: str) -> Rates:
+        """The rates of the entry that prices such a request, of its first tier."""
+        key = (model, tenant, slo_class)
+        found = self._rates.get(key)
+        if found is None:
+            price = self.book.find(model, tenant, slo_class)
+            found = Rates(
+                input_nusd_per_mtok=usd_to_nusd(price.input_usd_per_mtok),
+                cached_input_nusd_per_mtok=usd_to_nusd(price.cached_input_usd_per_mtok),
+                output_nusd_per_mtok=usd_to_nusd(price.output_usd_per_mtok),
+            )
+            if len(self._rates) >= _KEPT:
+                self._rates.clear()
+            self._rates[key] = found
+        return found

@@ -10,21 +10,16 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
+from services.mesh.cost_settings import CostSettings, EnergySettings
 from services.mesh.errors import SettingInvalid
 from services.mesh.events import RunawayGrade
-
-Port = Annotated[int, Field(ge=0, le=65_535)]
-Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
-Usd = Annotated[Decimal, Field(ge=0, max_digits=18, decimal_places=9)]
+from services.mesh.price_book import PriceBook
+from services.mesh.section import Identifier, Port, Section, Usd
 
 ENGINES = ("auto", "simulated", "llamacpp", "vllm", "openai")
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class MeshSettings(Section):
@@ -158,60 +153,9 @@ class SloClass(Section):
     ttft_s_per_prompt_token: Annotated[float, Field(ge=0)] = 0.000125  # 1/8000
     miss_usd: Usd = Decimal("0.001")  # what a miss costs the house
     priority: int = 0  # lower is sooner
-
-
-class Price(Section):
-    """US dollars per million tokens; an empty model, tenant or class matches any, the most specific entry wins."""
-
-    model: str = ""
-    tenant: str = ""
-    slo_class: str = ""
-    input_usd_per_mtok: Usd
-    cached_input_usd_per_mtok: Usd
-    output_usd_per_mtok: Usd
-
-
-class PriceBook(Section):
-    name: Identifier = "list"
-    version: Annotated[int, Field(ge=1)] = 1
-    prices: tuple[Price, ...] = (
-        Price(
-            input_usd_per_mtok=Decimal("0.05"),
-            cached_input_usd_per_mtok=Decimal("0.025"),
-            output_usd_per_mtok=Decimal("0.10"),
-        ),
-        Price(
-            slo_class="interactive",
-            input_usd_per_mtok=Decimal("0.10"),
-            cached_input_usd_per_mtok=Decimal("0.05"),
-            output_usd_per_mtok=Decimal("0.20"),
-        ),
-        Price(
-            slo_class="batch",
-            input_usd_per_mtok=Decimal("0.025"),
-            cached_input_usd_per_mtok=Decimal("0.0125"),
-            output_usd_per_mtok=Decimal("0.05"),
-        ),
-    )
-
-    @field_validator("prices")
-    @classmethod
-    def _prices_everything_once(cls, prices: tuple[Price, ...]) -> tuple[Price, ...]:
-        named = [(each.model, each.tenant, each.slo_class) for each in prices]
-        if ("", "", "") not in named:
-            raise ValueError("one entry must name no model, tenant or slo_class: it prices what no other entry names")
-        twice = sorted({each for each in named if named.count(each) > 1})
-        if twice:
-            raise ValueError(f"two entries name the same (model, tenant, slo_class) {twice[0]}; remove one")
-        return prices
-
-    @property
-    def label(self) -> str:
-        return f"{self.name}@{self.version}"
-
-
-class EnergySettings(Section):
-    tariff_usd_per_kwh: Usd = Decimal("0.08")
+    # What a tenant is given back for a request whose promise was not kept, together at most its price.
+    credit_percent: Annotated[Decimal, Field(ge=0, le=100, decimal_places=4)] = Decimal(0)
+    credit_usd: Usd = Decimal(0)
 
 
 class FleetWorker(Section):
@@ -276,6 +220,7 @@ class Settings(BaseSettings):
     slo: SloSettings = SloSettings()
     prices: PriceBook = PriceBook()
     energy: EnergySettings = EnergySettings()
+    cost: CostSettings = CostSettings()
     fleet: FleetSettings = FleetSettings()
 
     @classmethod

@@ -22,6 +22,7 @@ from services.mesh.events import (
     PlacementsUsed,
     PrefixesChanged,
     PriceBookOpened,
+    PricesRerated,
     RequestAdmitted,
     RequestFinished,
     RequestsAnswered,
@@ -93,7 +94,9 @@ STREAMS: Final = (
     Stream("TW_CREDIT", ("tw.credit.*",), file=True, max_age_s=0, max_bytes=256 << 20, last_per_subject=True),
     Stream("TW_BUDGETS", ("tw.budgets.*",), file=True, max_age_s=0, max_bytes=256 << 20, last_per_subject=True),
     Stream("TW_REACHED", ("tw.reached.*",), file=True, max_age_s=30 * 86_400, max_bytes=64 << 20),
-    Stream("TW_PRICES", ("tw.prices.*",), file=True, max_age_s=0, max_bytes=64 << 20, last_per_subject=True),
+    Stream(
+        "TW_PRICES", ("tw.prices.*", "tw.rerated.*"), file=True, max_age_s=0, max_bytes=64 << 20, last_per_subject=True
+    ),
     Stream("TW_PLAN", ("tw.plan.*",), file=True, max_age_s=0, max_bytes=64 << 20, last_per_subject=True),
     Stream("TW_AUDIT", ("tw.audit.*",), file=True, max_age_s=30 * 86_400, max_bytes=64 << 20),
     Stream("TW_RUNAWAY", ("tw.runaway.*.*.*",), file=True, max_age_s=86_400, max_bytes=64 << 20, last_per_subject=True),
@@ -242,8 +245,18 @@ PRICES: Final = Channel(
     stream="TW_PRICES",
     delivery=Delivery.LAST,
     publishers=("meter",),
+    readers=("router", "meter"),
+    says="A price book and from when it is in force: routers price by it, and the books can be made again from it.",
+)
+RERATED: Final = Channel(
+    name="rerated",
+    template="tw.rerated.{rerating}",
+    event=PricesRerated,
+    stream="TW_PRICES",
+    delivery=Delivery.LAST,
+    publishers=("meter",),
     readers=("meter",),
-    says="A price book that is or was in force, so that the books can be made again from the streams alone.",
+    says="Requests of some time are priced by the books as they are known now, also those that were billed otherwise.",
 )
 PLAN: Final = Channel(
     name="plan",
@@ -293,6 +306,7 @@ CHANNELS: Final = (
     REACHED,
     RECALLS,
     PRICES,
+    RERATED,
     PLAN,
     AUDIT,
     RUNAWAY,

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from services.mesh.bus import Delivered
-from services.mesh.errors import SettingInvalid
+from services.mesh.errors import InvalidRequest, SettingInvalid
 from services.mesh.events import Event, RequestFinished, TokensGenerated
-from services.mesh.settings import PriceBook
+from services.mesh.price_book import PriceBook
+from services.mesh.price_calendar import OpenedBook, PriceCalendar, Rerating
 from services.mesh.subjects import FINISHED, STREAMS, TOKENS, Channel
 from services.meter.core.amounts import Amounts
 from services.meter.core.budgets import Credit
@@ -20,7 +21,6 @@ from services.meter.core.conservation import Audited
 from services.meter.core.costs import RateCard
 from services.meter.core.ledger import Entry, Ledger, keys_of
 from services.meter.core.marks import Marks, Source
-from services.meter.core.price_book import PriceBooks
 from services.meter.core.requests import Key, Request
 from services.meter.core.usage import UsageKey, roll_up, spent_by_tenant
 from services.meter.store.books import Books, Transaction
@@ -53,6 +53,14 @@ class Remade:
     spent_nusd: int = 0
     postponed: str = ""
     again: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rerated:
+    """The lines that new prices made of some requests, and what they come to, nano-dollars by tenant."""
+
+    entries: Sequence[Entry]
+    spent: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,24 +115,74 @@ class Bookkeeper:
     ) -> None:
         self._books = Books(database, writer)
         with self._books.transaction() as transaction:
-            past = {book.label: book for book, _ in transaction.price_books()}
-            known = past.get(price_book.label)
+            self.prices = PriceCalendar(price_book, transaction.price_books(), transaction.reratings())
+            known = next((each.book for each in self.prices.opened if each.book.label == price_book.label), None)
             if known is None:
-                transaction.add_price_book(price_book, now_unix_ms)
+                opened = OpenedBook(price_book, now_unix_ms, now_unix_ms)
+                transaction.add_price_book(opened)
+                self.prices.open(opened)
             elif known != price_book:
                 raise SettingInvalid(
                     f"prices.version = {price_book.version}: {price_book.label} is in the books with other prices, and"
                     " what was billed by them stays; raise prices.version with every change of prices"
                 )
             transaction.forget_marks(now_unix_ms - _MARKS_KEPT_MS)
-        self._ledger = Ledger(PriceBooks(price_book, past.values()), rate_card)
+        self._ledger = Ledger(self.prices, rate_card)
         self._marks: Marks | None = None
         self._lost_before = 0
 
-    def price_books(self) -> list[tuple[PriceBook, int]]:
-        """Every price book that was in force, and since when, milliseconds since 1970; oldest first."""
+    def open_prices(self, opened: OpenedBook) -> None:
+        """Stores a price book, and prices by it from when it is in force.
+
+        Raises:
+            InvalidRequest: its label has other prices, or is in force from another time.
+        """
+        known = next((each for each in self.prices.opened if each.book.label == opened.book.label), None)
+        if known is not None:
+            if known.book != opened.book or known.effective_unix_ms != opened.effective_unix_ms:
+                raise InvalidRequest(
+                    f"{opened.book.label} is in the books with other prices or from another time, and what was billed"
+                    " by it stays; give the book a higher version"
+                )
+            return
         with self._books.transaction() as transaction:
-            return transaction.price_books()
+            transaction.add_price_book(opened)
+        self.prices.open(opened)
+
+    def begin_rerating(self, rerating: Rerating) -> None:
+        """Stores that requests are priced again; `rerate` then does it, some at a time."""
+        with self._books.transaction() as transaction:
+            transaction.put_rerating(rerating, finished=False)
+        self.prices.rerate(rerating)
+
+    def end_rerating(self, rerating: Rerating) -> None:
+        with self._books.transaction() as transaction:
+            transaction.put_rerating(rerating, finished=True)
+
+    def unfinished_reratings(self) -> list[Rerating]:
+        """Those that a crash cut short."""
+        with self._books.transaction() as transaction:
+            return transaction.reratings(unfinished=True)
+
+    def rerate(self, keys: Sequence[Key], now_unix_ms: int) -> Rerated:
+        """Settles requests again, by new lines where their price has changed."""
+        try:
+            with self._books.transaction() as transaction:
+                ledger = self._ledger
+                ledger.adopt(transaction.requests(ledger.absent(keys)))
+                ledger.reprice(keys)
+                entries, touched = ledger.settle()
+                usage = roll_up(entries)
+                transaction.write(entries, usage, touched, (), now_unix_ms)
+        except BaseException:
+            self._ledger.forget()
+            raise
+        ledger.release(touched)
+        return Rerated(entries, spent_by_tenant(usage))
+
+    def under_way(self) -> list[tuple[str, int]]:
+        """SLO class and price so far, nano-dollars, of each request that runs as far as is known."""
+        return [(each.slo_class, each.booked.price_nusd) for each in self._ledger.under_way()]
 
     def credits(self) -> list[tuple[Credit, bool]]:
         """Every tenant's credit, and whether its budget was ever set."""

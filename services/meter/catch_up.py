@@ -81,10 +81,15 @@ async def restore_price_books(bus: Bus, database: Database, writer: str) -> Stan
 
     def store() -> None:
         with Books(database, writer).transaction() as transaction:
-            known = {book.label for book, _ in transaction.price_books()}
-            for book, first_unix_ms in standing.price_books:
-                if book.label not in known:
-                    transaction.add_price_book(book, first_unix_ms)
+            known = {each.book.label for each in transaction.price_books()}
+            for opened in standing.price_books:
+                if opened.book.label not in known:
+                    transaction.add_price_book(opened)
+            told = {each.rerating for each in transaction.reratings()}
+            for rerating in standing.reratings:
+                if rerating.rerating not in told:
+                    # What was booked before it is priced again, see `Reratings.resume`.
+                    transaction.put_rerating(rerating, finished=False)
 
     await asyncio.to_thread(store)
     return standing

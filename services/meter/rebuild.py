@@ -22,7 +22,8 @@ from services.mesh.bus import Bus, Delivered
 from services.mesh.clock import Clock, SystemClock
 from services.mesh.errors import SettingInvalid, TokenworksError
 from services.mesh.nats_bus import NatsBus
-from services.mesh.settings import PriceBook, Settings, load_settings
+from services.mesh.price_book import PriceBook
+from services.mesh.settings import Settings, load_settings
 from services.mesh.subjects import STREAMS
 from services.mesh.telemetry import start_telemetry
 from services.meter.bookkeeper import Bookkeeper
@@ -69,6 +70,8 @@ async def rebuild(bus: Bus, database: Database, prices: PriceBook, rates: RateCa
     events = 0
     for _, channels in READS:
         events += await bus.replay(channels, book, batch=2048)
+    for rerating in standing.reratings:  # every request was booked under it
+        await asyncio.to_thread(partial(keeper.end_rerating, rerating))
     return Rebuilt(events, booked, budgets, len(standing.price_books), refused, lost)
 
 

@@ -21,6 +21,7 @@ from services.mesh.bus import Bus, Delivered
 from services.mesh.clock import Clock
 from services.mesh.errors import BusUnavailable, OutboxFull, QueueFull
 from services.mesh.events import WorkerHeartbeat
+from services.mesh.price_calendar import PriceCalendar
 from services.mesh.pricing import Rates
 from services.mesh.settings import MeterSettings
 from services.mesh.subjects import FLEET, TOKENS
@@ -28,7 +29,6 @@ from services.meter.announcer import Announcer
 from services.meter.audit import Audit
 from services.meter.bookkeeper import Bookkeeper
 from services.meter.core.conservation import AT_ONCE, Audited, Counts, Finding, Kind, check, check_sums
-from services.meter.core.price_book import PriceBooks
 from services.meter.core.requests import Key
 from services.meter.feed import Feed
 from services.meter.gaps import Gaps
@@ -67,7 +67,7 @@ class Reconciler:
         audit: Audit,
         audits: Audits,
         bookkeeper: Bookkeeper,
-        price_books: PriceBooks,
+        prices: PriceCalendar,
         reading: WorkThreads,
         writing: WorkThreads,
         feed: Feed,
@@ -80,7 +80,7 @@ class Reconciler:
         self._audit = audit
         self._audits = audits
         self._bookkeeper = bookkeeper
-        self._price_books = price_books
+        self._prices = prices
         self._reading = reading
         self._writing = writing
         self._feed = feed
@@ -251,9 +251,7 @@ class Reconciler:
     def _rates(self, audited: Audited) -> Rates | None:
         """By the price book that its router named; None where none did, or one that is not known here."""
         request = audited.request
-        if request is None or not self._price_books.knows(request.price_book):
+        if request is None:
             return None
-        tenant = request.key[1]
-        return self._price_books.rates(
-            request.price_book, model=request.model, tenant=tenant, slo_class=request.slo_class
-        )
+        pricing = self._prices.pricing(self._prices.label_for(request.price_book, request.admitted_unix_ms))
+        return None if pricing is None else pricing.rates(request.model, request.key[1], request.slo_class)

@@ -1,48 +1,52 @@
-"""What stands in the streams: price books and budgets, for books that are made, or caught up, from the streams."""
+"""What stands in the streams: price books, re-ratings, budgets; for books that are made, or caught up, from there."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from services.mesh.bus import Bus, Delivered
 from services.mesh.errors import SettingInvalid
-from services.mesh.events import CreditChanged, PriceBookOpened
-from services.mesh.settings import PriceBook
-from services.mesh.subjects import CREDIT, PRICES
+from services.mesh.events import CreditChanged, PriceBookOpened, PricesRerated
+from services.mesh.price_calendar import OpenedBook, Rerating
+from services.mesh.subjects import CREDIT, PRICES, RERATED
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """`price_books`: each with when it was first in force, milliseconds since 1970, oldest first."""
+    """`price_books`: in the order in which they become effective."""
 
-    price_books: Sequence[tuple[PriceBook, int]]
+    price_books: Sequence[OpenedBook]
+    reratings: Sequence[Rerating]
     budgets: Sequence[CreditChanged]
 
 
 async def read_standing(bus: Bus) -> Standing:
-    """Reads both.
+    """Reads all of it.
 
     Raises:
         BusUnavailable: the connection was lost; start over.
         SettingInvalid: a price book in the stream cannot be read.
     """
     opened: dict[str, PriceBookOpened] = {}
+    reratings: dict[str, Rerating] = {}
     budgets: dict[str, CreditChanged] = {}
 
     async def note(messages: Sequence[Delivered]) -> None:
         for message in messages:
             if isinstance(message.event, PriceBookOpened):
                 opened[message.event.label] = message.event
+            elif isinstance(message.event, PricesRerated):
+                reratings[message.event.rerating] = Rerating.of(message.event)
             elif isinstance(message.event, CreditChanged):
                 budgets[message.event.tenant] = message.event
 
-    await bus.replay([PRICES], note)
+    await bus.replay([PRICES, RERATED], note)
     await bus.replay([CREDIT], note)
-    books = sorted(((_price_book(each), each.first_unix_ms) for each in opened.values()), key=lambda pair: pair[1])
-    return Standing(books, list(budgets.values()))
+    books = sorted((_opened(each) for each in opened.values()), key=lambda each: each.effective_unix_ms)
+    return Standing(books, list(reratings.values()), list(budgets.values()))
 
 
-def _price_book(event: PriceBookOpened) -> PriceBook:
+def _opened(event: PriceBookOpened) -> OpenedBook:
     try:
-        return PriceBook.model_validate_json(event.body_json)
+        return OpenedBook.of(event)
     except ValueError as error:
         raise SettingInvalid(f"the stream's price book {event.label!r} cannot be read: {error}") from error

@@ -7,7 +7,7 @@ from functools import partial
 
 from services.mesh.bus import Bus
 from services.mesh.clock import Clock
-from services.mesh.events import PriceBookOpened, RunawayGrade
+from services.mesh.events import RunawayGrade
 from services.mesh.footing import find_footing
 from services.mesh.httpd import HttpServer
 from services.mesh.lifecycle import Lifecycle, cancel_all
@@ -19,7 +19,6 @@ from services.meter.audit import Audit
 from services.meter.bookkeeper import Bookkeeper
 from services.meter.catch_up import booked_up_to, catch_up, find_behind, restore_budgets, restore_price_books
 from services.meter.core.budgets import Accounts
-from services.meter.core.price_book import PriceBooks
 from services.meter.feed import Feed
 from services.meter.rates import rate_card
 from services.meter.reconciler import Reconciler
@@ -91,9 +90,11 @@ async def wire(
     for credit, budgeted in await writing.run(bookkeeper.credits):
         accounts.restore(credit, budgeted=budgeted)
 
-    for book, first_unix_ms in await writing.run(bookkeeper.price_books):
-        body = book.model_dump_json()
-        bus.publish(PriceBookOpened(label=book.label, body_json=body, first_unix_ms=first_unix_ms))
+    prices = bookkeeper.prices
+    for opened in prices.opened:
+        bus.publish(opened.event)
+    for rerating in prices.reratings:
+        bus.publish(rerating.event)
 
     announcer = Announcer(accounts, bus, clock)
     watchers = Watchers()
@@ -114,7 +115,7 @@ async def wire(
         audit=audit,
         audits=Audits(database),
         bookkeeper=bookkeeper,
-        price_books=PriceBooks(settings.prices, [book for book, _ in await writing.run(bookkeeper.price_books)]),
+        prices=prices,
         reading=reading,
         writing=writing,
         feed=feed,

@@ -3,6 +3,7 @@
 from services.mesh.bus import Bus
 from services.mesh.clock import Clock
 from services.mesh.events import RequestAdmitted, RequestFinished
+from services.mesh.price_calendar import PriceCalendar
 from services.mesh.telemetry import trace_id_of
 from services.router.relay import Relay
 
@@ -12,15 +13,15 @@ class Announcer:
 
     Args:
         outbox_events: the bound of the bus's outbox, per channel.
-        price_book: label of the price book in force.
+        prices: which price book is in force when.
     """
 
-    def __init__(self, bus: Bus, clock: Clock, router: str, *, outbox_events: int, price_book: str) -> None:
+    def __init__(self, bus: Bus, clock: Clock, router: str, *, outbox_events: int, prices: PriceCalendar) -> None:
         self._bus = bus
         self._clock = clock
         self._router = router
         self._outbox_events = outbox_events
-        self._price_book = price_book
+        self._prices = prices
 
     @property
     def outbox_slots(self) -> float:
@@ -48,7 +49,7 @@ class Announcer:
                 pool=worker.pool,
                 plan=relay.record.plan,
                 at_unix_ms=relay.admitted_unix_ms,
-                price_book=self._price_book,
+                price_book=self._prices.at(relay.admitted_unix_ms).label,
                 session_id=asked.session_id,
             ),
             traceparent=relay.traceparent,
@@ -81,7 +82,7 @@ class Announcer:
                 trace_id=trace_id_of(relay.traceparent),
                 at_unix_ms=self._clock.unix_ms(),
                 admitted_unix_ms=relay.admitted_unix_ms,
-                price_book=self._price_book,
+                price_book=self._prices.at(relay.admitted_unix_ms).label,
                 plan=relay.record.plan,
             ),
             traceparent=relay.traceparent,

@@ -20,8 +20,8 @@ from services.mesh.clock import Clock
 from services.mesh.errors import DuplicateRequest, OutboxFull, QueueFull, TokenworksError, Unsupported
 from services.mesh.events import Outcome, PlacementEnded, PlacementsUsed, RequestFinished
 from services.mesh.placement import LEEWAY_MS, PlacementClaims, PlacementSigner
-from services.mesh.pricing import rates_for
-from services.mesh.settings import PriceBook, RouterSettings
+from services.mesh.price_calendar import PriceCalendar
+from services.mesh.settings import RouterSettings
 from services.mesh.subjects import PLACEMENTS
 from services.mesh.telemetry import trace_id_of
 from services.router.core.admission import Situation, check
@@ -49,7 +49,7 @@ class Direct:
 
     Args:
         signer: None where the mesh has no secret: then nothing is placed.
-        prices: the book in force, whose rates a placement carries.
+        prices: which book is in force when; a placement carries its rates.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Direct:
         bus: Bus,
         clock: Clock,
         rng: Random,
-        prices: PriceBook,
+        prices: PriceCalendar,
         default_slo_class: str,
     ) -> None:
         self._settings = settings
@@ -218,6 +218,7 @@ class Direct:
         self, signer: PlacementSigner, placement: OpenPlacement, ask: Ask, decision: Decision
     ) -> wire.Placement:
         asked, record, beat = placement.asked, placement.record, decision.worker.beat
+        pricing = self._prices.at(record.decided_unix_ms)
         expires_unix_ms = self._clock.unix_ms() + round(self._settings.placement_ttl_s * 1000)
         claims = PlacementClaims(
             id=f"{self._rng.getrandbits(96):024x}",
@@ -230,8 +231,8 @@ class Direct:
             slo_class=asked.slo_class,
             workload=asked.workload,
             plan=record.plan,
-            price_book=self._prices.label,
-            rates=rates_for(self._prices, asked.model, asked.tenant, asked.slo_class),
+            price_book=pricing.label,
+            rates=pricing.rates(asked.model, asked.tenant, asked.slo_class),
             admitted_unix_ms=record.decided_unix_ms,
             resume_from=asked.resume_from,
             funded_tokens=min(asked.sampling.max_tokens or beat.context_tokens, beat.context_tokens),
@@ -327,7 +328,7 @@ class Direct:
             trace_id=record.trace_id or trace_id_of(placement.traceparent),
             at_unix_ms=now_unix_ms,
             admitted_unix_ms=record.decided_unix_ms,
-            price_book=self._prices.label,
+            price_book=self._prices.at(record.decided_unix_ms).label,
             plan=record.plan,
         )
 

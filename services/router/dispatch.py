@@ -30,8 +30,8 @@ from services.mesh.errors import (
     WorkerLost,
 )
 from services.mesh.events import CreditChanged
-from services.mesh.pricing import rates_for
-from services.mesh.settings import PriceBook, RouterSettings
+from services.mesh.price_calendar import PriceCalendar
+from services.mesh.settings import RouterSettings
 from services.router.announcer import Announcer
 from services.router.core.admission import Situation, check
 from services.router.core.fleet import Fleet, Slow
@@ -81,7 +81,7 @@ class Dispatcher:
         measures: Measures,
         clock: Clock,
         rng: Random,
-        prices: PriceBook,
+        prices: PriceCalendar,
         default_slo_class: str,
     ) -> None:
         self.credit: dict[str, CreditChanged] = {}
@@ -225,7 +225,7 @@ class Dispatcher:
         tokens = relay.journal.next_index + last.token_count
         prompt_tokens = finish.usage.prompt_tokens
         cached_tokens = min(finish.usage.cached_prompt_tokens, prompt_tokens)
-        rates = rates_for(self._prices, asked.model, asked.tenant, asked.slo_class)
+        rates = self._prices.at(relay.admitted_unix_ms).rates(asked.model, asked.tenant, asked.slo_class)
         finish.usage.completion_tokens = tokens
         finish.price_nusd = rates.price_nusd(prompt_tokens, cached_tokens, tokens)
         relay.usage = Usage(prompt_tokens, cached_tokens, finish.price_nusd)

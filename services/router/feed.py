@@ -1,4 +1,6 @@
-"""What the router hears: beats, steps, plans, prefix caches, credit, runaways; folded into its view as they come."""
+"""What the router hears: beats, steps, plans, prefixes, credit, prices, runaways; folded into its view as they come."""
+
+import logging
 
 from services.mesh.bus import Bus, Delivered
 from services.mesh.clock import Clock
@@ -6,28 +8,42 @@ from services.mesh.events import (
     CreditChanged,
     LatencyObserved,
     PrefixesChanged,
+    PriceBookOpened,
     RoutingPlan,
     RunawayFound,
     WorkerHeartbeat,
 )
-from services.mesh.subjects import CREDIT, FLEET, LATENCY, PLAN, PREFIXES, RUNAWAY
+from services.mesh.price_calendar import OpenedBook, PriceCalendar
+from services.mesh.subjects import CREDIT, FLEET, LATENCY, PLAN, PREFIXES, PRICES, RUNAWAY
 from services.router.core.fleet import Fleet
 from services.router.dispatch import Dispatcher
 from services.router.sessions import Sessions
+
+log = logging.getLogger(__name__)
 
 
 class Feed:
     """Runs until cancelled: `await feed.watch()`."""
 
-    def __init__(self, bus: Bus, fleet: Fleet, sessions: Sessions, dispatcher: Dispatcher, clock: Clock) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        fleet: Fleet,
+        sessions: Sessions,
+        dispatcher: Dispatcher,
+        *,
+        clock: Clock,
+        prices: PriceCalendar,
+    ) -> None:
         self._bus = bus
         self._fleet = fleet
         self._sessions = sessions
         self._dispatcher = dispatcher
         self._clock = clock
+        self._prices = prices
 
     async def watch(self) -> None:
-        await self._bus.watch([FLEET, LATENCY, PLAN, PREFIXES, CREDIT, RUNAWAY], self._fold)
+        await self._bus.watch([FLEET, LATENCY, PLAN, PREFIXES, CREDIT, PRICES, RUNAWAY], self._fold)
 
     async def _fold(self, delivered: Delivered) -> None:
         event, now_s = delivered.event, self._clock.monotonic_s()
@@ -48,3 +64,8 @@ class Feed:
                     self._dispatcher.credit[event.tenant] = event
             case RunawayFound():
                 self._dispatcher.restraints.fold(event, now_s)
+            case PriceBookOpened():
+                try:
+                    self._prices.open(OpenedBook.of(event))
+                except ValueError as error:
+                    log.error("price book %s cannot be read, and is not priced by: %s", event.label, error)

@@ -16,6 +16,7 @@ from services.mesh.httpd import HttpServer
 from services.mesh.keys import KeyStore
 from services.mesh.lifecycle import Lifecycle
 from services.mesh.placement import PlacementSigner
+from services.mesh.price_calendar import PriceCalendar
 from services.mesh.settings import Settings, SloSettings
 from services.mesh.telemetry import Telemetry
 from services.router.announcer import Announcer
@@ -104,9 +105,8 @@ async def wire(
     placing = Placing(
         fleet, max_queue_s=router.max_queue_s, clock=clock, rng=rng, telemetry=telemetry, measures=measures
     )
-    announcer = Announcer(
-        bus, clock, router.id, outbox_events=settings.nats.outbox_events, price_book=settings.prices.label
-    )
+    prices = PriceCalendar(settings.prices)
+    announcer = Announcer(bus, clock, router.id, outbox_events=settings.nats.outbox_events, prices=prices)
     dispatcher = Dispatcher(
         router,
         fleet=fleet,
@@ -116,7 +116,7 @@ async def wire(
         measures=measures,
         clock=clock,
         rng=rng,
-        prices=settings.prices,
+        prices=prices,
         default_slo_class=settings.slo.default,
     )
     direct = Direct(
@@ -129,14 +129,14 @@ async def wire(
         bus=bus,
         clock=clock,
         rng=rng,
-        prices=settings.prices,
+        prices=prices,
         default_slo_class=settings.slo.default,
     )
     measures.watch_in_flight(dispatcher.__len__)
     measures.watch_direct(direct.__len__)
     life.spawn(direct.watch(), "placements used")
     life.spawn(direct.look_after(), "look after placements")
-    life.spawn(Feed(bus, fleet, sessions, dispatcher, clock).watch(), "feed")
+    life.spawn(Feed(bus, fleet, sessions, dispatcher, clock=clock, prices=prices).watch(), "feed")
     life.spawn(_look_after(fleet, sessions, dispatcher, clock), "look after workers")
 
     grpc = FastGrpcServer(telemetry, life, max_message_bytes=mesh.max_message_bytes)

@@ -18,15 +18,15 @@ from services.mesh import conventions as names
 from services.mesh.bus import BatchHandler, Bus, Delivered
 from services.mesh.errors import TokenworksError
 from services.mesh.events import Event, RequestFinished
-from services.mesh.pricing import rates_for
+from services.mesh.price_book import PriceBook
+from services.mesh.price_calendar import PriceCalendar
+from services.mesh.pricing import Pricing
 from services.mesh.rpc import MESH_SECRET, error_of
-from services.mesh.settings import PriceBook
 from services.mesh.subjects import FINISHED, TOKENS, Channel
 from services.mesh.telemetry import fresh_traceparent, span_context_of, start_telemetry
 from services.meter.core.amounts import NOTHING
 from services.meter.core.costs import RateCard
 from services.meter.core.ledger import Ledger
-from services.meter.core.price_book import PriceBooks
 from services.meter.core.usage import roll_up
 from tests.mesh.running_meter import DEADLINE_S, Meter, running_meter
 from tests.unit.meter.facts import admitted, entry, finished, lives, tokens
@@ -34,7 +34,7 @@ from tokenworks.v1 import metering_pb2 as metering
 
 pytestmark = pytest.mark.mesh
 
-RATES = rates_for(PriceBook(), "llama-3.1-8b", "acme", "standard")
+RATES = Pricing(PriceBook()).rates("llama-3.1-8b", "acme", "standard")
 
 
 @pytest.fixture
@@ -284,7 +284,7 @@ async def test_what_cannot_be_booked_is_left_out_and_the_rest_is_booked(meter: M
 @settings(max_examples=8, deadline=None)
 @given(events=lives(), fields=st.permutations(("tenant", "workload", "accelerator", "worker", "minute")))
 async def test_usage_equals_what_was_delivered_for_any_traffic(events: list[Event], fields: list[str]) -> None:
-    ledger = Ledger(PriceBooks(PriceBook()), RateCard({}, 0))
+    ledger = Ledger(PriceCalendar(PriceBook()), RateCard({}, 0))
     for event in events:
         ledger.note(event)
     expected = NOTHING

@@ -10,7 +10,8 @@ from typing import Any
 from services.mesh.clock import SystemClock
 from services.mesh.events import DriftFound, WorkerHeartbeat
 from services.mesh.memory_bus import MemoryBroker
-from services.mesh.settings import PriceBook, load_settings
+from services.mesh.price_book import PriceBook
+from services.mesh.settings import load_settings
 from services.mesh.subjects import AUDIT
 from services.meter.rates import rate_card
 from services.meter.rebuild import rebuild

@@ -569,14 +569,28 @@ class LeaseGrant(_message.Message):
     def __init__(self, budget: _Optional[int] = ..., subject: _Optional[str] = ..., window: _Optional[int] = ..., granted: _Optional[int] = ..., limit: _Optional[int] = ..., spent: _Optional[int] = ..., short: bool = ..., coming: bool = ..., recalled: bool = ...) -> None: ...
 
 class PriceBookOpened(_message.Message):
-    __slots__ = ("label", "body_json", "first_unix_ms")
+    __slots__ = ("label", "body_json", "first_unix_ms", "recorded_unix_ms")
     LABEL_FIELD_NUMBER: _ClassVar[int]
     BODY_JSON_FIELD_NUMBER: _ClassVar[int]
     FIRST_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    RECORDED_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
     label: str
     body_json: str
     first_unix_ms: int
-    def __init__(self, label: _Optional[str] = ..., body_json: _Optional[str] = ..., first_unix_ms: _Optional[int] = ...) -> None: ...
+    recorded_unix_ms: int
+    def __init__(self, label: _Optional[str] = ..., body_json: _Optional[str] = ..., first_unix_ms: _Optional[int] = ..., recorded_unix_ms: _Optional[int] = ...) -> None: ...
+
+class PricesRerated(_message.Message):
+    __slots__ = ("rerating", "from_unix_ms", "to_unix_ms", "recorded_unix_ms")
+    RERATING_FIELD_NUMBER: _ClassVar[int]
+    FROM_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    TO_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    RECORDED_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    rerating: str
+    from_unix_ms: int
+    to_unix_ms: int
+    recorded_unix_ms: int
+    def __init__(self, rerating: _Optional[str] = ..., from_unix_ms: _Optional[int] = ..., to_unix_ms: _Optional[int] = ..., recorded_unix_ms: _Optional[int] = ...) -> None: ...
 
 class DriftFound(_message.Message):
     __slots__ = ("meter", "kind", "subject", "tenant", "expected", "found", "what", "repaired", "done", "at_unix_ms")

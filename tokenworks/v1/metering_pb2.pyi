@@ -120,7 +120,7 @@ class UsageKey(_message.Message):
     def __init__(self, tenant: _Optional[str] = ..., workload: _Optional[str] = ..., model: _Optional[str] = ..., accelerator: _Optional[str] = ..., worker: _Optional[str] = ..., pool: _Optional[str] = ..., slo_class: _Optional[str] = ..., from_unix_ms: _Optional[int] = ...) -> None: ...
 
 class UsageRow(_message.Message):
-    __slots__ = ("key", "requests", "prompt_tokens", "cached_prompt_tokens", "generated_tokens", "delivered_tokens", "price_nusd", "use_cost_nusd", "energy_cost_nusd", "device_ns", "energy_uj", "finished_requests", "slo_met_requests", "measured_energy_uj")
+    __slots__ = ("key", "requests", "prompt_tokens", "cached_prompt_tokens", "generated_tokens", "delivered_tokens", "price_nusd", "use_cost_nusd", "energy_cost_nusd", "device_ns", "energy_uj", "finished_requests", "slo_met_requests", "measured_energy_uj", "idle_cost_nusd", "house_cost_nusd", "carbon_ug", "credit_nusd", "adjustment_nusd", "margin_nusd")
     KEY_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -135,6 +135,12 @@ class UsageRow(_message.Message):
     FINISHED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     SLO_MET_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     MEASURED_ENERGY_UJ_FIELD_NUMBER: _ClassVar[int]
+    IDLE_COST_NUSD_FIELD_NUMBER: _ClassVar[int]
+    HOUSE_COST_NUSD_FIELD_NUMBER: _ClassVar[int]
+    CARBON_UG_FIELD_NUMBER: _ClassVar[int]
+    CREDIT_NUSD_FIELD_NUMBER: _ClassVar[int]
+    ADJUSTMENT_NUSD_FIELD_NUMBER: _ClassVar[int]
+    MARGIN_NUSD_FIELD_NUMBER: _ClassVar[int]
     key: UsageKey
     requests: int
     prompt_tokens: int
@@ -149,17 +155,31 @@ class UsageRow(_message.Message):
     finished_requests: int
     slo_met_requests: int
     measured_energy_uj: int
-    def __init__(self, key: _Optional[_Union[UsageKey, _Mapping]] = ..., requests: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_prompt_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., delivered_tokens: _Optional[int] = ..., price_nusd: _Optional[int] = ..., use_cost_nusd: _Optional[int] = ..., energy_cost_nusd: _Optional[int] = ..., device_ns: _Optional[int] = ..., energy_uj: _Optional[int] = ..., finished_requests: _Optional[int] = ..., slo_met_requests: _Optional[int] = ..., measured_energy_uj: _Optional[int] = ...) -> None: ...
+    idle_cost_nusd: int
+    house_cost_nusd: int
+    carbon_ug: int
+    credit_nusd: int
+    adjustment_nusd: int
+    margin_nusd: int
+    def __init__(self, key: _Optional[_Union[UsageKey, _Mapping]] = ..., requests: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_prompt_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., delivered_tokens: _Optional[int] = ..., price_nusd: _Optional[int] = ..., use_cost_nusd: _Optional[int] = ..., energy_cost_nusd: _Optional[int] = ..., device_ns: _Optional[int] = ..., energy_uj: _Optional[int] = ..., finished_requests: _Optional[int] = ..., slo_met_requests: _Optional[int] = ..., measured_energy_uj: _Optional[int] = ..., idle_cost_nusd: _Optional[int] = ..., house_cost_nusd: _Optional[int] = ..., carbon_ug: _Optional[int] = ..., credit_nusd: _Optional[int] = ..., adjustment_nusd: _Optional[int] = ..., margin_nusd: _Optional[int] = ...) -> None: ...
 
 class GetUsageResponse(_message.Message):
-    __slots__ = ("rows", "total", "lag_events")
+    __slots__ = ("rows", "total", "lag_events", "at_risk_nusd", "expected_credit_nusd", "running_requests", "idle_rule")
     ROWS_FIELD_NUMBER: _ClassVar[int]
     TOTAL_FIELD_NUMBER: _ClassVar[int]
     LAG_EVENTS_FIELD_NUMBER: _ClassVar[int]
+    AT_RISK_NUSD_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_CREDIT_NUSD_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    IDLE_RULE_FIELD_NUMBER: _ClassVar[int]
     rows: _containers.RepeatedCompositeFieldContainer[UsageRow]
     total: UsageRow
     lag_events: int
-    def __init__(self, rows: _Optional[_Iterable[_Union[UsageRow, _Mapping]]] = ..., total: _Optional[_Union[UsageRow, _Mapping]] = ..., lag_events: _Optional[int] = ...) -> None: ...
+    at_risk_nusd: int
+    expected_credit_nusd: float
+    running_requests: int
+    idle_rule: str
+    def __init__(self, rows: _Optional[_Iterable[_Union[UsageRow, _Mapping]]] = ..., total: _Optional[_Union[UsageRow, _Mapping]] = ..., lag_events: _Optional[int] = ..., at_risk_nusd: _Optional[int] = ..., expected_credit_nusd: _Optional[float] = ..., running_requests: _Optional[int] = ..., idle_rule: _Optional[str] = ...) -> None: ...
 
 class WatchUsageRequest(_message.Message):
     __slots__ = ("group_by", "filters", "every_ms")
@@ -312,7 +332,7 @@ class BillSegment(_message.Message):
     def __init__(self, worker: _Optional[str] = ..., accelerator: _Optional[str] = ..., pool: _Optional[str] = ..., from_index: _Optional[int] = ..., count: _Optional[int] = ..., device_ns: _Optional[int] = ..., energy_uj: _Optional[int] = ..., use_cost_nusd: _Optional[int] = ..., energy_cost_nusd: _Optional[int] = ..., measured_energy_uj: _Optional[int] = ...) -> None: ...
 
 class RequestBill(_message.Message):
-    __slots__ = ("request_id", "tenant", "workload", "model", "slo_class", "outcome", "prompt_tokens", "cached_prompt_tokens", "generated_tokens", "delivered_tokens", "price_nusd", "use_cost_nusd", "energy_cost_nusd", "margin_nusd", "segments", "price_book", "trace_id", "slo_met", "ttft_s", "tpot_s", "admitted_unix_ms", "finished_unix_ms")
+    __slots__ = ("request_id", "tenant", "workload", "model", "slo_class", "outcome", "prompt_tokens", "cached_prompt_tokens", "generated_tokens", "delivered_tokens", "price_nusd", "use_cost_nusd", "energy_cost_nusd", "margin_nusd", "segments", "price_book", "trace_id", "slo_met", "ttft_s", "tpot_s", "admitted_unix_ms", "finished_unix_ms", "idle_cost_nusd", "house_cost_nusd", "carbon_ug", "credit_nusd", "admitted_price_book", "postings", "settled")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     WORKLOAD_FIELD_NUMBER: _ClassVar[int]
@@ -335,6 +355,13 @@ class RequestBill(_message.Message):
     TPOT_S_FIELD_NUMBER: _ClassVar[int]
     ADMITTED_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
     FINISHED_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    IDLE_COST_NUSD_FIELD_NUMBER: _ClassVar[int]
+    HOUSE_COST_NUSD_FIELD_NUMBER: _ClassVar[int]
+    CARBON_UG_FIELD_NUMBER: _ClassVar[int]
+    CREDIT_NUSD_FIELD_NUMBER: _ClassVar[int]
+    ADMITTED_PRICE_BOOK_FIELD_NUMBER: _ClassVar[int]
+    POSTINGS_FIELD_NUMBER: _ClassVar[int]
+    SETTLED_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     tenant: str
     workload: str
@@ -357,4 +384,25 @@ class RequestBill(_message.Message):
     tpot_s: float
     admitted_unix_ms: int
     finished_unix_ms: int
-    def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., workload: _Optional[str] = ..., model: _Optional[str] = ..., slo_class: _Optional[str] = ..., outcome: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., cached_prompt_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., delivered_tokens: _Optional[int] = ..., price_nusd: _Optional[int] = ..., use_cost_nusd: _Optional[int] = ..., energy_cost_nusd: _Optional[int] = ..., margin_nusd: _Optional[int] = ..., segments: _Optional[_Iterable[_Union[BillSegment, _Mapping]]] = ..., price_book: _Optional[str] = ..., trace_id: _Optional[str] = ..., slo_met: bool = ..., ttft_s: _Optional[float] = ..., tpot_s: _Optional[float] = ..., admitted_unix_ms: _Optional[int] = ..., finished_unix_ms: _Optional[int] = ...) -> None: ...
+    idle_cost_nusd: int
+    house_cost_nusd: int
+    carbon_ug: int
+    credit_nusd: int
+    admitted_price_book: str
+    postings: _containers.RepeatedCompositeFieldContainer[BillPosting]
+    settled: bool
+    def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., workload: _Optional[str] = ..., model: _Optional[str] = ..., slo_class: _Optional[str] = ..., outcome: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., cached_prompt_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., delivered_tokens: _Optional[int] = ..., price_nusd: _Optional[int] = ..., use_cost_nusd: _Optional[int] = ..., energy_cost_nusd: _Optional[int] = ..., margin_nusd: _Optional[int] = ..., segments: _Optional[_Iterable[_Union[BillSegment, _Mapping]]] = ..., price_book: _Optional[str] = ..., trace_id: _Optional[str] = ..., slo_met: bool = ..., ttft_s: _Optional[float] = ..., tpot_s: _Optional[float] = ..., admitted_unix_ms: _Optional[int] = ..., finished_unix_ms: _Optional[int] = ..., idle_cost_nusd: _Optional[int] = ..., house_cost_nusd: _Optional[int] = ..., carbon_ug: _Optional[int] = ..., credit_nusd: _Optional[int] = ..., admitted_price_book: _Optional[str] = ..., postings: _Optional[_Iterable[_Union[BillPosting, _Mapping]]] = ..., settled: bool = ...) -> None: ...
+
+class BillPosting(_message.Message):
+    __slots__ = ("account", "worker", "hour_unix_ms", "amount_nusd", "carbon_ug")
+    ACCOUNT_FIELD_NUMBER: _ClassVar[int]
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    HOUR_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    AMOUNT_NUSD_FIELD_NUMBER: _ClassVar[int]
+    CARBON_UG_FIELD_NUMBER: _ClassVar[int]
+    account: str
+    worker: str
+    hour_unix_ms: int
+    amount_nusd: int
+    carbon_ug: int
+    def __init__(self, account: _Optional[str] = ..., worker: _Optional[str] = ..., hour_unix_ms: _Optional[int] = ..., amount_nusd: _Optional[int] = ..., carbon_ug: _Optional[int] = ...) -> None: ...

@@ -15,10 +15,10 @@ from dataclasses import replace
 from typing import Final, NamedTuple
 
 from services.mesh.events import MODELLED, Event, RequestAdmitted, RequestFinished, TokenEntry, TokensGenerated
+from services.mesh.price_calendar import PriceCalendar
 from services.mesh.pricing import Rates
 from services.meter.core.amounts import Amounts, Place
 from services.meter.core.costs import Rate, RateCard
-from services.meter.core.price_book import PriceBooks
 from services.meter.core.requests import Increment, Key, Request
 
 MAX_KEPT: Final = 50_000
@@ -82,8 +82,8 @@ class Ledger:
     What it had to assume is said once each, see `take_findings`.
     """
 
-    def __init__(self, price_books: PriceBooks, rate_card: RateCard, *, max_kept: int = MAX_KEPT) -> None:
-        self._price_books = price_books
+    def __init__(self, prices: PriceCalendar, rate_card: RateCard, *, max_kept: int = MAX_KEPT) -> None:
+        self._prices = prices
         self._rate_card = rate_card
         self._max_kept = max_kept
         self._requests: OrderedDict[Key, Request] = OrderedDict()
@@ -121,6 +121,22 @@ class Ledger:
             entries += [_entry(request, each) for each in increments]
         return entries, touched
 
+    def reprice(self, keys: Iterable[Key]) -> None:
+        """Has requests at hand settled again, dated at their last booked minute: what prices them may have changed."""
+        for key in keys:
+            request = self._requests.get(key)
+            if request is not None and key not in self._touched:
+                request.minute = max((each.minute for each in request.segments.values()), default=0) or 1
+                self._touched[key] = request
+
+    def rates_of(self, request: Request) -> Rates:
+        """What a request is priced at, by all that is known."""
+        return self._rates(request)
+
+    def under_way(self) -> list[Request]:
+        """Requests at hand that nobody has reported an end of."""
+        return [each for each in self._requests.values() if each.finish is None]
+
     def remake(
         self, key: Key, events: Iterable[Event], before: Request | None, entered: Mapping[Place, Mapping[int, Amounts]]
     ) -> tuple[Request | None, list[Entry]]:
@@ -131,7 +147,7 @@ class Ledger:
             before: as it is stored: its places keep the rates that they were booked at.
             entered: what the ledger's lines for it come to, by place and minute.
         """
-        scratch = Ledger(self._price_books, self._rate_card)
+        scratch = Ledger(self._prices, self._rate_card)
         for event in events:
             scratch.note(_only(key, event))
         request = scratch._requests.get(key)
@@ -205,13 +221,16 @@ class Ledger:
         return request
 
     def _rates(self, request: Request) -> Rates:
-        label = request.price_book
+        label, prices = request.price_book, self._prices
+        if prices.reratings:
+            label = prices.label_for(label, request.admitted_unix_ms)
         if request.rates is None or request.rates[0] != label:
-            if label and not self._price_books.knows(label):
-                self._assume(f"price book {label!r} is not known here; {self._price_books.current.label} prices it")
-            tenant = request.key[1]
-            rates = self._price_books.rates(label, model=request.model, tenant=tenant, slo_class=request.slo_class)
-            request.rates = (label, rates)
+            pricing = prices.pricing(label)
+            if pricing is None:
+                pricing = prices.at(request.admitted_unix_ms or request.minute * MS_PER_MINUTE)
+                if label:
+                    self._assume(f"price book {label!r} is not known here; {pricing.label} prices it")
+            request.rates = (label, pricing.rates(request.model, request.key[1], request.slo_class))
         return request.rates[1]
 
     def _rate(self, accelerator: str) -> Rate:

@@ -182,6 +182,13 @@ class Request:
         return self.admission.price_book if self.admission else ""
 
     @property
+    def admitted_unix_ms(self) -> int:
+        """When it was let in; 0 while no router has said."""
+        if self.finish is not None and self.finish.admitted_unix_ms:
+            return self.finish.admitted_unix_ms
+        return self.admission.at_unix_ms if self.admission else 0
+
+    @property
     def booked(self) -> Amounts:
         """All that is booked, at all places."""
         total = NOTHING

@@ -13,7 +13,8 @@ from typing import Final
 from sqlalchemy import Connection, Table, delete, func, select, update
 
 from services.mesh.errors import InvariantBroken
-from services.mesh.settings import PriceBook
+from services.mesh.price_book import PriceBook
+from services.mesh.price_calendar import OpenedBook, Rerating
 from services.meter.core.amounts import Amounts
 from services.meter.core.budgets import Credit
 from services.meter.core.conservation import Audited
@@ -43,6 +44,7 @@ class Books:
         self.add_entries = Bulk(dialect, schema.entries)
         self.add_usage = upsert(dialect, schema.usage, added=Amounts._fields)
         self.add_spent = upsert(dialect, schema.tenants, added=("spent_nusd",), kept=("limit_nusd", "budgeted_unix_ms"))
+        self.put_reratings = upsert(dialect, schema.reratings)
         self.put_limits = upsert(dialect, schema.tenants, kept=("spent_nusd",))
         with self._engine.begin() as connection:
             connection.execute(update(schema.state).values(writer=writer))
@@ -171,15 +173,38 @@ class Transaction:
         """Sets a tenant's budget; None lifts it."""
         self._books.put_limits.write(self._connection, [(tenant, 0, limit_nusd, now_unix_ms)])
 
-    def price_books(self) -> list[tuple[PriceBook, int]]:
-        """Every price book that was in force, and since when, milliseconds since 1970; oldest first."""
+    def price_books(self) -> list[OpenedBook]:
+        """Every price book that is known, in the order in which they become effective."""
         table = schema.price_books
-        found = self._connection.execute(select(table.c.body, table.c.first_unix_ms).order_by(table.c.first_unix_ms))
-        return [(PriceBook.model_validate_json(body), first_unix_ms) for body, first_unix_ms in found]
+        query = select(table.c.body, table.c.first_unix_ms, table.c.recorded_unix_ms).order_by(table.c.first_unix_ms)
+        return [
+            OpenedBook(PriceBook.model_validate_json(body), effective_unix_ms, recorded_unix_ms or effective_unix_ms)
+            for body, effective_unix_ms, recorded_unix_ms in self._connection.execute(query)
+        ]
 
-    def add_price_book(self, book: PriceBook, now_unix_ms: int) -> None:
-        row = {"label": book.label, "body": book.model_dump_json(), "first_unix_ms": now_unix_ms}
+    def add_price_book(self, opened: OpenedBook) -> None:
+        row = {
+            "label": opened.book.label,
+            "body": opened.book.model_dump_json(),
+            "first_unix_ms": opened.effective_unix_ms,
+            "recorded_unix_ms": opened.recorded_unix_ms,
+        }
         self._connection.execute(schema.price_books.insert(), [row])
+
+    def reratings(self, *, unfinished: bool = False) -> list[Rerating]:
+        """Those that are known; or of these the ones that not all requests were settled under."""
+        table = schema.reratings
+        query = select(table).order_by(table.c.recorded_unix_ms)
+        if unfinished:
+            query = query.where(table.c.finished.is_(False))
+        return [
+            Rerating(row.rerating, row.from_unix_ms, row.to_unix_ms, row.recorded_unix_ms)
+            for row in self._connection.execute(query)
+        ]
+
+    def put_rerating(self, rerating: Rerating, *, finished: bool) -> None:
+        values = (rerating.rerating, rerating.from_unix_ms, rerating.to_unix_ms, rerating.recorded_unix_ms, finished)
+        self._books.put_reratings.write(self._connection, [values])
 
     def _select(self, table: Table, keys: Iterable[Key]) -> Iterator[rows.Stored]:
         """Rows with the keys' request ids; the same id of another tenant comes along."""

@@ -11,7 +11,10 @@ from sqlalchemy import Engine, create_engine, event, inspect, make_url, select, 
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from services.mesh.errors import SettingInvalid
-from services.meter.store import schema
+from services.meter.store import bill_tables, schema
+
+# Its tables are part of the same metadata.
+assert bill_tables.postings.metadata is schema.metadata
 
 _READERS: Final = 2
 _BUSY_TIMEOUT_MS: Final = 5_000
@@ -77,6 +80,7 @@ class Database:
                         f"meter.database_url = {self._name} has tables of version {version}, this meter reads version"
                         f" {schema.SCHEMA_VERSION}; run the tokenworks that wrote it, or name another database"
                     )
+                schema.metadata.create_all(connection)
                 return
             schema.metadata.create_all(connection)
             connection.execute(schema.state.insert().values(id=1, schema_version=schema.SCHEMA_VERSION, writer=""))

@@ -7,7 +7,8 @@ segments     one row per request and place: what was made there, what is booked
 entries      the ledger, append-only
 usage        entries added up per minute and dimension, so that questions are answered without reading the ledger
 tenants      what each tenant was billed in all, and its budget
-price_books  every price book that was in force, by label
+price_books  every price book that is known, by label
+reratings    that requests of some time are priced by the books as known later, and whether all were settled so
 state        one row: schema version, and which meter writes these books
 """
 
@@ -18,8 +19,8 @@ from sqlalchemy import BigInteger, Boolean, Column, Double, Index, Integer, Meta
 from services.meter.core.amounts import Amounts
 from services.meter.core.usage import DIMENSIONS
 
-SCHEMA_VERSION: Final = 3
-# What brings the tables of a version to the next one, by the version they are at.
+SCHEMA_VERSION: Final = 4
+# What brings the tables of a version to the next one, by the version they are at; tables that are new are made anyhow.
 UPGRADES: Final = {
     1: tuple(
         f"ALTER TABLE {table} ADD COLUMN measured_energy_uj BIGINT NOT NULL DEFAULT 0"
@@ -30,6 +31,7 @@ UPGRADES: Final = {
         "CREATE TABLE positions (durable VARCHAR NOT NULL PRIMARY KEY, stream_sequence BIGINT NOT NULL)",
         "CREATE INDEX entries_by_request ON entries (request_id)",
     ),
+    3: ("ALTER TABLE price_books ADD COLUMN recorded_unix_ms BIGINT NOT NULL DEFAULT 0",),
 }
 
 metadata = MetaData()
@@ -157,7 +159,18 @@ price_books = Table(
     metadata,
     _text("label", key=True),
     Column("body", Text, nullable=False),
-    _integer("first_unix_ms"),
+    _integer("first_unix_ms"),  # from when it is in force
+    _integer("recorded_unix_ms"),
+)
+
+reratings = Table(
+    "reratings",
+    metadata,
+    _text("rerating", key=True),
+    _integer("from_unix_ms"),
+    _integer("to_unix_ms"),  # 0: no end
+    _integer("recorded_unix_ms"),
+    Column("finished", Boolean, nullable=False),
 )
 
 state = Table(

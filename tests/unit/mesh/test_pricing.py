@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from services.mesh.pricing import Rates, rates_for
-from services.mesh.settings import Price, PriceBook
+from services.mesh.price_book import Price, PriceBook
+from services.mesh.pricing import Pricing, Rates
 
 
 def _price(output_usd: str, *, model: str = "", tenant: str = "", slo_class: str = "") -> Price:
@@ -21,7 +21,7 @@ def _price(output_usd: str, *, model: str = "", tenant: str = "", slo_class: str
 
 
 def _output_usd(book: PriceBook, model: str, tenant: str, slo_class: str) -> Decimal:
-    return Decimal(rates_for(book, model, tenant, slo_class).output_nusd_per_mtok) / 1_000_000_000
+    return Decimal(Pricing(book).rates(model, tenant, slo_class).output_nusd_per_mtok) / 1_000_000_000
 
 
 def test_the_entry_that_names_more_fields_wins() -> None:

@@ -14,20 +14,20 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from services.mesh.bus import Delivered, EventId
 from services.mesh.events import Event
-from services.mesh.settings import PriceBook
+from services.mesh.price_book import PriceBook
+from services.mesh.price_calendar import PriceCalendar
 from services.mesh.subjects import channel_of, subject_of
 from services.meter.bookkeeper import Bookkeeper
 from services.meter.core.conservation import AT_ONCE, check, check_sums
 from services.meter.core.costs import RateCard
 from services.meter.core.ledger import Ledger, keys_of
-from services.meter.core.price_book import PriceBooks
 from services.meter.core.requests import Key
 from services.meter.store.audit import Audits, Summing
 from services.meter.store.database import Database
 from tests.unit.meter.facts import START_MS, lives
 
 CARD = RateCard({"nvidia-h100-sxm": 2_690_000_000, "nvidia-l4": 800_000_000}, 80_000_000)
-BOOKS = PriceBooks(PriceBook())
+BOOKS = PriceCalendar(PriceBook())
 
 
 class _Crash(Exception):
@@ -138,7 +138,7 @@ class Booking(RuleBasedStateMachine):
             rates = None
             if label:
                 request = audited.request
-                rates = BOOKS.rates(label, model=request.model, tenant=key[1], slo_class=request.slo_class)
+                rates = BOOKS.at(0).rates(request.model, key[1], request.slo_class)
             assert [each for each in check(key, audited, rates) if each.kind in AT_ONCE] == []
         for tenant, sums in (audits.add_up(Summing(), 10_000) or {}).items():
             assert check_sums(tenant, sums.lines, sums.usage, sums.spent_nusd) == []

@@ -14,8 +14,8 @@ from sqlalchemy.exc import OperationalError
 from services.mesh.bus import Delivered, EventId
 from services.mesh.errors import InvariantBroken, SettingInvalid
 from services.mesh.events import Event
-from services.mesh.pricing import rates_for
-from services.mesh.settings import Price, PriceBook
+from services.mesh.price_book import Price, PriceBook
+from services.mesh.pricing import Pricing
 from services.mesh.subjects import channel_of, subject_of
 from services.meter.bookkeeper import Bookkeeper
 from services.meter.core.amounts import NOTHING, Amounts
@@ -27,7 +27,7 @@ from tests.unit.meter.facts import MINUTE_MS, START_MS, admitted, entry, finishe
 
 BOOK = PriceBook()
 CARD = RateCard({"nvidia-h100-sxm": 2_690_000_000, "nvidia-l4": 800_000_000}, 80_000_000)
-RATES = rates_for(BOOK, "llama-3.1-8b", "acme", "standard")
+RATES = Pricing(BOOK).rates("llama-3.1-8b", "acme", "standard")
 
 
 @contextmanager
@@ -190,7 +190,9 @@ def test_books_of_the_first_version_are_carried_over_with_their_energy_as_modell
         for table in ("segments", "entries", "usage"):
             other.execute(f"ALTER TABLE {table} DROP COLUMN measured_energy_uj")
         other.execute("ALTER TABLE publishers DROP COLUMN tokens")
-        other.execute("DROP TABLE positions")
+        other.execute("ALTER TABLE price_books DROP COLUMN recorded_unix_ms")
+        for table in ("positions", "reratings", "worker_hours", "bill_hours", "postings"):
+            other.execute(f"DROP TABLE {table}")
         other.execute("DROP INDEX entries_by_request")
         other.execute("UPDATE state SET schema_version = 1")
     other.close()
@@ -199,7 +201,7 @@ def test_books_of_the_first_version_are_carried_over_with_their_energy_as_modell
         keeper.book(_delivered(tokens(entry("r", 5, 5, energy_uj=30), energy_source="nvml"), first=3), START_MS)
         assert (_total(questions).energy_uj, _total(questions).measured_energy_uj) == (730, 30)
     with sqlite3.connect(path) as other:
-        assert other.execute("SELECT schema_version FROM state").fetchone() == (3,)
+        assert other.execute("SELECT schema_version FROM state").fetchone() == (4,)
         assert other.execute("SELECT tokens FROM publishers").fetchall() == [(-1,)] * 2
     other.close()
 

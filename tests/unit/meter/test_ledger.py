@@ -7,22 +7,23 @@ from hypothesis import strategies as st
 
 from services.mesh.events import Event
 from services.mesh.money import energy_cost_nusd, use_cost_nusd
-from services.mesh.pricing import rates_for
-from services.mesh.settings import Price, PriceBook
+from services.mesh.price_book import Price, PriceBook
+from services.mesh.price_calendar import OpenedBook, PriceCalendar
+from services.mesh.pricing import Pricing
 from services.meter.core.amounts import NOTHING, Amounts, Place
 from services.meter.core.costs import RateCard
 from services.meter.core.ledger import Entry, Ledger
-from services.meter.core.price_book import PriceBooks
 from tests.unit.meter.facts import MINUTE_MS, START_MS, admitted, entry, finished, lives, tokens
 
 BOOK = PriceBook()
 H100, L4 = (Place(worker, key, key) for worker, key in (("h100-0", "nvidia-h100-sxm"), ("l4-0", "nvidia-l4")))
 CARD = RateCard({"nvidia-h100-sxm": 2_690_000_000, "nvidia-l4": 800_000_000}, 80_000_000)
-RATES = rates_for(BOOK, "llama-3.1-8b", "acme", "standard")
+RATES = Pricing(BOOK).rates("llama-3.1-8b", "acme", "standard")
 
 
 def _ledger(*past: PriceBook, max_kept: int = 1000) -> Ledger:
-    return Ledger(PriceBooks(BOOK, past), CARD, max_kept=max_kept)
+    opened = [OpenedBook(each, 0, 0) for each in past] + [OpenedBook(BOOK, 1, 1)]
+    return Ledger(PriceCalendar(BOOK, opened), CARD, max_kept=max_kept)
 
 
 def _book(ledger: Ledger, *events: Event) -> list[Entry]:

@@ -17,7 +17,7 @@ from services.mesh.clock import SystemClock
 from services.mesh.errors import SettingInvalid
 from services.mesh.events import CreditChanged, Event, PriceBookOpened, TokensGenerated
 from services.mesh.memory_bus import MemoryBroker
-from services.mesh.settings import Price, PriceBook
+from services.mesh.price_book import Price, PriceBook
 from services.mesh.subjects import ADMITTED, FINISHED, TOKENS
 from services.meter.bookkeeper import Bookkeeper
 from services.meter.core.costs import RateCard
