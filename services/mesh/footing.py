@@ -50,7 +50,7 @@ async def find_footing(
         telemetry = start_telemetry(service, instance)
         life.on_stop("telemetry", partial(asyncio.to_thread, telemetry.shutdown), _TELEMETRY_S)
     if bus is None:
-        bus = NatsBus(settings.nats, service, instance, telemetry, clock)
+        bus = NatsBus(settings.nats, service, instance, telemetry, clock, spools=settings.mesh.data_dir / "outbox")
         life.on_stop("bus", bus.close)
         await bus.connect()
     return Footing(bus, telemetry, clock)

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 import nats.errors
@@ -51,8 +52,9 @@ from services.mesh.reading import (
     legible,
     stream_of,
 )
-from services.mesh.sending import RETRY_S, Sender, causes
+from services.mesh.sending import RETRY_S, Sender, causes, send_left_behind
 from services.mesh.settings import NatsSettings
+from services.mesh.spool import Spooled
 from services.mesh.subjects import (
     LEASES_SUBJECT,
     STREAMS,
@@ -135,12 +137,24 @@ class NatsBus:
     """Implements `Bus`. `service` and `instance` name the publisher in event ids.
 
     An empty `settings.url` means the server that `tokenworks up` starts on this machine; several are comma-separated.
+
+    Args:
+        spools: see `Publisher`; what earlier starts of this instance left there is sent first.
     """
 
-    def __init__(self, settings: NatsSettings, service: str, instance: str, telemetry: Telemetry, clock: Clock) -> None:
+    def __init__(
+        self,
+        settings: NatsSettings,
+        service: str,
+        instance: str,
+        telemetry: Telemetry,
+        clock: Clock,
+        *,
+        spools: Path | None = None,
+    ) -> None:
         self._settings = settings
         self._servers = (settings.url or f"nats://127.0.0.1:{settings.port}").split(",")
-        self._publisher = Publisher(service, instance, telemetry, clock, settings.outbox_events)
+        self._publisher = Publisher(service, instance, telemetry, clock, settings.outbox_events, spools=spools)
         self._counts = ReaderCounts(telemetry)
         self._link: _Link | None = None
         self._linked = asyncio.Event()
@@ -379,8 +393,19 @@ class NatsBus:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(sender.run(), name="sender")
             tasks.create_task(self._serve_gaps(link), name="gaps")
+            if self._publisher.spool is not None:
+                tasks.create_task(send_left_behind(self._publisher.spool, self._store_again(link)), name="left behind")
             await link.lost.wait()
             raise ConnectionLost("the connection is closed")
+
+    def _store_again(self, link: _Link) -> Callable[[Spooled], Awaitable[None]]:
+        async def store(message: Spooled) -> None:
+            try:
+                await link.js.publish(message.subject, message.body, timeout=_CALL_S, headers=message.headers)
+            except _FAILURES as error:
+                raise BusUnavailable(f"it is not stored: {error!r}") from error
+
+        return store
 
     async def _serve_gaps(self, link: _Link) -> None:
         """Sends to their streams again what readers ask for. Raises ConnectionLost."""

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Final
 
 from opentelemetry.metrics import CallbackOptions, Observation
@@ -27,7 +28,8 @@ from services.mesh.clock import Clock
 from services.mesh.codec import decode_gap_request, encode
 from services.mesh.errors import OutboxFull
 from services.mesh.events import Event, GapAnswered, LatencyObserved, TokensGenerated
-from services.mesh.subjects import CHANNELS, Channel, channel_of, subject_of
+from services.mesh.spool import Spool, Spooled
+from services.mesh.subjects import CHANNELS, Channel, Delivery, channel_of, subject_of
 from services.mesh.telemetry import TRACEPARENT, Telemetry, context_of, current_traceparent, links_to, traceparent_of
 
 EVENT_ID: Final = "ce-id"
@@ -137,6 +139,10 @@ class Outbox:
         wanted = set(sequences)
         return [each.id.sequence for each in self._messages if not each.acknowledged and each.id.sequence in wanted]
 
+    def unacknowledged(self) -> Iterator[Outgoing]:
+        """What the server does not have, oldest first."""
+        return (each for each in self._messages if not each.acknowledged)
+
     def _keep(self, message: Outgoing) -> None:
         message.span = None
         self._kept.append(message)
@@ -168,19 +174,34 @@ class Outbox:
 class Publisher:
     """The publishing side of one service's bus.
 
+    Args:
+        spools: folder that keeps what counts and is not acknowledged for the next start; None: memory alone does.
+
     Attributes:
+        spool: None where there is no folder for it.
         outboxes: by channel name; channels that may lose messages have none.
         best_effort: what is to be sent at once or not at all; when it is full the oldest goes.
         best_effort_added: set when something was put there; the transport clears it.
     """
 
-    def __init__(self, service: str, instance: str, telemetry: Telemetry, clock: Clock, outbox_events: int) -> None:
+    def __init__(
+        self,
+        service: str,
+        instance: str,
+        telemetry: Telemetry,
+        clock: Clock,
+        outbox_events: int,
+        *,
+        spools: Path | None = None,
+    ) -> None:
         self.name = f"{service}.{instance}"
         self.outboxes = {each.name: Outbox(each, outbox_events) for each in CHANNELS if each.stream is not None}
         self.best_effort: deque[Outgoing] = deque(maxlen=_BEST_EFFORT_HELD)
         self.best_effort_added = asyncio.Event()
         self._emptied = asyncio.Event()
         self._epoch = f"{clock.unix_ms():x}{secrets.token_hex(3)}"
+        self.spool = Spool(spools, self.name, self._epoch) if spools is not None else None
+        self._counted = [each for each in self.outboxes.values() if _counts(each.channel)]
         self._sequences = dict.fromkeys((each.name for each in CHANNELS), 0)
         self._telemetry = telemetry
         self._clock = clock
@@ -217,7 +238,10 @@ class Publisher:
             return event_id
         span = self._span(channel, event, subject, event_id, parent) if self._telemetry.exporting else None
         sent_as = traceparent_of(span) if span is not None else parent
-        outbox.add(Outgoing(event_id, subject, self._headers(event, event_id, sent_as), body, span))
+        message = Outgoing(event_id, subject, self._headers(event, event_id, sent_as), body, span)
+        outbox.add(message)
+        if self.spool is not None and _counts(channel):
+            self.spool.keep(_spooled(message))
         return event_id
 
     def acknowledged(self, channel_name: str, sequence: int) -> None:
@@ -225,6 +249,8 @@ class Publisher:
         outbox = self.outboxes[channel_name]
         if outbox.acknowledge(sequence):
             self._acknowledged[outbox.channel.template] += 1
+            if self.spool is not None and _counts(outbox.channel):
+                self.spool.acknowledged(_spooled(each) for box in self._counted for each in box.unacknowledged())
             if not len(outbox) and not self.unacknowledged:
                 self._emptied.set()
 
@@ -275,6 +301,8 @@ class Publisher:
 
     def abandon(self) -> int:
         """Ends the spans of what no server has acknowledged; how many events those are."""
+        if self.spool is not None:
+            self.spool.close(sum(len(outbox) for outbox in self._counted))
         return sum(outbox.abandon() for outbox in self.outboxes.values())
 
     def _headers(self, event: Event, event_id: EventId, traceparent: str) -> dict[str, str]:
@@ -327,3 +355,12 @@ class Publisher:
     def _observe(self, _: CallbackOptions) -> Iterator[Observation]:
         for outbox in self.outboxes.values():
             yield Observation(len(outbox), {names.MESSAGING_DESTINATION_TEMPLATE: outbox.channel.template})
+
+
+def _counts(channel: Channel) -> bool:
+    """Whether what a channel carries may not be lost with its process."""
+    return channel.delivery is Delivery.EXACTLY_ONCE_EFFECT
+
+
+def _spooled(message: Outgoing) -> Spooled:
+    return Spooled(message.subject, message.headers, message.body)

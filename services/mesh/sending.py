@@ -12,8 +12,10 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from services.mesh.errors import BusUnavailable
 from services.mesh.inflow import ConnectionLost, Message
 from services.mesh.publishing import Outbox, Publisher
+from services.mesh.spool import Spool, Spooled
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +100,36 @@ class Sender:
                 message = waiting.popleft()
                 await self._publish(message.subject, message.body, "", message.headers)
             await added.wait()
+
+
+async def send_left_behind(spool: Spool, store: Callable[[Spooled], Awaitable[None]]) -> None:
+    """Sends what earlier starts of the publisher left when they were killed, and removes it once it is all stored.
+
+    Args:
+        store: stores one message, under the id that it has. Raises BusUnavailable.
+    """
+    for left in spool.left_behind():
+        sent = False
+        try:
+            messages = left.messages()
+            for message in messages:
+                await _stored(message, store)
+            sent = True
+            if messages:
+                log.info("%d events that an earlier start had left are sent: %s", len(messages), left.path)
+        except OSError as error:
+            log.error("what an earlier start left cannot be read: %s: %s", left.path, error)
+        finally:
+            left.close(sent=sent)
+
+
+async def _stored(message: Spooled, store: Callable[[Spooled], Awaitable[None]]) -> None:
+    while True:
+        try:
+            return await store(message)
+        except BusUnavailable as error:
+            log.warning("an event that an earlier start left, on %s: %s", message.subject, error)
+            await asyncio.sleep(RETRY_S[-1])
 
 
 def causes(group: BaseExceptionGroup[BaseException]) -> str:

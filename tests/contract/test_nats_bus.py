@@ -127,3 +127,30 @@ async def test_a_server_started_again_is_at_its_old_address(nats_server: NatsSer
     url = nats_server.url
     await nats_server.kill()
     assert await nats_server.start() == url
+
+
+async def test_what_a_killed_start_held_while_the_server_was_away_is_sent_by_the_next_one(
+    tmp_path: Path, nats_server: NatsServer
+) -> None:
+    def bus() -> NatsBus:
+        telemetry = start_telemetry("worker", "h100-0")
+        return NatsBus(
+            NatsSettings(url=nats_server.url), "worker", "h100-0", telemetry, SystemClock(), spools=tmp_path / "outbox"
+        )
+
+    killed = bus()
+    await killed.connect()
+    killed.publish(tokens("r1"))
+    assert await killed.flush(5.0) == 0
+    await nats_server.stop()
+    held = [killed.publish(tokens("r2")), killed.publish(tokens("r3"))]
+    await killed.close()  # as far as the file goes, a process that is killed does no less
+    await nats_server.start()
+    following = bus()
+    await following.connect()
+    reading = Reading().consume(following, [TOKENS], "meter-tokens")
+    received = {each.id: each.event for each in await reading.until(3)}  # the first may come twice
+    assert [received[each].entries[0].request_id for each in held] == ["r2", "r3"]
+    await reading.stop()
+    await following.close()
+    assert list((tmp_path / "outbox").iterdir()) == []
