@@ -142,6 +142,7 @@ class _Counted:
     sampled: int
     sampled_s: float
     latest: int
+    latest_s: float
     booked: int | None = None  # when it was sampled
 
 
@@ -166,10 +167,10 @@ class Counts:
             return
         counted = self._counted.get(source)
         if counted is None:
-            counted = self._counted[source] = _Counted(worker, generated_tokens, now_s, generated_tokens)
+            counted = self._counted[source] = _Counted(worker, generated_tokens, now_s, generated_tokens, now_s)
             while len(self._counted) > _WORKERS_KEPT:
                 self._counted.popitem(last=False)
-        counted.latest = generated_tokens
+        counted.latest, counted.latest_s = generated_tokens, now_s
 
     def check(self, booked: Mapping[Source, int], now_s: float, patience_s: float) -> dict[Source, Finding | None]:
         """What does not agree, of each worker that was looked at; None where it does.
@@ -189,7 +190,12 @@ class Counts:
             if known < counted.sampled:
                 what = f"{counted.sampled - known} tokens that {counted.worker} made and reported in no event"
                 finding = Finding(Kind.WORKER, counted.worker, "", counted.sampled, known, what)
-            elif counted.booked is not None and counted.booked > counted.latest:
+            elif (
+                counted.booked is not None
+                and counted.booked > counted.latest
+                # Who died told of more than its last heartbeat counted.
+                and counted.latest_s > counted.sampled_s
+            ):
                 what = f"{counted.booked - counted.latest} tokens more in events of {counted.worker} than it made"
                 finding = Finding(Kind.WORKER, counted.worker, "", counted.latest, counted.booked, what)
             looked_at[source] = finding
