@@ -64,6 +64,10 @@ class Peers:
             "optimizer", self._optimizer.GetPlan(request, timeout=DEADLINE_S, metadata=self._metadata)
         )
 
+    async def why(self, model: str, pool: str) -> planning.PoolReason:
+        request = planning.WhyRequest(model=model, pool=pool)
+        return await self._ask("optimizer", self._optimizer.Why(request, timeout=DEADLINE_S, metadata=self._metadata))
+
     async def close(self) -> None:
         for channel in self._channels.values():
             await channel.close(None)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 def plan(
     model: Annotated[str, typer.Argument(help="Whose plan.")] = "llama-3.1-8b",
     *,
+    why: Annotated[str, typer.Option(help="Why this pool is used as it is, and what would change that.")] = "",
     optimizer: OptimizerOption = "",
     as_json: JsonFlag = False,
 ) -> None:
@@ -28,7 +29,14 @@ def plan(
         from services.cli.access import read_access
         from services.cli.wire_document import document_of
 
-        found = asyncio.run(_ask(read_access(optimizer=optimizer), model))
+        access = read_access(optimizer=optimizer)
+        if why:
+            from services.cli.plan_reason import pictures
+
+            reason = asyncio.run(_ask_why(access, model, why))
+            output.result(document_of(reason), *pictures(reason))
+            return
+        found = asyncio.run(_ask(access, model))
         output.result(document_of(found), *_pictures(found))
 
 
@@ -37,6 +45,13 @@ async def _ask(access: "Access", model: str) -> "planning.RoutingPlan":
 
     async with Peers(access) as peers:
         return await peers.plan(model)
+
+
+async def _ask_why(access: "Access", model: str, pool: str) -> "planning.PoolReason":
+    from services.cli.peers import Peers
+
+    async with Peers(access) as peers:
+        return await peers.why(model, pool)
 
 
 def bucket(start: int, end: int) -> str:

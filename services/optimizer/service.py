@@ -17,9 +17,10 @@ from services.mesh.events import RoutingPlan
 from services.mesh.rpc import require_mesh_secret
 from services.optimizer.board import PlanBoard
 from services.optimizer.core.beliefs import Beliefs, Snapshot, Trigger
-from services.optimizer.core.draft import draft
-from services.optimizer.core.plan import solve
+from services.optimizer.core.draft import draft, evidence_of, workload_class
+from services.optimizer.core.plan import Solution, solve
 from services.optimizer.core.what_if import PoolChange, changed
+from services.optimizer.core.why import ClassReason, PoolReason, why
 from tokenworks.v1 import planning_pb2, planning_pb2_grpc
 
 SERVICE_NAME: Final = "tokenworks.v1.Optimizer"
@@ -63,25 +64,45 @@ class OptimizerService(planning_pb2_grpc.OptimizerServicer):
         model = _model(request.model)
         if len(request.pools) > _MAX_CHANGES:
             raise InvalidRequest(f"{len(request.pools)} pools are changed; at most {_MAX_CHANGES} can be")
-        now = self._beliefs.snapshot(self._clock.monotonic_s())
-        if model not in now.models:
-            known = ", ".join(now.models) or "none: no worker was heard yet"
-            raise UnknownModel(f"model {model!r} is not known; models that are: {known}")
+        now = self._snapshot(model)
         changes = [
             PoolChange(each.pool, each.add_workers, 1.0 if each.rate_factor == 0 else each.rate_factor)
             for each in request.pools
         ]
         then = changed(now, model, 1.0 if request.demand_factor == 0 else request.demand_factor, changes)
+        made_unix_ms = self._clock.unix_ms()
+        plans = [_undamped(each, solution, model, made_unix_ms) for each, solution in await self._solve(now, then)]
+        return planning_pb2.WhatIfResponse(now=_message(plans[0]), then=_message(plans[1]))
+
+    async def Why(self, request: planning_pb2.WhyRequest, context: Context) -> planning_pb2.PoolReason:
+        """From the program's answer to what is believed now, undamped.
+
+        Raises UnknownModel, InvalidRequest, QueueFull, Unauthenticated.
+        """
+        require_mesh_secret(context, self._secrets)
+        model = _model(request.model)
+        snapshot = self._snapshot(model)
+        ((_, solution),) = await self._solve(snapshot)
+        return _reason_message(snapshot, model, why(snapshot, solution, model, request.pool))
+
+    def _snapshot(self, model: str) -> Snapshot:
+        """What is believed now. Raises UnknownModel."""
+        now = self._beliefs.snapshot(self._clock.monotonic_s())
+        if model not in now.models:
+            known = ", ".join(now.models) or "none: no worker was heard yet"
+            raise UnknownModel(f"model {model!r} is not known; models that are: {known}")
+        return now
+
+    async def _solve(self, *snapshots: Snapshot) -> list[tuple[Snapshot, Solution]]:
+        """Each with the program's answer. Raises QueueFull."""
         if self._questions >= _MAX_QUESTIONS:
             raise QueueFull(f"{_MAX_QUESTIONS} questions are being solved already", retry_after_s=0.5)
         self._questions += 1
         try:
             async with self._solving:
-                made_unix_ms = self._clock.unix_ms()
-                plans = [await asyncio.to_thread(_undamped, each, model, made_unix_ms) for each in (now, then)]
+                return [(each, await asyncio.to_thread(solve, each.problem, {})) for each in snapshots]
         finally:
             self._questions -= 1
-        return planning_pb2.WhatIfResponse(now=_message(plans[0]), then=_message(plans[1]))
 
 
 def _message(plan: RoutingPlan) -> planning_pb2.RoutingPlan:
@@ -96,9 +117,8 @@ def _model(model: str) -> str:
     return model
 
 
-def _undamped(snapshot: Snapshot, model: str, made_unix_ms: int) -> RoutingPlan:
+def _undamped(snapshot: Snapshot, solution: Solution, model: str, made_unix_ms: int) -> RoutingPlan:
     """The program's own answer; version 0: it is never in force."""
-    solution = solve(snapshot.problem, {})
     return draft(
         snapshot,
         solution,
@@ -109,4 +129,40 @@ def _undamped(snapshot: Snapshot, model: str, made_unix_ms: int) -> RoutingPlan:
         made_unix_ms=made_unix_ms,
         trigger=Trigger.WHAT_IF,
         solve_s=0.0,
+    )
+
+
+def _reason_message(snapshot: Snapshot, model: str, reason: PoolReason) -> planning_pb2.PoolReason:
+    evidence = to_message(evidence_of(snapshot, model, Trigger.WHAT_IF))
+    assert isinstance(evidence, planning_pb2.Evidence)
+    return planning_pb2.PoolReason(
+        pool=reason.pool.name,
+        accelerator=reason.pool.accelerator,
+        workers=reason.pool.workers,
+        status=reason.status,
+        rate_usd_per_hour=reason.pool.rate_usd_per_hour,
+        utilisation=reason.utilisation,
+        shadow_usd_per_device_s=reason.shadow_usd_per_device_s,
+        binding=reason.binding,
+        saving_usd_per_hour=reason.saving_usd_per_hour,
+        classes=[_class_message(each) for each in reason.classes],
+        evidence=evidence,
+    )
+
+
+def _class_message(reason: ClassReason) -> planning_pb2.ClassReason:
+    named = to_message(workload_class(reason.demand))
+    assert isinstance(named, planning_pb2.WorkloadClass)
+    return planning_pb2.ClassReason(
+        workload_class=named,
+        share=reason.share,
+        because=reason.because,
+        usd_per_request=reason.usd,
+        told_usd_per_request=reason.told_usd,
+        best_pool=reason.best_pool,
+        best_told_usd_per_request=reason.best_told_usd,
+        breakeven_usd_per_hour=reason.breakeven_usd_per_hour,
+        batch=reason.service.batch,
+        ttft_s=reason.service.ttft_s,
+        tpot_s=reason.service.tpot_s,
     )

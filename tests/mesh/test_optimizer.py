@@ -137,6 +137,19 @@ async def test_what_if_answers_and_changes_nothing(tmp_path: Path) -> None:
         assert all(plan.evidence.trigger != "what-if" and plan.version > 0 for plan in optimizer.plans)
 
 
+async def test_why_says_what_a_pool_takes_and_whose_traces_that_rests_on(tmp_path: Path) -> None:
+    async with running_optimizer(tmp_path) as optimizer:
+        optimizer.join("a", H100)
+        optimizer.arrive(10, "interactive")
+        await optimizer.plan_is(lambda plan: bool(plan.classes), "a plan with classes")
+        told = await optimizer.stub.Why(planning.WhyRequest(model=MODEL, pool=H100), timeout=DEADLINE_S)
+        assert (told.pool, told.workers, told.status, told.binding) == (H100, 1, "optimal", "")
+        assert {each.because for each in told.classes} == {"cheapest"}
+        assert told.evidence.request_events > 0
+        nowhere = optimizer.stub.Why(planning.WhyRequest(model=MODEL, pool="nowhere"), timeout=DEADLINE_S)
+        assert await reason_of(nowhere) == "InvalidRequest"
+
+
 @pytest.mark.parametrize(
     ("request_", "reason"),
     [

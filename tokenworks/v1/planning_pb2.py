@@ -24,35 +24,41 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ctokenworks/v1/planning.proto\x12\rtokenworks.v1\"\x1f\n\x0eGetPlanRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\xe6\x01\n\rWorkloadClass\x12\x11\n\tslo_class\x18\x01 \x01(\t\x12\x1a\n\x12prompt_tokens_from\x18\x02 \x01(\r\x12\x18\n\x10prompt_tokens_to\x18\x03 \x01(\r\x12\x1e\n\x16\x63ompletion_tokens_from\x18\x04 \x01(\r\x12\x1c\n\x14\x63ompletion_tokens_to\x18\x05 \x01(\r\x12\x12\n\ndemand_rps\x18\x06 \x01(\x01\x12\x1a\n\x12mean_prompt_tokens\x18\x07 \x01(\x01\x12\x1e\n\x16mean_completion_tokens\x18\x08 \x01(\x01\"\x85\x01\n\x05Share\x12\x16\n\x0eworkload_class\x18\x01 \x01(\r\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12\r\n\x05share\x18\x03 \x01(\x01\x12\x10\n\x08\x66\x65\x61sible\x18\x04 \x01(\x08\x12\x1c\n\x14\x64\x65vice_s_per_request\x18\x05 \x01(\x01\x12\x17\n\x0fusd_per_request\x18\x06 \x01(\x01\"\xc8\x01\n\x12TimingCoefficients\x12\x1a\n\x12prefill_overhead_s\x18\x01 \x01(\x01\x12\x1b\n\x13prefill_s_per_token\x18\x02 \x01(\x01\x12\x15\n\rdecode_base_s\x18\x03 \x01(\x01\x12\x1d\n\x15\x64\x65\x63ode_s_per_sequence\x18\x04 \x01(\x01\x12\x1d\n\x15\x64\x65\x63ode_s_per_kv_token\x18\x05 \x01(\x01\x12$\n\x1cprefill_s_per_attended_token\x18\x06 \x01(\x01\"\xec\x01\n\x08PoolPlan\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\x02 \x01(\t\x12\x0f\n\x07workers\x18\x03 \x01(\r\x12\x1f\n\x17shadow_usd_per_device_s\x18\x04 \x01(\x01\x12\x13\n\x0butilisation\x18\x05 \x01(\x01\x12\x31\n\x06timing\x18\x06 \x01(\x0b\x32!.tokenworks.v1.TimingCoefficients\x12\x14\n\x0cobservations\x18\x07 \x01(\x04\x12\x12\n\nmean_error\x18\x08 \x01(\x01\x12\x19\n\x11rate_usd_per_hour\x18\t \x01(\x01\"a\n\nPrediction\x12\x19\n\x11\x63ost_usd_per_hour\x18\x01 \x01(\x01\x12\"\n\x1a\x62\x61seline_cost_usd_per_hour\x18\x02 \x01(\x01\x12\x14\n\x0cunserved_rps\x18\x03 \x01(\x01\"\x89\x01\n\x08\x45vidence\x12\x16\n\x0elatency_events\x18\x01 \x01(\x04\x12\x14\n\x0ctoken_events\x18\x02 \x01(\x04\x12\x16\n\x0erequest_events\x18\x03 \x01(\x04\x12\x10\n\x08window_s\x18\x04 \x01(\x01\x12\x14\n\x0ctraceparents\x18\x05 \x03(\t\x12\x0f\n\x07trigger\x18\x06 \x01(\t\"\xbb\x02\n\x0bRoutingPlan\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x14\n\x0cmade_unix_ms\x18\x03 \x01(\x03\x12-\n\x07\x63lasses\x18\x04 \x03(\x0b\x32\x1c.tokenworks.v1.WorkloadClass\x12$\n\x06shares\x18\x05 \x03(\x0b\x32\x14.tokenworks.v1.Share\x12&\n\x05pools\x18\x06 \x03(\x0b\x32\x17.tokenworks.v1.PoolPlan\x12-\n\nprediction\x18\x07 \x01(\x0b\x32\x19.tokenworks.v1.Prediction\x12)\n\x08\x65vidence\x18\x08 \x01(\x0b\x32\x17.tokenworks.v1.Evidence\x12\x0e\n\x06status\x18\t \x01(\t\x12\x0f\n\x07solve_s\x18\n \x01(\x01\"D\n\nPoolChange\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x13\n\x0b\x61\x64\x64_workers\x18\x02 \x01(\x05\x12\x13\n\x0brate_factor\x18\x03 \x01(\x01\"_\n\rWhatIfRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rdemand_factor\x18\x02 \x01(\x01\x12(\n\x05pools\x18\x03 \x03(\x0b\x32\x19.tokenworks.v1.PoolChange\"c\n\x0eWhatIfResponse\x12\'\n\x03now\x18\x01 \x01(\x0b\x32\x1a.tokenworks.v1.RoutingPlan\x12(\n\x04then\x18\x02 \x01(\x0b\x32\x1a.tokenworks.v1.RoutingPlan2\xe2\x01\n\tOptimizer\x12\x44\n\x07GetPlan\x12\x1d.tokenworks.v1.GetPlanRequest\x1a\x1a.tokenworks.v1.RoutingPlan\x12H\n\tWatchPlan\x12\x1d.tokenworks.v1.GetPlanRequest\x1a\x1a.tokenworks.v1.RoutingPlan0\x01\x12\x45\n\x06WhatIf\x12\x1c.tokenworks.v1.WhatIfRequest\x1a\x1d.tokenworks.v1.WhatIfResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ctokenworks/v1/planning.proto\x12\rtokenworks.v1\")\n\nWhyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04pool\x18\x02 \x01(\t\"\x9f\x02\n\x0b\x43lassReason\x12\x34\n\x0eworkload_class\x18\x01 \x01(\x0b\x32\x1c.tokenworks.v1.WorkloadClass\x12\r\n\x05share\x18\x02 \x01(\x01\x12\x0f\n\x07\x62\x65\x63\x61use\x18\x03 \x01(\t\x12\x17\n\x0fusd_per_request\x18\x04 \x01(\x01\x12\x1c\n\x14told_usd_per_request\x18\x05 \x01(\x01\x12\x11\n\tbest_pool\x18\x06 \x01(\t\x12!\n\x19\x62\x65st_told_usd_per_request\x18\x07 \x01(\x01\x12\x1e\n\x16\x62reakeven_usd_per_hour\x18\x08 \x01(\x01\x12\r\n\x05\x62\x61tch\x18\t \x01(\r\x12\x0e\n\x06ttft_s\x18\n \x01(\x01\x12\x0e\n\x06tpot_s\x18\x0b \x01(\x01\"\xa7\x02\n\nPoolReason\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\x02 \x01(\t\x12\x0f\n\x07workers\x18\x03 \x01(\r\x12\x0e\n\x06status\x18\x04 \x01(\t\x12\x19\n\x11rate_usd_per_hour\x18\x05 \x01(\x01\x12\x13\n\x0butilisation\x18\x06 \x01(\x01\x12\x1f\n\x17shadow_usd_per_device_s\x18\x07 \x01(\x01\x12\x0f\n\x07\x62inding\x18\x08 \x01(\t\x12\x1b\n\x13saving_usd_per_hour\x18\t \x01(\x01\x12+\n\x07\x63lasses\x18\n \x03(\x0b\x32\x1a.tokenworks.v1.ClassReason\x12)\n\x08\x65vidence\x18\x0b \x01(\x0b\x32\x17.tokenworks.v1.Evidence\"\x1f\n\x0eGetPlanRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\xe6\x01\n\rWorkloadClass\x12\x11\n\tslo_class\x18\x01 \x01(\t\x12\x1a\n\x12prompt_tokens_from\x18\x02 \x01(\r\x12\x18\n\x10prompt_tokens_to\x18\x03 \x01(\r\x12\x1e\n\x16\x63ompletion_tokens_from\x18\x04 \x01(\r\x12\x1c\n\x14\x63ompletion_tokens_to\x18\x05 \x01(\r\x12\x12\n\ndemand_rps\x18\x06 \x01(\x01\x12\x1a\n\x12mean_prompt_tokens\x18\x07 \x01(\x01\x12\x1e\n\x16mean_completion_tokens\x18\x08 \x01(\x01\"\x85\x01\n\x05Share\x12\x16\n\x0eworkload_class\x18\x01 \x01(\r\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12\r\n\x05share\x18\x03 \x01(\x01\x12\x10\n\x08\x66\x65\x61sible\x18\x04 \x01(\x08\x12\x1c\n\x14\x64\x65vice_s_per_request\x18\x05 \x01(\x01\x12\x17\n\x0fusd_per_request\x18\x06 \x01(\x01\"\xc8\x01\n\x12TimingCoefficients\x12\x1a\n\x12prefill_overhead_s\x18\x01 \x01(\x01\x12\x1b\n\x13prefill_s_per_token\x18\x02 \x01(\x01\x12\x15\n\rdecode_base_s\x18\x03 \x01(\x01\x12\x1d\n\x15\x64\x65\x63ode_s_per_sequence\x18\x04 \x01(\x01\x12\x1d\n\x15\x64\x65\x63ode_s_per_kv_token\x18\x05 \x01(\x01\x12$\n\x1cprefill_s_per_attended_token\x18\x06 \x01(\x01\"\xec\x01\n\x08PoolPlan\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\x02 \x01(\t\x12\x0f\n\x07workers\x18\x03 \x01(\r\x12\x1f\n\x17shadow_usd_per_device_s\x18\x04 \x01(\x01\x12\x13\n\x0butilisation\x18\x05 \x01(\x01\x12\x31\n\x06timing\x18\x06 \x01(\x0b\x32!.tokenworks.v1.TimingCoefficients\x12\x14\n\x0cobservations\x18\x07 \x01(\x04\x12\x12\n\nmean_error\x18\x08 \x01(\x01\x12\x19\n\x11rate_usd_per_hour\x18\t \x01(\x01\"a\n\nPrediction\x12\x19\n\x11\x63ost_usd_per_hour\x18\x01 \x01(\x01\x12\"\n\x1a\x62\x61seline_cost_usd_per_hour\x18\x02 \x01(\x01\x12\x14\n\x0cunserved_rps\x18\x03 \x01(\x01\"\x89\x01\n\x08\x45vidence\x12\x16\n\x0elatency_events\x18\x01 \x01(\x04\x12\x14\n\x0ctoken_events\x18\x02 \x01(\x04\x12\x16\n\x0erequest_events\x18\x03 \x01(\x04\x12\x10\n\x08window_s\x18\x04 \x01(\x01\x12\x14\n\x0ctraceparents\x18\x05 \x03(\t\x12\x0f\n\x07trigger\x18\x06 \x01(\t\"\xbb\x02\n\x0bRoutingPlan\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x14\n\x0cmade_unix_ms\x18\x03 \x01(\x03\x12-\n\x07\x63lasses\x18\x04 \x03(\x0b\x32\x1c.tokenworks.v1.WorkloadClass\x12$\n\x06shares\x18\x05 \x03(\x0b\x32\x14.tokenworks.v1.Share\x12&\n\x05pools\x18\x06 \x03(\x0b\x32\x17.tokenworks.v1.PoolPlan\x12-\n\nprediction\x18\x07 \x01(\x0b\x32\x19.tokenworks.v1.Prediction\x12)\n\x08\x65vidence\x18\x08 \x01(\x0b\x32\x17.tokenworks.v1.Evidence\x12\x0e\n\x06status\x18\t \x01(\t\x12\x0f\n\x07solve_s\x18\n \x01(\x01\"D\n\nPoolChange\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x13\n\x0b\x61\x64\x64_workers\x18\x02 \x01(\x05\x12\x13\n\x0brate_factor\x18\x03 \x01(\x01\"_\n\rWhatIfRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rdemand_factor\x18\x02 \x01(\x01\x12(\n\x05pools\x18\x03 \x03(\x0b\x32\x19.tokenworks.v1.PoolChange\"c\n\x0eWhatIfResponse\x12\'\n\x03now\x18\x01 \x01(\x0b\x32\x1a.tokenworks.v1.RoutingPlan\x12(\n\x04then\x18\x02 \x01(\x0b\x32\x1a.tokenworks.v1.RoutingPlan2\x9f\x02\n\tOptimizer\x12\x44\n\x07GetPlan\x12\x1d.tokenworks.v1.GetPlanRequest\x1a\x1a.tokenworks.v1.RoutingPlan\x12H\n\tWatchPlan\x12\x1d.tokenworks.v1.GetPlanRequest\x1a\x1a.tokenworks.v1.RoutingPlan0\x01\x12\x45\n\x06WhatIf\x12\x1c.tokenworks.v1.WhatIfRequest\x1a\x1d.tokenworks.v1.WhatIfResponse\x12;\n\x03Why\x12\x19.tokenworks.v1.WhyRequest\x1a\x19.tokenworks.v1.PoolReasonb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tokenworks.v1.planning_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GETPLANREQUEST']._serialized_start=47
-  _globals['_GETPLANREQUEST']._serialized_end=78
-  _globals['_WORKLOADCLASS']._serialized_start=81
-  _globals['_WORKLOADCLASS']._serialized_end=311
-  _globals['_SHARE']._serialized_start=314
-  _globals['_SHARE']._serialized_end=447
-  _globals['_TIMINGCOEFFICIENTS']._serialized_start=450
-  _globals['_TIMINGCOEFFICIENTS']._serialized_end=650
-  _globals['_POOLPLAN']._serialized_start=653
-  _globals['_POOLPLAN']._serialized_end=889
-  _globals['_PREDICTION']._serialized_start=891
-  _globals['_PREDICTION']._serialized_end=988
-  _globals['_EVIDENCE']._serialized_start=991
-  _globals['_EVIDENCE']._serialized_end=1128
-  _globals['_ROUTINGPLAN']._serialized_start=1131
-  _globals['_ROUTINGPLAN']._serialized_end=1446
-  _globals['_POOLCHANGE']._serialized_start=1448
-  _globals['_POOLCHANGE']._serialized_end=1516
-  _globals['_WHATIFREQUEST']._serialized_start=1518
-  _globals['_WHATIFREQUEST']._serialized_end=1613
-  _globals['_WHATIFRESPONSE']._serialized_start=1615
-  _globals['_WHATIFRESPONSE']._serialized_end=1714
-  _globals['_OPTIMIZER']._serialized_start=1717
-  _globals['_OPTIMIZER']._serialized_end=1943
+  _globals['_WHYREQUEST']._serialized_start=47
+  _globals['_WHYREQUEST']._serialized_end=88
+  _globals['_CLASSREASON']._serialized_start=91
+  _globals['_CLASSREASON']._serialized_end=378
+  _globals['_POOLREASON']._serialized_start=381
+  _globals['_POOLREASON']._serialized_end=676
+  _globals['_GETPLANREQUEST']._serialized_start=678
+  _globals['_GETPLANREQUEST']._serialized_end=709
+  _globals['_WORKLOADCLASS']._serialized_start=712
+  _globals['_WORKLOADCLASS']._serialized_end=942
+  _globals['_SHARE']._serialized_start=945
+  _globals['_SHARE']._serialized_end=1078
+  _globals['_TIMINGCOEFFICIENTS']._serialized_start=1081
+  _globals['_TIMINGCOEFFICIENTS']._serialized_end=1281
+  _globals['_POOLPLAN']._serialized_start=1284
+  _globals['_POOLPLAN']._serialized_end=1520
+  _globals['_PREDICTION']._serialized_start=1522
+  _globals['_PREDICTION']._serialized_end=1619
+  _globals['_EVIDENCE']._serialized_start=1622
+  _globals['_EVIDENCE']._serialized_end=1759
+  _globals['_ROUTINGPLAN']._serialized_start=1762
+  _globals['_ROUTINGPLAN']._serialized_end=2077
+  _globals['_POOLCHANGE']._serialized_start=2079
+  _globals['_POOLCHANGE']._serialized_end=2147
+  _globals['_WHATIFREQUEST']._serialized_start=2149
+  _globals['_WHATIFREQUEST']._serialized_end=2244
+  _globals['_WHATIFRESPONSE']._serialized_start=2246
+  _globals['_WHATIFRESPONSE']._serialized_end=2345
+  _globals['_OPTIMIZER']._serialized_start=2348
+  _globals['_OPTIMIZER']._serialized_end=2635
 # @@protoc_insertion_point(module_scope)

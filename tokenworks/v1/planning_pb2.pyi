@@ -6,6 +6,66 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class WhyRequest(_message.Message):
+    __slots__ = ("model", "pool")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    POOL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    pool: str
+    def __init__(self, model: _Optional[str] = ..., pool: _Optional[str] = ...) -> None: ...
+
+class ClassReason(_message.Message):
+    __slots__ = ("workload_class", "share", "because", "usd_per_request", "told_usd_per_request", "best_pool", "best_told_usd_per_request", "breakeven_usd_per_hour", "batch", "ttft_s", "tpot_s")
+    WORKLOAD_CLASS_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    BECAUSE_FIELD_NUMBER: _ClassVar[int]
+    USD_PER_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    TOLD_USD_PER_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    BEST_POOL_FIELD_NUMBER: _ClassVar[int]
+    BEST_TOLD_USD_PER_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    BREAKEVEN_USD_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    TTFT_S_FIELD_NUMBER: _ClassVar[int]
+    TPOT_S_FIELD_NUMBER: _ClassVar[int]
+    workload_class: WorkloadClass
+    share: float
+    because: str
+    usd_per_request: float
+    told_usd_per_request: float
+    best_pool: str
+    best_told_usd_per_request: float
+    breakeven_usd_per_hour: float
+    batch: int
+    ttft_s: float
+    tpot_s: float
+    def __init__(self, workload_class: _Optional[_Union[WorkloadClass, _Mapping]] = ..., share: _Optional[float] = ..., because: _Optional[str] = ..., usd_per_request: _Optional[float] = ..., told_usd_per_request: _Optional[float] = ..., best_pool: _Optional[str] = ..., best_told_usd_per_request: _Optional[float] = ..., breakeven_usd_per_hour: _Optional[float] = ..., batch: _Optional[int] = ..., ttft_s: _Optional[float] = ..., tpot_s: _Optional[float] = ...) -> None: ...
+
+class PoolReason(_message.Message):
+    __slots__ = ("pool", "accelerator", "workers", "status", "rate_usd_per_hour", "utilisation", "shadow_usd_per_device_s", "binding", "saving_usd_per_hour", "classes", "evidence")
+    POOL_FIELD_NUMBER: _ClassVar[int]
+    ACCELERATOR_FIELD_NUMBER: _ClassVar[int]
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    RATE_USD_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
+    UTILISATION_FIELD_NUMBER: _ClassVar[int]
+    SHADOW_USD_PER_DEVICE_S_FIELD_NUMBER: _ClassVar[int]
+    BINDING_FIELD_NUMBER: _ClassVar[int]
+    SAVING_USD_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_FIELD_NUMBER: _ClassVar[int]
+    pool: str
+    accelerator: str
+    workers: int
+    status: str
+    rate_usd_per_hour: float
+    utilisation: float
+    shadow_usd_per_device_s: float
+    binding: str
+    saving_usd_per_hour: float
+    classes: _containers.RepeatedCompositeFieldContainer[ClassReason]
+    evidence: Evidence
+    def __init__(self, pool: _Optional[str] = ..., accelerator: _Optional[str] = ..., workers: _Optional[int] = ..., status: _Optional[str] = ..., rate_usd_per_hour: _Optional[float] = ..., utilisation: _Optional[float] = ..., shadow_usd_per_device_s: _Optional[float] = ..., binding: _Optional[str] = ..., saving_usd_per_hour: _Optional[float] = ..., classes: _Optional[_Iterable[_Union[ClassReason, _Mapping]]] = ..., evidence: _Optional[_Union[Evidence, _Mapping]] = ...) -> None: ...
+
 class GetPlanRequest(_message.Message):
     __slots__ = ("model",)
     MODEL_FIELD_NUMBER: _ClassVar[int]

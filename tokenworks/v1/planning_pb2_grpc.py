@@ -51,6 +51,11 @@ class OptimizerStub(object):
                 request_serializer=tokenworks_dot_v1_dot_planning__pb2.WhatIfRequest.SerializeToString,
                 response_deserializer=tokenworks_dot_v1_dot_planning__pb2.WhatIfResponse.FromString,
                 _registered_method=True)
+        self.Why = channel.unary_unary(
+                '/tokenworks.v1.Optimizer/Why',
+                request_serializer=tokenworks_dot_v1_dot_planning__pb2.WhyRequest.SerializeToString,
+                response_deserializer=tokenworks_dot_v1_dot_planning__pb2.PoolReason.FromString,
+                _registered_method=True)
 
 
 class OptimizerServicer(object):
@@ -77,6 +82,13 @@ class OptimizerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Why(self, request, context):
+        """Why the program uses a pool as it does, and what would change that; from what is believed now, undamped.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OptimizerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +106,11 @@ def add_OptimizerServicer_to_server(servicer, server):
                     servicer.WhatIf,
                     request_deserializer=tokenworks_dot_v1_dot_planning__pb2.WhatIfRequest.FromString,
                     response_serializer=tokenworks_dot_v1_dot_planning__pb2.WhatIfResponse.SerializeToString,
+            ),
+            'Why': grpc.unary_unary_rpc_method_handler(
+                    servicer.Why,
+                    request_deserializer=tokenworks_dot_v1_dot_planning__pb2.WhyRequest.FromString,
+                    response_serializer=tokenworks_dot_v1_dot_planning__pb2.PoolReason.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -179,6 +196,33 @@ class Optimizer(object):
             '/tokenworks.v1.Optimizer/WhatIf',
             tokenworks_dot_v1_dot_planning__pb2.WhatIfRequest.SerializeToString,
             tokenworks_dot_v1_dot_planning__pb2.WhatIfResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Why(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tokenworks.v1.Optimizer/Why',
+            tokenworks_dot_v1_dot_planning__pb2.WhyRequest.SerializeToString,
+            tokenworks_dot_v1_dot_planning__pb2.PoolReason.FromString,
             options,
             channel_credentials,
             insecure,

@@ -42,7 +42,7 @@ def draft(
         model=model,
         version=version,
         made_unix_ms=made_unix_ms,
-        classes=tuple(_workload_class(each) for each in classes),
+        classes=tuple(workload_class(each) for each in classes),
         shares=tuple(
             Share(
                 workload_class=index,
@@ -71,7 +71,7 @@ def draft(
             if model in pool.stations
         ),
         prediction=_prediction(snapshot, solution, shares, model),
-        evidence=_evidence(snapshot, model, trigger),
+        evidence=evidence_of(snapshot, model, trigger),
         status=_status(snapshot, solution, classes),
         solve_s=solve_s,
     )
@@ -104,7 +104,8 @@ def _status(snapshot: Snapshot, solution: Solution, classes: list[ClassDemand]) 
     return "overloaded" if _unserved_rps(solution, classes) > 1e-6 * demand_rps else "optimal"
 
 
-def _evidence(snapshot: Snapshot, model: str, trigger: Trigger) -> Evidence:
+def evidence_of(snapshot: Snapshot, model: str, trigger: Trigger) -> Evidence:
+    """What was seen of `model` in the window that the snapshot rests on."""
     seen = snapshot.seen[model]
     return Evidence(
         latency_events=seen.latency_events,
@@ -116,7 +117,8 @@ def _evidence(snapshot: Snapshot, model: str, trigger: Trigger) -> Evidence:
     )
 
 
-def _workload_class(each: ClassDemand) -> WorkloadClass:
+def workload_class(each: ClassDemand) -> WorkloadClass:
+    """A class as the wire knows it."""
     prompt_from, prompt_to = bucket_range(PROMPT_EDGES, each.key.prompt_bucket)
     completion_from, completion_to = bucket_range(COMPLETION_EDGES, each.key.completion_bucket)
     return WorkloadClass(
