@@ -68,6 +68,12 @@ class Peers:
         request = planning.WhyRequest(model=model, pool=pool)
         return await self._ask("optimizer", self._optimizer.Why(request, timeout=DEADLINE_S, metadata=self._metadata))
 
+    async def decisions(self, model: str, most: int) -> planning.ListDecisionsResponse:
+        request = planning.ListDecisionsRequest(model=model, most=most)
+        return await self._ask(
+            "optimizer", self._optimizer.ListDecisions(request, timeout=DEADLINE_S, metadata=self._metadata)
+        )
+
     async def close(self) -> None:
         for channel in self._channels.values():
             await channel.close(None)

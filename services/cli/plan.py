@@ -21,6 +21,9 @@ def plan(
     model: Annotated[str, typer.Argument(help="Whose plan.")] = "llama-3.1-8b",
     *,
     why: Annotated[str, typer.Option(help="Why this pool is used as it is, and what would change that.")] = "",
+    history: Annotated[
+        int, typer.Option(min=0, max=3600, help="The latest so many decisions, and what came true.")
+    ] = 0,
     optimizer: OptimizerOption = "",
     as_json: JsonFlag = False,
 ) -> None:
@@ -35,6 +38,10 @@ def plan(
 
             reason = asyncio.run(_ask_why(access, model, why))
             output.result(document_of(reason), *pictures(reason))
+            return
+        if history:
+            decisions = asyncio.run(_ask_history(access, model, history))
+            output.result(document_of(decisions), _history(decisions))
             return
         found = asyncio.run(_ask(access, model))
         output.result(document_of(found), *_pictures(found))
@@ -54,6 +61,34 @@ async def _ask_why(access: "Access", model: str, pool: str) -> "planning.PoolRea
         return await peers.why(model, pool)
 
 
+async def _ask_history(access: "Access", model: str, most: int) -> "planning.ListDecisionsResponse":
+    from services.cli.peers import Peers
+
+    async with Peers(access) as peers:
+        return await peers.decisions(model, most)
+
+
+def _history(found: "planning.ListDecisionsResponse") -> "RenderableType":
+    from services.cli.report_view import table
+
+    rows = table(
+        "Decisions, newest first", "plan", "made", "because of", ">requests/s", ">predicted $ a request", ">realised",
+        ">requests", ">promises kept",
+    )  # fmt: skip
+    for each in found.decisions:
+        rows.add_row(
+            each.plan,
+            datetime.fromtimestamp(each.made_unix_ms / 1000, UTC).isoformat(" ", "seconds"),
+            each.trigger,
+            f"{each.demand_rps:.2f}",
+            f"{each.predicted_usd_per_request:.7f}",
+            f"{each.realised_usd_per_request:.7f}" if each.requests else "-",
+            f"{each.requests:,}",
+            f"{each.slo_met_requests / each.finished_requests:.1%}" if each.finished_requests else "-",
+        )
+    return rows
+
+
 def bucket(start: int, end: int) -> str:
     """`256-1,023`, or `1,024 up` where there is no end."""
     return f"{start:,} up" if not end else f"{start:,}-{end - 1:,}"
@@ -68,6 +103,8 @@ def _pictures(found: "planning.RoutingPlan") -> Iterator["RenderableType"]:
         f"[bold]{found.model}:{found.version}[/] · {found.status} · made {made} in {took}, because of"
         f" {found.evidence.trigger}"
     )
+    if found.advisory:
+        yield "[bold]Advice only[/] (optimizer.mode = advise): routers go on without it."
     prediction = found.prediction
     yield (
         f"predicted ${prediction.cost_usd_per_hour:,.4f} per hour, against"

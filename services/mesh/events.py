@@ -562,7 +562,11 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoutingPlan:
-    """Where the optimizer wants one model's work; named `model:version`."""
+    """Where the optimizer wants one model's work; named `model:version`.
+
+    Attributes:
+        advisory: it is only said; routers go on without it.
+    """
 
     model: str
     version: int
@@ -580,6 +584,7 @@ class RoutingPlan:
     )
     status: str = "idle"
     solve_s: float = 0.0
+    advisory: bool = False
 
     @property
     def name(self) -> str:

@@ -138,6 +138,7 @@ class OptimizerSettings(Section):
     id: Identifier = "optimizer-0"
     port: Port = 7602
     http_port: Port = 7682
+    mode: Literal["act", "advise"] = "act"  # advise: plans are made and shown, and routers go on without them
     interval_s: Annotated[float, Field(gt=0, le=60)] = 1.0
     window_s: Annotated[float, Field(gt=0)] = 60.0
     forgetting: Annotated[float, Field(gt=0.5, le=1.0)] = 0.995

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from typing import Final
 
 from opentelemetry.context import Context
@@ -47,7 +48,9 @@ class PlanningLoop:
         telemetry: Telemetry,
         clock: Clock,
         interval_s: float,
+        advisory: bool = False,
     ) -> None:
+        """`advisory`: say what would be best, and have routers go on without it."""
         self._beliefs = beliefs
         self._planner = planner
         self._board = board
@@ -56,6 +59,7 @@ class PlanningLoop:
         self._telemetry = telemetry
         self._clock = clock
         self._interval_s = interval_s
+        self._advisory = advisory
         self._news: Trigger | None = None
         self._woken = asyncio.Event()
         self._due_s = time.monotonic() + interval_s
@@ -96,8 +100,12 @@ class PlanningLoop:
                 unix_ms=self._clock.unix_ms(),
                 solve_s=solve_s,
             )
+            if self._advisory:
+                plans = tuple(replace(plan, advisory=True) for plan in plans)
             published = [plan for plan in plans if self._publish(plan, spans[plan.model])]
         self._board.post(published)
+        for plan in published:
+            self._beliefs.decisions.made(plan)
         if plans:
             self._measures.settled(plans, snapshot, trigger, solve_s)
         return published

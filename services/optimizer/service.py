@@ -26,6 +26,8 @@ from tokenworks.v1 import planning_pb2, planning_pb2_grpc
 SERVICE_NAME: Final = "tokenworks.v1.Optimizer"
 _MAX_QUESTIONS: Final = 8  # solved or waiting at a time
 _MAX_CHANGES: Final = 1000
+_USUAL_DECISIONS: Final = 60
+_MOST_DECISIONS: Final = 3600
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -84,6 +86,35 @@ class OptimizerService(planning_pb2_grpc.OptimizerServicer):
         snapshot = self._snapshot(model)
         ((_, solution),) = await self._solve(snapshot)
         return _reason_message(snapshot, model, why(snapshot, solution, model, request.pool))
+
+    async def ListDecisions(
+        self, request: planning_pb2.ListDecisionsRequest, context: Context
+    ) -> planning_pb2.ListDecisionsResponse:
+        """Raises InvalidRequest, UnknownModel, Unauthenticated."""
+        require_mesh_secret(context, self._secrets)
+        model = _model(request.model)
+        self._board.plan(model)
+        if request.most > _MOST_DECISIONS:
+            raise InvalidRequest(f"most = {request.most}; at most {_MOST_DECISIONS} decisions are kept")
+        found = self._beliefs.decisions.latest(model, request.most or _USUAL_DECISIONS)
+        return planning_pb2.ListDecisionsResponse(
+            decisions=[
+                planning_pb2.Decision(
+                    plan=f"{each.model}:{each.version}",
+                    made_unix_ms=each.made_unix_ms,
+                    trigger=each.trigger,
+                    status=each.status,
+                    demand_rps=each.demand_rps,
+                    unserved_rps=each.unserved_rps,
+                    predicted_usd_per_request=each.predicted_usd_per_request,
+                    realised_usd_per_request=each.realised_usd_per_request,
+                    requests=each.requests,
+                    finished_requests=each.finished,
+                    slo_met_requests=each.slo_met,
+                )
+                for each in found
+            ]
+        )
 
     def _snapshot(self, model: str) -> Snapshot:
         """What is believed now. Raises UnknownModel."""

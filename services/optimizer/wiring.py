@@ -90,6 +90,7 @@ async def wire(
         telemetry=telemetry,
         clock=clock,
         interval_s=optimizer.interval_s,
+        advisory=optimizer.mode == "advise",
     )
     tasks = [
         life.spawn(Feed(bus, beliefs, planner, loop, clock).watch(), "feed"),

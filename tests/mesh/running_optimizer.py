@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import grpc
 
@@ -98,6 +98,7 @@ async def running_optimizer(
     telemetry: Telemetry | None = None,
     worker_telemetry: Telemetry | None = None,
     secret: str = "",
+    mode: Literal["act", "advise"] = "act",
 ) -> AsyncIterator[Optimizer]:
     """An optimizer that plans ten times a second; with `broker`, one that meets what another left on its bus."""
     async with AsyncExitStack() as stack:
@@ -117,7 +118,7 @@ async def running_optimizer(
             stack.push_async_callback(each.close)
         settings = load_settings(
             mesh=MeshSettings(data_dir=folder, secret=secret, drain_grace_s=1.0),
-            optimizer=OptimizerSettings(port=0, http_port=0, interval_s=INTERVAL_S),
+            optimizer=OptimizerSettings(port=0, http_port=0, interval_s=INTERVAL_S, mode=mode),
         )
         life = Lifecycle("optimizer")
         running = await wire(life, settings, bus=bus, telemetry=telemetry)

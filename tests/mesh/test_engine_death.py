@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from itertools import accumulate
 from pathlib import Path
 from typing import Final
 
@@ -109,8 +110,10 @@ async def test_streams_go_on_elsewhere_when_an_engine_dies_and_the_worker_gets_w
     moved = [result for _, result in disturbed if len(result.segments) > 1]
     assert moved, "no stream was in the engine that died"
     for result in moved:
-        assert [segment.worker for segment in result.segments] == ["h100-0", "h100-1"]
-        assert [segment.from_index for segment in result.segments] == [0, result.segments[0].count]
+        # On a busy machine the other may be slow for a moment, and give some of them back.
+        assert [segment.worker for segment in result.segments][:2] == ["h100-0", "h100-1"]
+        ends = accumulate(segment.count for segment in result.segments)
+        assert [segment.from_index for segment in result.segments] == [0, *ends][:-1]
     assert {sum(segment.count for segment in result.segments) for _, result in disturbed} == {TOKENS}
 
     results = [result for _, result in undisturbed + disturbed]

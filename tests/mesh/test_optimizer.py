@@ -1,6 +1,7 @@
 """The optimizer as a service: events in on a bus, plans out on it, questions answered over gRPC."""
 
 import asyncio
+import dataclasses
 from collections.abc import Awaitable
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from services.mesh import conventions as names
 from services.mesh.rpc import MESH_SECRET, error_of
 from services.mesh.subjects import LATENCY, PLAN
 from services.mesh.telemetry import fresh_traceparent, span_context_of, start_telemetry
+from tests.mesh.local_mesh import eventually
 from tests.mesh.running_optimizer import DEADLINE_S, Optimizer, planned, running_optimizer, shadow
-from tests.unit.optimizer.facts import H100, L4, MI300X, MODEL, steps, timing
+from tests.unit.optimizer.facts import H100, L4, MI300X, MODEL, admitted, finished, steps, timing
 from tokenworks.v1 import planning_pb2 as planning
 
 pytestmark = pytest.mark.mesh
@@ -135,6 +137,32 @@ async def test_what_if_answers_and_changes_nothing(tmp_path: Path) -> None:
         after = await optimizer.plan_is(lambda plan: bool(plan.classes), "a later plan")
         assert after.status == "optimal"
         assert all(plan.evidence.trigger != "what-if" and plan.version > 0 for plan in optimizer.plans)
+
+
+async def test_decisions_are_listed_with_what_came_true(tmp_path: Path) -> None:
+    async with running_optimizer(tmp_path) as optimizer:
+        optimizer.join("a", H100)
+        optimizer.arrive(10, "interactive")
+        made = await optimizer.plan_is(lambda plan: bool(plan.classes), "a plan with demand")
+        optimizer.routers.publish(dataclasses.replace(admitted(), request_id="r-1", plan=made.name))
+        optimizer.routers.publish(dataclasses.replace(finished(10), request_id="r-1", plan=made.name))
+
+        async def so() -> bool:
+            asked = planning.ListDecisionsRequest(model=MODEL, most=1000)
+            answer = await optimizer.stub.ListDecisions(asked, timeout=DEADLINE_S)
+            (found,) = [each for each in answer.decisions if each.plan == made.name]
+            assert found.predicted_usd_per_request > 0
+            return (found.requests, found.finished_requests) == (1, 1)
+
+        await eventually(so, "its request has ended")
+        too_many = planning.ListDecisionsRequest(model=MODEL, most=4000)
+        assert await reason_of(optimizer.stub.ListDecisions(too_many, timeout=DEADLINE_S)) == "InvalidRequest"
+
+
+async def test_an_optimizer_that_only_advises_says_so_in_its_plans(tmp_path: Path) -> None:
+    async with running_optimizer(tmp_path, mode="advise") as optimizer:
+        optimizer.join("a", H100)
+        assert (await optimizer.plan_is(lambda plan: bool(plan.pools), "a plan")).advisory
 
 
 async def test_why_says_what_a_pool_takes_and_whose_traces_that_rests_on(tmp_path: Path) -> None:

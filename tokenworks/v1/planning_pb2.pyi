@@ -173,7 +173,7 @@ class Evidence(_message.Message):
     def __init__(self, latency_events: _Optional[int] = ..., token_events: _Optional[int] = ..., request_events: _Optional[int] = ..., window_s: _Optional[float] = ..., traceparents: _Optional[_Iterable[str]] = ..., trigger: _Optional[str] = ...) -> None: ...
 
 class RoutingPlan(_message.Message):
-    __slots__ = ("model", "version", "made_unix_ms", "classes", "shares", "pools", "prediction", "evidence", "status", "solve_s")
+    __slots__ = ("model", "version", "made_unix_ms", "classes", "shares", "pools", "prediction", "evidence", "status", "solve_s", "advisory")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     MADE_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
@@ -184,6 +184,7 @@ class RoutingPlan(_message.Message):
     EVIDENCE_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     SOLVE_S_FIELD_NUMBER: _ClassVar[int]
+    ADVISORY_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     made_unix_ms: int
@@ -194,7 +195,48 @@ class RoutingPlan(_message.Message):
     evidence: Evidence
     status: str
     solve_s: float
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., made_unix_ms: _Optional[int] = ..., classes: _Optional[_Iterable[_Union[WorkloadClass, _Mapping]]] = ..., shares: _Optional[_Iterable[_Union[Share, _Mapping]]] = ..., pools: _Optional[_Iterable[_Union[PoolPlan, _Mapping]]] = ..., prediction: _Optional[_Union[Prediction, _Mapping]] = ..., evidence: _Optional[_Union[Evidence, _Mapping]] = ..., status: _Optional[str] = ..., solve_s: _Optional[float] = ...) -> None: ...
+    advisory: bool
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., made_unix_ms: _Optional[int] = ..., classes: _Optional[_Iterable[_Union[WorkloadClass, _Mapping]]] = ..., shares: _Optional[_Iterable[_Union[Share, _Mapping]]] = ..., pools: _Optional[_Iterable[_Union[PoolPlan, _Mapping]]] = ..., prediction: _Optional[_Union[Prediction, _Mapping]] = ..., evidence: _Optional[_Union[Evidence, _Mapping]] = ..., status: _Optional[str] = ..., solve_s: _Optional[float] = ..., advisory: bool = ...) -> None: ...
+
+class ListDecisionsRequest(_message.Message):
+    __slots__ = ("model", "most")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    MOST_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    most: int
+    def __init__(self, model: _Optional[str] = ..., most: _Optional[int] = ...) -> None: ...
+
+class Decision(_message.Message):
+    __slots__ = ("plan", "made_unix_ms", "trigger", "status", "demand_rps", "unserved_rps", "predicted_usd_per_request", "realised_usd_per_request", "requests", "finished_requests", "slo_met_requests")
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    MADE_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    TRIGGER_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    DEMAND_RPS_FIELD_NUMBER: _ClassVar[int]
+    UNSERVED_RPS_FIELD_NUMBER: _ClassVar[int]
+    PREDICTED_USD_PER_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    REALISED_USD_PER_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    SLO_MET_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    plan: str
+    made_unix_ms: int
+    trigger: str
+    status: str
+    demand_rps: float
+    unserved_rps: float
+    predicted_usd_per_request: float
+    realised_usd_per_request: float
+    requests: int
+    finished_requests: int
+    slo_met_requests: int
+    def __init__(self, plan: _Optional[str] = ..., made_unix_ms: _Optional[int] = ..., trigger: _Optional[str] = ..., status: _Optional[str] = ..., demand_rps: _Optional[float] = ..., unserved_rps: _Optional[float] = ..., predicted_usd_per_request: _Optional[float] = ..., realised_usd_per_request: _Optional[float] = ..., requests: _Optional[int] = ..., finished_requests: _Optional[int] = ..., slo_met_requests: _Optional[int] = ...) -> None: ...
+
+class ListDecisionsResponse(_message.Message):
+    __slots__ = ("decisions",)
+    DECISIONS_FIELD_NUMBER: _ClassVar[int]
+    decisions: _containers.RepeatedCompositeFieldContainer[Decision]
+    def __init__(self, decisions: _Optional[_Iterable[_Union[Decision, _Mapping]]] = ...) -> None: ...
 
 class PoolChange(_message.Message):
     __slots__ = ("pool", "add_workers", "rate_factor")

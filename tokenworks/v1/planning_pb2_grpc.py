@@ -56,6 +56,11 @@ class OptimizerStub(object):
                 request_serializer=tokenworks_dot_v1_dot_planning__pb2.WhyRequest.SerializeToString,
                 response_deserializer=tokenworks_dot_v1_dot_planning__pb2.PoolReason.FromString,
                 _registered_method=True)
+        self.ListDecisions = channel.unary_unary(
+                '/tokenworks.v1.Optimizer/ListDecisions',
+                request_serializer=tokenworks_dot_v1_dot_planning__pb2.ListDecisionsRequest.SerializeToString,
+                response_deserializer=tokenworks_dot_v1_dot_planning__pb2.ListDecisionsResponse.FromString,
+                _registered_method=True)
 
 
 class OptimizerServicer(object):
@@ -89,6 +94,13 @@ class OptimizerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListDecisions(self, request, context):
+        """What the latest plans predicted, and what came true.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OptimizerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -111,6 +123,11 @@ def add_OptimizerServicer_to_server(servicer, server):
                     servicer.Why,
                     request_deserializer=tokenworks_dot_v1_dot_planning__pb2.WhyRequest.FromString,
                     response_serializer=tokenworks_dot_v1_dot_planning__pb2.PoolReason.SerializeToString,
+            ),
+            'ListDecisions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDecisions,
+                    request_deserializer=tokenworks_dot_v1_dot_planning__pb2.ListDecisionsRequest.FromString,
+                    response_serializer=tokenworks_dot_v1_dot_planning__pb2.ListDecisionsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -223,6 +240,33 @@ class Optimizer(object):
             '/tokenworks.v1.Optimizer/Why',
             tokenworks_dot_v1_dot_planning__pb2.WhyRequest.SerializeToString,
             tokenworks_dot_v1_dot_planning__pb2.PoolReason.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDecisions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tokenworks.v1.Optimizer/ListDecisions',
+            tokenworks_dot_v1_dot_planning__pb2.ListDecisionsRequest.SerializeToString,
+            tokenworks_dot_v1_dot_planning__pb2.ListDecisionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

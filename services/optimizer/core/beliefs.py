@@ -21,6 +21,7 @@ from services.mesh.events import (
 )
 from services.mesh.timing import Timing
 from services.optimizer.core.capacity import Capacity, Pace, typical_request_s
+from services.optimizer.core.decisions import Decisions
 from services.optimizer.core.demand import Demand, Group
 from services.optimizer.core.fleet import Fleet, Roster
 from services.optimizer.core.plan import KWH_PER_J, Pool, Problem
@@ -93,9 +94,14 @@ class Snapshot:
 
 
 class Beliefs:
-    """Folds events. Not thread-safe: one thread hears and takes snapshots."""
+    """Folds events. Not thread-safe: one thread hears and takes snapshots.
+
+    Attributes:
+        decisions: what plans predicted, and what came true.
+    """
 
     def __init__(self, catalogue: Catalogue, assumptions: Assumptions, started_s: float) -> None:
+        self.decisions = Decisions()
         self._assumptions = assumptions
         self._started_s = started_s
         self._fleet = Fleet(catalogue, assumptions.heartbeat_timeout_s)
@@ -120,9 +126,11 @@ class Beliefs:
                 self._generated(event, now_s)
             case RequestAdmitted():
                 self._demand.admitted(event, now_s)
+                self.decisions.admitted(event.request_id, event.model, event.plan)
                 self._window(event.model).request_events.add(now_s)
             case RequestFinished():
                 self._demand.finished(event, now_s)
+                self.decisions.finished(event.request_id, slo_met=event.slo_met)
                 self._window(event.model).request_events.add(now_s)
             case _:
                 pass  # credit and plans say nothing about work
@@ -209,6 +217,11 @@ class Beliefs:
             window.token_events.add(now_s)
             usd = device_s * usd_per_hour / 3600 + energy_j * self._assumptions.tariff_usd_per_kwh * KWH_PER_J
             window.generated(tokens, usd, now_s)
+        usd_per_ns, usd_per_uj = usd_per_hour / 3.6e12, self._assumptions.tariff_usd_per_kwh * KWH_PER_J / 1e6
+        for entry in event.entries:
+            if min(entry.device_ns, entry.energy_uj) >= 0:
+                usd = entry.device_ns * usd_per_ns + entry.energy_uj * usd_per_uj
+                self.decisions.used(entry.request_id, usd)
 
     def _window(self, model: str) -> ModelWindow:
         window = self._windows.get(model)
@@ -222,6 +235,7 @@ class Beliefs:
             self._capacity.forget(worker)
         self._demand.forget_silent(now_s)
         known = self._fleet.models() | {model for model, _ in self._demand.levels(now_s)}
+        self.decisions.forget(known)
         self._windows = {model: window for model, window in self._windows.items() if model in known}
 
 

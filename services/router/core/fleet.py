@@ -139,11 +139,13 @@ class Fleet:
             self.prefixes.changed(known.slot, event, now_s)
 
     def plan(self, plan: RoutingPlan, traceparent: str, now_s: float) -> None:
-        """Puts a plan in force; one that is older than the plan in force is ignored.
+        """Puts a plan in force; one that is older than the plan in force, or only advice, is ignored.
 
         Args:
             traceparent: context of the span that published it.
         """
+        if plan.advisory:
+            return
         before = self.plans.get(plan.model)
         if before is not None and (plan.made_unix_ms, plan.version) <= (before.made_unix_ms, before.version):
             return

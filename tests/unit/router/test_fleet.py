@@ -96,6 +96,14 @@ def test_an_older_plan_does_not_replace_a_newer_one() -> None:
     assert world.fleet.plans[MODEL].name == f"{MODEL}:1"
 
 
+def test_a_plan_that_is_only_advice_is_not_followed() -> None:
+    world = World()
+    world.plan(version=1)
+    world.now_s = 1.0
+    world.plan(version=2, advisory=True)
+    assert world.fleet.plans[MODEL].name == f"{MODEL}:1"
+
+
 def test_a_burst_between_two_heartbeats_spreads_over_equal_workers() -> None:
     world = World()
     workers = [f"w{index}" for index in range(4)]

@@ -161,7 +161,13 @@ class World:
         )
 
     def plan(
-        self, *, version: int = 1, shares: dict[str, float] | None = None, shadow: float = 0.0, scale: float = 1.0
+        self,
+        *,
+        version: int = 1,
+        shares: dict[str, float] | None = None,
+        shadow: float = 0.0,
+        scale: float = 1.0,
+        advisory: bool = False,
     ) -> None:
         """Puts a plan for one class in force: shares by pool, one shadow price, catalogue timings times `scale`."""
         pools = tuple(
@@ -205,6 +211,7 @@ class World:
                 for pool, share in (shares or {}).items()
             ),
             pools=pools,
+            advisory=advisory,
         )
         self.fleet.plan(plan, "", self.now_s)
 
