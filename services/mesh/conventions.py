@@ -103,6 +103,9 @@ RUNAWAY_KIND: Final = "tokenworks.runaway.kind"
 RUNAWAY_GRADE: Final = "tokenworks.runaway.grade"
 REFUSED_ENTRIES: Final = "tokenworks.meter.refused_entries"
 AMOUNT: Final = "tokenworks.amount"
+BUDGETS_REACHED: Final = "tokenworks.meter.budgets.reached"  # {budget} percentages of spending, by the next two
+BUDGET_SCOPE: Final = "tokenworks.budget.scope"
+BUDGET_PERCENT: Final = "tokenworks.budget.percent"
 # Metrics: the optimizer's; costs in US dollars per hour, by model
 SOLVE_DURATION: Final = "tokenworks.optimizer.solve.duration"  # s, by tokenworks.plan.trigger
 PLAN_AGE: Final = "tokenworks.optimizer.plan.age"  # s, by model

@@ -82,23 +82,22 @@ def window_end(period: str, window: int) -> int | None:
     return window + _SECONDS[Period(period)]
 
 
-def amount_of(unit: str, rates: Rates, prompt_tokens: int, cached_prompt_tokens: int, completion_tokens: int) -> int:
-    """What an answer takes of a budget; monotone in `completion_tokens`."""
+def amount_of(unit: str, rates: Rates, prompt_tokens: int, completion_tokens: int) -> int:
+    """The most that an answer takes of a budget; monotone in both. Nothing of its prompt is taken to be cached: another
+    worker may have to go on with it."""
     if unit == Unit.TOKENS:
         return prompt_tokens + completion_tokens
-    return rates.price_nusd(prompt_tokens, cached_prompt_tokens, completion_tokens)
+    return rates.price_nusd(prompt_tokens, 0, completion_tokens)
 
 
-def affordable_tokens(
-    unit: str, rates: Rates, prompt_tokens: int, cached_prompt_tokens: int, *, most_tokens: int, amount: int
-) -> int:
+def affordable_tokens(unit: str, rates: Rates, prompt_tokens: int, *, most_tokens: int, amount: int) -> int:
     """The most completion tokens, up to `most_tokens`, that `amount` pays for; -1 where it pays not even the prompt."""
-    if amount_of(unit, rates, prompt_tokens, cached_prompt_tokens, most_tokens) <= amount:
+    if amount_of(unit, rates, prompt_tokens, most_tokens) <= amount:
         return most_tokens
     low, high = -1, most_tokens  # low is affordable, high is not
     while high - low > 1:
         middle = (low + high) // 2
-        if amount_of(unit, rates, prompt_tokens, cached_prompt_tokens, middle) <= amount:
+        if amount_of(unit, rates, prompt_tokens, middle) <= amount:
             low = middle
         else:
             high = middle

@@ -63,6 +63,10 @@ class RouterSettings(Section):
     placement_ttl_s: Annotated[float, Field(gt=0, le=3600)] = 10.0
     max_direct: Annotated[int, Field(ge=1)] = 65_536  # placements that are out at once
     decision_records: Annotated[int, Field(ge=16)] = 10_000
+    credit_slice_tokens: Annotated[int, Field(ge=1)] = 256  # of an answer, held at a time where a budget bounds it
+    credit_wait_s: Annotated[float, Field(ge=0, le=60)] = (
+        2.0  # for credit that others hold, before a request is refused
+    )
     keys_file: Path | None = None  # default: <data_dir>/keys.json
 
 
@@ -113,6 +117,7 @@ class MeterSettings(Section):
     port: Port = 7601
     http_port: Port = 7681
     database_url: str = ""  # empty: sqlite at <data_dir>/meter.db
+    lease_ttl_s: Annotated[float, Field(ge=0.5, le=3600)] = 30.0  # routers give out credit so long without an answer
     audit_every_s: Annotated[float, Field(gt=0, le=3600)] = 5.0  # between two passes of the reconciler
     audit_patience_s: Annotated[float, Field(gt=0, le=86_400)] = 60.0  # until what does not agree is not on its way
 

@@ -5,13 +5,14 @@ requests under way) is what the database has; when a transaction fails, it is dr
 called from one thread, the one that writes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 from services.mesh.bus import Delivered
+from services.mesh.clock import Clock, SystemClock
 from services.mesh.errors import InvalidRequest, SettingInvalid
-from services.mesh.events import Event, RequestFinished, TokensGenerated
+from services.mesh.events import BudgetReached, Event, RequestFinished, TokensGenerated
 from services.mesh.price_book import PriceBook
 from services.mesh.price_calendar import OpenedBook, PriceCalendar, Rerating
 from services.mesh.subjects import FINISHED, STREAMS, TOKENS, Channel
@@ -25,7 +26,9 @@ from services.meter.core.requests import Key, Request
 from services.meter.core.usage import UsageKey, roll_up, spent_by_tenant
 from services.meter.store.books import Books, Transaction
 from services.meter.store.database import Database
+from services.meter.vault import Vault
 
+T = TypeVar("T")
 _MARKS_KEPT_MS: Final = 2 * 1000 * max(stream.max_age_s for stream in STREAMS)
 
 
@@ -89,6 +92,7 @@ class Booked:
         lost: missing events given up since the process started.
         refused: (worker or router, request id, reason) of reports that could not be booked.
         findings: what had to be assumed, for a reader.
+        reached: what is to be told of budgets.
     """
 
     entries: Sequence[Entry]
@@ -101,19 +105,32 @@ class Booked:
     lost: int
     refused: Sequence[tuple[str, str, str]]
     findings: Sequence[str]
+    reached: Sequence[BudgetReached]
 
 
 class Bookkeeper:
     """Keeps the books in `database` under the name `writer`.
+
+    Args:
+        lease_ttl_s: how long holders of credit may give it out without another answer.
 
     Raises:
         SettingInvalid: the price book has other prices than when its version was first used.
     """
 
     def __init__(
-        self, database: Database, writer: str, price_book: PriceBook, rate_card: RateCard, now_unix_ms: int
+        self,
+        database: Database,
+        writer: str,
+        price_book: PriceBook,
+        rate_card: RateCard,
+        now_unix_ms: int,
+        *,
+        clock: Clock | None = None,
+        lease_ttl_s: float = 30.0,
     ) -> None:
         self._books = Books(database, writer)
+        self._vault = Vault(clock or SystemClock(), lease_ttl_s)
         with self._books.transaction() as transaction:
             self.prices = PriceCalendar(price_book, transaction.price_books(), transaction.reratings())
             known = next((each.book for each in self.prices.opened if each.book.label == price_book.label), None)
@@ -174,8 +191,10 @@ class Bookkeeper:
                 entries, touched = ledger.settle()
                 usage = roll_up(entries)
                 transaction.write(entries, usage, touched, (), now_unix_ms)
+                self._count_again(transaction, keys, touched, entries)
         except BaseException:
             self._ledger.forget()
+            self._vault.forget()
             raise
         ledger.release(touched)
         return Rerated(entries, spent_by_tenant(usage))
@@ -190,9 +209,38 @@ class Bookkeeper:
             return transaction.credits()
 
     def set_limit(self, tenant: str, limit_nusd: int | None, now_unix_ms: int) -> None:
-        """Stores a tenant's budget; None lifts it."""
-        with self._books.transaction() as transaction:
+        """Stores the budget of dollars that a tenant has as a whole; None lifts it."""
+
+        def store(vault: Vault, transaction: Transaction) -> None:
+            spent_nusd = {credit.tenant: credit.spent_nusd for credit, _ in transaction.credits()}
+            vault.set_limit(transaction.credit, tenant, limit_nusd, spent_nusd.get(tenant, 0))
             transaction.set_limit(tenant, limit_nusd, now_unix_ms)
+
+        self.with_vault(store)
+
+    def with_vault(self, work: Callable[[Vault, Transaction], T]) -> T:
+        """Does something with the tenants' credit in a transaction of its own; what it raises, it has undone."""
+        try:
+            with self._books.transaction() as transaction:
+                self._vault.load(transaction.credit)
+                result = work(self._vault, transaction)
+                self._vault.store(transaction.credit)
+        except BaseException:
+            self._vault.forget()
+            raise
+        return result
+
+    def close_overdue(self) -> None:
+        """Gives back the credit of holders that are dead, see `core/leases.py`."""
+
+        def close(vault: Vault, transaction: Transaction) -> None:
+            dead, keys = vault.overdue()
+            if dead or keys:
+                self._ledger.adopt(transaction.requests(self._ledger.absent(keys)))
+                vault.close_overdue(dead, self._ledger.at_hand(keys))
+            vault.tidy()
+
+        self.with_vault(close)
 
     def noted(self) -> Noted:
         """What the marks say now."""
@@ -209,18 +257,23 @@ class Bookkeeper:
             messages: every event that the streams hold of it.
             before: what the books said of it before these were read.
         """
-        with self._books.transaction() as transaction:
-            marks = self._known_marks(transaction)
-            if not all(marks.noted(message.id) for message in messages):
-                return Remade(postponed="some of its events are still to be booked", again=True)
-            if transaction.audited([key])[key] != before:
-                return Remade(postponed="it was booked meanwhile", again=True)
-            events: list[Event] = [message.event for message in {each.id: each for each in messages}.values()]
-            request, entries = self._ledger.remake(key, events, before.request, before.entered)
-            if request is None:
-                return Remade(postponed="the streams hold nothing of it")
-            transaction.correct(request, entries, now_unix_ms)
-            spent_nusd = transaction.add_up_again(key[1])
+        try:
+            with self._books.transaction() as transaction:
+                marks = self._known_marks(transaction)
+                if not all(marks.noted(message.id) for message in messages):
+                    return Remade(postponed="some of its events are still to be booked", again=True)
+                if transaction.audited([key])[key] != before:
+                    return Remade(postponed="it was booked meanwhile", again=True)
+                events: list[Event] = [message.event for message in {each.id: each for each in messages}.values()]
+                request, entries = self._ledger.remake(key, events, before.request, before.entered)
+                if request is None:
+                    return Remade(postponed="the streams hold nothing of it")
+                transaction.correct(request, entries, now_unix_ms)
+                self._count_again(transaction, [key], [request], entries)
+                spent_nusd = transaction.add_up_again(key[1])
+        except BaseException:
+            self._vault.forget()
+            raise
         self._ledger.drop(key)
         return Remade(entries, spent_nusd)
 
@@ -249,8 +302,18 @@ class Bookkeeper:
                 self._lost_before += self._marks.lost
             self._marks = None
             self._ledger.forget()
+            self._vault.forget()
             raise
         return booked
+
+    def _count_again(
+        self, transaction: Transaction, keys: Sequence[Key], requests: Sequence[Request], entries: Sequence[Entry]
+    ) -> None:
+        """Budgets follow what was booked otherwise."""
+        self._vault.load(transaction.credit)
+        self._vault.adopt(transaction.credit, keys)
+        self._vault.settle(requests, entries)
+        self._vault.store(transaction.credit)
 
     def _known_marks(self, transaction: Transaction) -> Marks:
         if self._marks is None:
@@ -259,16 +322,23 @@ class Bookkeeper:
 
     def _book(self, messages: Sequence[Delivered], now_unix_ms: int, *, traced: bool, durable: str) -> Booked:
         with self._books.transaction() as transaction:
-            marks, ledger = self._known_marks(transaction), self._ledger
+            marks, ledger, vault = self._known_marks(transaction), self._ledger, self._vault
+            vault.load(transaction.credit)
             fresh = [message for message in messages if marks.admit(message.id, _tokens_in(message.event))]
-            ledger.adopt(transaction.requests(ledger.absent(keys_of(message.event for message in fresh))))
+            keys = keys_of(message.event for message in fresh)
+            ledger.adopt(transaction.requests(ledger.absent(keys)))
+            vault.adopt(transaction.credit, keys)
             for message in fresh:
                 ledger.note(message.event)
+                for written_off in vault.note(message.event):
+                    ledger.note(written_off)
             entries, touched = ledger.settle()
+            vault.settle(touched, entries)
             usage = roll_up(entries)
             through = max((message.stream_sequence for message in messages), default=0)
             positions = {durable: through} if durable and through else {}
             transaction.write(entries, usage, touched, marks.take_changed(), now_unix_ms, positions=positions)
+            vault.store(transaction.credit)
         ledger.release(touched)
         return Booked(
             entries=entries,
@@ -281,6 +351,7 @@ class Bookkeeper:
             lost=self._lost_before + marks.lost,
             refused=ledger.take_refused(),
             findings=ledger.take_findings(),
+            reached=vault.reached(),
         )
 
 

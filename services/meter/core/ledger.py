@@ -96,6 +96,10 @@ class Ledger:
         """Those of the requests that are not at hand: load them, and `adopt` what is stored of them."""
         return [key for key in keys if key not in self._requests]
 
+    def at_hand(self, keys: Iterable[Key]) -> list[Request]:
+        """Those of the requests that are at hand, as they are booked."""
+        return [request for key in keys if (request := self._requests.get(key)) is not None]
+
     def adopt(self, requests: Iterable[Request]) -> None:
         """Takes over stored requests."""
         self._requests.update((request.key, request) for request in requests)

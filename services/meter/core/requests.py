@@ -32,7 +32,7 @@ from services.meter.core.ranges import Ranges
 
 Key = tuple[str, str]  # request id, tenant: a caller chooses its ids, so they are its own only
 
-_ENDED_BY_ITSELF: Final = frozenset({Outcome.STOP, Outcome.LENGTH})
+ENDED_BY_ITSELF: Final = frozenset({Outcome.STOP, Outcome.LENGTH})
 
 
 class Admission(NamedTuple):
@@ -331,7 +331,7 @@ class Request:
 
     def _billed_prompt(self, billed_tokens: int, home: Segment | None) -> tuple[int, int]:
         """Prompt tokens billed, and those of them that were cached: the deliverer's word, else the worker's."""
-        if not billed_tokens and (self.finish is None or self.finish.outcome not in _ENDED_BY_ITSELF):
+        if not billed_tokens and (self.finish is None or self.finish.outcome not in ENDED_BY_ITSELF):
             return 0, 0
         if self.finish is not None and self.finish.prompt_tokens:
             prompt_tokens, cached_prompt_tokens = self.finish.prompt_tokens, self.finish.cached_prompt_tokens

@@ -25,6 +25,7 @@ from services.meter.core.usage import DIMENSIONS, UsageKey, spent_by_tenant
 from services.meter.store import rows, schema
 from services.meter.store.audit import audited
 from services.meter.store.bulk import Bulk, upsert
+from services.meter.store.credit import CreditStore
 from services.meter.store.database import Database
 
 _KEYS_PER_QUERY: Final = 500
@@ -69,14 +70,16 @@ class Transaction:
     def __init__(self, connection: Connection, books: Books) -> None:
         self._connection = connection
         self._books = books
+        self.credit = CreditStore(connection)
 
     def marks(self) -> list[tuple[Source, Mark]]:
         """The marks of all publishers."""
         return [rows.mark_of(row) for row in self._connection.execute(select(schema.publishers)).mappings()]
 
     def forget_marks(self, before_unix_ms: int) -> None:
-        """Drops marks of publishers that were last heard of so long ago that the streams hold nothing of theirs."""
+        """Drops marks of publishers, and dead holders of credit, of which the streams hold nothing any more."""
         self._connection.execute(delete(schema.publishers).where(schema.publishers.c.changed_unix_ms < before_unix_ms))
+        self.credit.forget(before_unix_ms)
 
     def requests(self, keys: Iterable[Key]) -> list[Request]:
         """Those of the requests that are stored, with their segments."""

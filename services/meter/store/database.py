@@ -11,10 +11,10 @@ from sqlalchemy import Engine, create_engine, event, inspect, make_url, select, 
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from services.mesh.errors import SettingInvalid
-from services.meter.store import bill_tables, schema
+from services.meter.store import bill_tables, credit, schema
 
-# Its tables are part of the same metadata.
-assert bill_tables.postings.metadata is schema.metadata
+# Their tables are part of the same metadata.
+assert bill_tables.postings.metadata is credit.budgets.metadata is schema.metadata
 
 _READERS: Final = 2
 _BUSY_TIMEOUT_MS: Final = 5_000

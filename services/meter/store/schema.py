@@ -9,6 +9,7 @@ usage        entries added up per minute and dimension, so that questions are an
 tenants      what each tenant was billed in all, and its budget
 price_books  every price book that is known, by label
 reratings    that requests of some time are priced by the books as known later, and whether all were settled so
+budgets, budget_accounts, leases, closed_funders, funded_requests  credit, see credit.py
 state        one row: schema version, and which meter writes these books
 """
 
@@ -19,7 +20,7 @@ from sqlalchemy import BigInteger, Boolean, Column, Double, Index, Integer, Meta
 from services.meter.core.amounts import Amounts
 from services.meter.core.usage import DIMENSIONS
 
-SCHEMA_VERSION: Final = 4
+SCHEMA_VERSION: Final = 5
 # What brings the tables of a version to the next one, by the version they are at; tables that are new are made anyhow.
 UPGRADES: Final = {
     1: tuple(
@@ -32,6 +33,7 @@ UPGRADES: Final = {
         "CREATE INDEX entries_by_request ON entries (request_id)",
     ),
     3: ("ALTER TABLE price_books ADD COLUMN recorded_unix_ms BIGINT NOT NULL DEFAULT 0",),
+    4: (),
 }
 
 metadata = MetaData()

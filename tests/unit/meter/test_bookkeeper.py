@@ -194,6 +194,8 @@ def test_books_of_the_first_version_are_carried_over_with_their_energy_as_modell
         for table in ("positions", "reratings", "worker_hours", "bill_hours", "postings"):
             other.execute(f"DROP TABLE {table}")
         other.execute("DROP INDEX entries_by_request")
+        for table in ("budgets", "budget_accounts", "leases", "closed_funders", "funded_requests"):
+            other.execute(f"DROP TABLE {table}")
         other.execute("UPDATE state SET schema_version = 1")
     other.close()
     with _opened(path, writer="meter-0:2") as (keeper, questions):
@@ -201,7 +203,7 @@ def test_books_of_the_first_version_are_carried_over_with_their_energy_as_modell
         keeper.book(_delivered(tokens(entry("r", 5, 5, energy_uj=30), energy_source="nvml"), first=3), START_MS)
         assert (_total(questions).energy_uj, _total(questions).measured_energy_uj) == (730, 30)
     with sqlite3.connect(path) as other:
-        assert other.execute("SELECT schema_version FROM state").fetchone() == (4,)
+        assert other.execute("SELECT schema_version FROM state").fetchone() == (5,)
         assert other.execute("SELECT tokens FROM publishers").fetchall() == [(-1,)] * 2
     other.close()
 

@@ -1,0 +1,142 @@
+"""Gives out credit: answers routers and workers on `tw.leases`, and tells the mesh what budgets there are.
+
+In: holders' words, as many at once as wait; budgets set. Out: answers, after the transaction that holds what they say;
+`BudgetsSet`, `CreditRecalled`, `BudgetReached`. Credit of holders that have died comes back when the feed is no longer
+behind: what they funded is booked by then.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from services.mesh import conventions as names
+from services.mesh.bus import Bus
+from services.mesh.clock import Clock
+from services.mesh.credit import Account
+from services.mesh.errors import OutboxFull
+from services.mesh.events import BudgetReached, BudgetsSet, BudgetTerms, CreditRecalled, LeaseAsked, LeaseGranted
+from services.mesh.telemetry import Telemetry
+from services.meter.bookkeeper import Bookkeeper
+from services.meter.store.books import Transaction
+from services.meter.thread import WorkThreads
+from services.meter.vault import Vault
+
+log = logging.getLogger(__name__)
+
+_LOOK_EVERY_S: Final = 0.5
+_RETRY_S: Final = 0.1
+
+
+class Lessor:
+    """The voice of the vault. Lives in the event loop.
+
+    Args:
+        behind: how many events wait to be booked.
+    """
+
+    def __init__(
+        self,
+        meter: str,
+        *,
+        bookkeeper: Bookkeeper,
+        writing: WorkThreads,
+        bus: Bus,
+        clock: Clock,
+        telemetry: Telemetry,
+        behind: Callable[[], int],
+    ) -> None:
+        self._meter = meter
+        self._bookkeeper = bookkeeper
+        self._writing = writing
+        self._bus = bus
+        self._clock = clock
+        self._behind = behind
+        self._reached = telemetry.meter.create_counter(
+            names.BUDGETS_REACHED, "{budget}", "Percentages of budgets that spending has come to"
+        )
+
+    async def serve(self) -> None:
+        """Answers holders until cancelled."""
+        await self._bus.serve_leases(self._answer)
+
+    async def look_after(self) -> None:
+        """Has the credit of dead holders come back, until cancelled."""
+        while True:
+            await asyncio.sleep(_LOOK_EVERY_S)
+            if not self._behind():
+                await self._writing.run(self._bookkeeper.close_overdue)
+
+    async def set(self, tenant: str, terms: BudgetTerms) -> BudgetTerms:
+        """Sets a budget, or changes the one of the same scope, subject, unit and period."""
+
+        def store(vault: Vault, transaction: Transaction) -> BudgetTerms:
+            return vault.set(transaction.credit, tenant, terms)
+
+        stored = await self._writing.run(lambda: self._bookkeeper.with_vault(store))
+        await self.announce(tenant)
+        return stored
+
+    async def lift(self, tenant: str, terms: BudgetTerms) -> bool:
+        """Lifts that budget; whether there was one."""
+
+        def store(vault: Vault, transaction: Transaction) -> bool:
+            return vault.lift(transaction.credit, tenant, terms)
+
+        lifted = await self._writing.run(lambda: self._bookkeeper.with_vault(store))
+        await self.announce(tenant)
+        return lifted
+
+    async def announce(self, tenant: str = "") -> None:
+        """Tells what budgets a tenant has; of all tenants that have some, where none is named."""
+        found = await self._writing.run(lambda: self._bookkeeper.with_vault(lambda vault, _: vault.budgets(tenant)))
+        of: dict[str, list[BudgetTerms]] = {tenant: []} if tenant else {}
+        for owner, terms in found:
+            of.setdefault(owner, []).append(terms)
+        for owner, budgets in of.items():
+            event = BudgetsSet(tenant=owner, budgets=tuple(budgets), at_unix_ms=self._clock.unix_ms())
+            while True:
+                try:
+                    self._bus.publish(event)
+                    break
+                except OutboxFull:
+                    await asyncio.sleep(_RETRY_S)
+
+    def reached(self, found: Sequence[BudgetReached]) -> None:
+        """Tells what budgets have come to."""
+        for event in found:
+            log.warning(
+                "budget %d of tenant %s (%s %s) has come to %d %%: %d of %d %s",
+                event.budget,
+                event.tenant,
+                event.scope,
+                event.subject,
+                event.percent,
+                event.spent,
+                event.limit,
+                event.unit,
+            )
+            self._reached.add(
+                1, {names.TENANT: event.tenant, names.BUDGET_SCOPE: event.scope, names.BUDGET_PERCENT: event.percent}
+            )
+            try:
+                self._bus.publish(event)
+            except OutboxFull:
+                log.error("the bus takes no more: that %s was reached is in this log only", event)
+
+    async def _answer(self, asked: Sequence[LeaseAsked]) -> Sequence[LeaseGranted]:
+        def answer(vault: Vault, _: Transaction) -> tuple[list[LeaseGranted], list[Account]]:
+            return [vault.answer(each) for each in asked], vault.take_recalled()
+
+        granted, recalled = await self._writing.run(lambda: self._bookkeeper.with_vault(answer))
+        for account in recalled:
+            self._bus.publish(
+                CreditRecalled(
+                    meter=self._meter,
+                    budget=account.budget,
+                    subject=account.subject,
+                    window=account.window,
+                    at_unix_ms=self._clock.unix_ms(),
+                )
+            )
+        return granted
