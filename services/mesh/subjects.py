@@ -144,7 +144,7 @@ FINISHED: Final = Channel(
     event=RequestFinished,
     stream="TW_REQUESTS",
     delivery=Delivery.EXACTLY_ONCE_EFFECT,
-    publishers=("router", "worker"),  # whoever hands the tokens to the client
+    publishers=("router", "worker", "meter"),  # whoever hands the tokens to the client, or writes them off
     readers=("meter", "optimizer"),
     says="A request ended: the range delivered, the outcome, and whether its promises were kept.",
 )

@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 from services.mesh.bus import Delivered
 from services.mesh.clock import Clock, SystemClock
 from services.mesh.errors import InvalidRequest, SettingInvalid
-from services.mesh.events import BudgetReached, Event, RequestFinished, TokensGenerated
+from services.mesh.events import BudgetReached, BudgetTerms, Event, RequestFinished, TokensGenerated
 from services.mesh.price_book import PriceBook
 from services.mesh.price_calendar import OpenedBook, PriceCalendar, Rerating
 from services.mesh.subjects import FINISHED, STREAMS, TOKENS, Channel
@@ -93,6 +93,7 @@ class Booked:
         refused: (worker or router, request id, reason) of reports that could not be booked.
         findings: what had to be assumed, for a reader.
         reached: what is to be told of budgets.
+        written_off: ends to be told of requests that are not to be billed.
     """
 
     entries: Sequence[Entry]
@@ -106,6 +107,7 @@ class Booked:
     refused: Sequence[tuple[str, str, str]]
     findings: Sequence[str]
     reached: Sequence[BudgetReached]
+    written_off: Sequence[RequestFinished]
 
 
 class Bookkeeper:
@@ -218,6 +220,24 @@ class Bookkeeper:
 
         self.with_vault(store)
 
+    def adopt_limits(self) -> None:
+        """Makes budgets of the tenants' limits that were set before there were others."""
+
+        def adopt(vault: Vault, transaction: Transaction) -> None:
+            for credit, budgeted in transaction.credits():
+                if budgeted and credit.limit_nusd is not None and not vault.has_limit(credit.tenant):
+                    vault.set_limit(transaction.credit, credit.tenant, credit.limit_nusd, credit.spent_nusd)
+
+        self.with_vault(adopt)
+
+    def restore_budgets(self, tenant: str, budgets: Sequence[BudgetTerms]) -> int:
+        """Takes over a tenant's budgets as they were announced, where they are lacking; how many were."""
+
+        def restore(vault: Vault, transaction: Transaction) -> int:
+            return vault.restore(transaction.credit, tenant, budgets)
+
+        return self.with_vault(restore)
+
     def with_vault(self, work: Callable[[Vault, Transaction], T]) -> T:
         """Does something with the tenants' credit in a transaction of its own; what it raises, it has undone."""
         try:
@@ -328,10 +348,10 @@ class Bookkeeper:
             keys = keys_of(message.event for message in fresh)
             ledger.adopt(transaction.requests(ledger.absent(keys)))
             vault.adopt(transaction.credit, keys)
+            written_off: list[RequestFinished] = []
             for message in fresh:
                 ledger.note(message.event)
-                for written_off in vault.note(message.event):
-                    ledger.note(written_off)
+                written_off += vault.note(message.event)
             entries, touched = ledger.settle()
             vault.settle(touched, entries)
             usage = roll_up(entries)
@@ -352,6 +372,7 @@ class Bookkeeper:
             refused=ledger.take_refused(),
             findings=ledger.take_findings(),
             reached=vault.reached(),
+            written_off=written_off,
         )
 
 

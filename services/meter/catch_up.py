@@ -98,7 +98,8 @@ async def restore_price_books(bus: Bus, database: Database, writer: str) -> Stan
 def restore_budgets(bookkeeper: Bookkeeper, standing: Standing) -> int:
     """Sets the budgets that the streams have otherwise, as each was announced when it was set; how many."""
     stored = {credit.tenant: credit.limit_nusd for credit, budgeted in bookkeeper.credits() if budgeted}
-    changed = 0
+    # First those with numbers: what was held for requests names them.
+    changed = sum(bookkeeper.restore_budgets(each.tenant, each.budgets) for each in standing.budgets_set)
     for each in standing.budgets:
         limit_nusd = None if each.unlimited else each.limit_nusd
         if each.tenant not in stored or stored[each.tenant] != limit_nusd:

@@ -30,6 +30,7 @@ from services.meter.bookkeeper import Booked, Bookkeeper, Settled
 from services.meter.catch_up import READS
 from services.meter.core.amounts import NOTHING
 from services.meter.core.marks import Source
+from services.meter.lessor import Lessor
 from services.meter.runaways import Runaways
 from services.meter.thread import WorkThreads
 from services.meter.watchers import Watchers
@@ -63,6 +64,7 @@ class Feed:
         announcer: Announcer,
         watchers: Watchers,
         runaways: Runaways,
+        lessor: Lessor,
         telemetry: Telemetry,
         clock: Clock,
         on_lost_books: Callable[[BaseException], None],
@@ -73,6 +75,7 @@ class Feed:
         self._announcer = announcer
         self._watchers = watchers
         self._runaways = runaways
+        self._lessor = lessor
         self._telemetry = telemetry
         self._clock = clock
         self._on_lost_books = on_lost_books
@@ -134,6 +137,7 @@ class Feed:
                 span.end()
         self._waiting[durable] = behind
         self._announcer.spend(booked.spent)
+        self._lessor.tell(booked.reached, booked.written_off)
         self._watchers.add(booked.usage)
         self._runaways.booked(booked.usage)
         self._count(durable, booked)

@@ -8,6 +8,7 @@ behind: what they funded is booked by then.
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
 from services.mesh import conventions as names
@@ -15,7 +16,16 @@ from services.mesh.bus import Bus
 from services.mesh.clock import Clock
 from services.mesh.credit import Account
 from services.mesh.errors import OutboxFull
-from services.mesh.events import BudgetReached, BudgetsSet, BudgetTerms, CreditRecalled, LeaseAsked, LeaseGranted
+from services.mesh.events import (
+    BudgetReached,
+    BudgetsSet,
+    BudgetTerms,
+    CreditRecalled,
+    Event,
+    LeaseAsked,
+    LeaseGranted,
+    RequestFinished,
+)
 from services.mesh.telemetry import Telemetry
 from services.meter.bookkeeper import Bookkeeper
 from services.meter.store.books import Transaction
@@ -102,27 +112,34 @@ class Lessor:
                 except OutboxFull:
                     await asyncio.sleep(_RETRY_S)
 
-    def reached(self, found: Sequence[BudgetReached]) -> None:
-        """Tells what budgets have come to."""
-        for event in found:
+    def tell(self, reached: Sequence[BudgetReached], written_off: Sequence[RequestFinished]) -> None:
+        """Tells what budgets have come to, and the ends of requests that are not billed."""
+        for each in reached:
             log.warning(
                 "budget %d of tenant %s (%s %s) has come to %d %%: %d of %d %s",
-                event.budget,
-                event.tenant,
-                event.scope,
-                event.subject,
-                event.percent,
-                event.spent,
-                event.limit,
-                event.unit,
+                each.budget,
+                each.tenant,
+                each.scope,
+                each.subject,
+                each.percent,
+                each.spent,
+                each.limit,
+                each.unit,
             )
             self._reached.add(
-                1, {names.TENANT: event.tenant, names.BUDGET_SCOPE: event.scope, names.BUDGET_PERCENT: event.percent}
+                1, {names.TENANT: each.tenant, names.BUDGET_SCOPE: each.scope, names.BUDGET_PERCENT: each.percent}
             )
+        for finished in written_off:
+            log.warning(
+                "request %s is not billed: whoever funded it was gone for so long that its credit is others'",
+                finished.request_id,
+            )
+        events: list[Event] = [*reached, *(replace(finished, router=self._meter) for finished in written_off)]
+        for event in events:
             try:
                 self._bus.publish(event)
             except OutboxFull:
-                log.error("the bus takes no more: that %s was reached is in this log only", event)
+                log.error("the bus takes no more: %s is in this log only", event)
 
     async def _answer(self, asked: Sequence[LeaseAsked]) -> Sequence[LeaseGranted]:
         def answer(vault: Vault, _: Transaction) -> tuple[list[LeaseGranted], list[Account]]:

@@ -13,17 +13,19 @@ import grpc
 
 from services.mesh.clock import Clock
 from services.mesh.errors import InvalidRequest, UnknownRequest
-from services.mesh.events import DriftFound
+from services.mesh.events import BudgetTerms, DriftFound
 from services.mesh.rpc import require_mesh_secret
 from services.meter.announcer import Announcer
 from services.meter.audit import Audit
 from services.meter.bookkeeper import Bookkeeper
+from services.meter.budget_calls import check_room, is_tenants_own, states, terms_of
 from services.meter.core.amounts import NOTHING, Amounts
 from services.meter.core.budgets import Credit
 from services.meter.core.ledger import MS_PER_MINUTE
 from services.meter.core.requests import Request
 from services.meter.core.usage import MINUTES_BY_UNIT, Group, Grouping, grouping
 from services.meter.feed import Feed
+from services.meter.lessor import Lessor
 from services.meter.runaways import Runaways
 from services.meter.store.questions import Questions
 from services.meter.thread import WorkThreads
@@ -53,6 +55,7 @@ class MeterService(metering_pb2_grpc.MeterServicer):
         watchers: Watchers,
         audit: Audit,
         runaways: Runaways,
+        lessor: Lessor,
         clock: Clock,
         secrets: Sequence[str],
     ) -> None:
@@ -65,6 +68,7 @@ class MeterService(metering_pb2_grpc.MeterServicer):
         self._watchers = watchers
         self._audit = audit
         self._runaways = runaways
+        self._lessor = lessor
         self._clock = clock
         self._secrets = secrets
 
@@ -113,15 +117,46 @@ class MeterService(metering_pb2_grpc.MeterServicer):
     async def SetBudget(self, request: metering_pb2.SetBudgetRequest, context: Context) -> metering_pb2.Budget:
         require_mesh_secret(context, self._secrets)
         tenant = _tenant(request.tenant)
-        if request.limit_nusd < 0:
-            raise InvalidRequest(f"limit_nusd = {request.limit_nusd} is negative; give 0 or more, or unlimited")
-        if request.unlimited and request.limit_nusd:
-            raise InvalidRequest(f"unlimited together with limit_nusd = {request.limit_nusd}; give one of them")
-        limit_nusd = None if request.unlimited else request.limit_nusd
+        if request.unit:
+            terms = terms_of(request)
+            if not is_tenants_own(terms) or request.soft:
+                return await self._set_other(tenant, terms, lift=request.lift)
+            limit_nusd = None if request.lift else terms.limit
+        else:
+            if request.limit_nusd < 0:
+                raise InvalidRequest(f"limit_nusd = {request.limit_nusd} is negative; give 0 or more, or unlimited")
+            if request.unlimited and request.limit_nusd:
+                raise InvalidRequest(f"unlimited together with limit_nusd = {request.limit_nusd}; give one of them")
+            limit_nusd = None if request.unlimited else request.limit_nusd
         await self._writing.run(
             partial(self._bookkeeper.set_limit, tenant, limit_nusd, now_unix_ms=self._clock.unix_ms())
         )
+        await self._lessor.announce(tenant)
         return _budget(self._announcer.set_limit(tenant, limit_nusd))
+
+    async def _set_other(self, tenant: str, terms: BudgetTerms, *, lift: bool) -> metering_pb2.Budget:
+        budget = _budget(self._announcer.of(tenant))
+        if lift:
+            if not await self._lessor.lift(tenant, terms):
+                raise InvalidRequest(
+                    f"tenant {tenant!r} has no such budget: {terms.scope} {terms.subject} {terms.unit} {terms.period};"
+                    " `tokenworks budget list` shows those it has"
+                )
+            return budget
+        await self._writing.run(partial(self._bookkeeper.with_vault, lambda vault, _: check_room(vault, tenant)))
+        stored = await self._lessor.set(tenant, terms)
+        budget.state.CopyFrom(next(each for each in await self._states(tenant) if each.budget == stored.budget))
+        return budget
+
+    async def ListBudgets(
+        self, request: metering_pb2.ListBudgetsRequest, context: Context
+    ) -> metering_pb2.ListBudgetsResponse:
+        require_mesh_secret(context, self._secrets)
+        return metering_pb2.ListBudgetsResponse(budgets=await self._states(request.tenant))
+
+    async def _states(self, tenant: str) -> list[metering_pb2.BudgetState]:
+        look = partial(states, tenant, self._clock.unix_ms() // 1000)
+        return await self._writing.run(partial(self._bookkeeper.with_vault, look))
 
     async def GetBudget(self, request: metering_pb2.GetBudgetRequest, context: Context) -> metering_pb2.Budget:
         """A tenant without a budget is unlimited, also one that was never billed."""

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from services.mesh.bus import Bus, Delivered
 from services.mesh.errors import SettingInvalid
-from services.mesh.events import CreditChanged, PriceBookOpened, PricesRerated
+from services.mesh.events import BudgetsSet, CreditChanged, PriceBookOpened, PricesRerated
 from services.mesh.price_calendar import OpenedBook, Rerating
-from services.mesh.subjects import CREDIT, PRICES, RERATED
+from services.mesh.subjects import BUDGETS, CREDIT, PRICES, RERATED
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +17,7 @@ class Standing:
     price_books: Sequence[OpenedBook]
     reratings: Sequence[Rerating]
     budgets: Sequence[CreditChanged]
+    budgets_set: Sequence[BudgetsSet]
 
 
 async def read_standing(bus: Bus) -> Standing:
@@ -29,6 +30,7 @@ async def read_standing(bus: Bus) -> Standing:
     opened: dict[str, PriceBookOpened] = {}
     reratings: dict[str, Rerating] = {}
     budgets: dict[str, CreditChanged] = {}
+    budgets_set: dict[str, BudgetsSet] = {}
 
     async def note(messages: Sequence[Delivered]) -> None:
         for message in messages:
@@ -38,11 +40,14 @@ async def read_standing(bus: Bus) -> Standing:
                 reratings[message.event.rerating] = Rerating.of(message.event)
             elif isinstance(message.event, CreditChanged):
                 budgets[message.event.tenant] = message.event
+            elif isinstance(message.event, BudgetsSet):
+                budgets_set[message.event.tenant] = message.event
 
     await bus.replay([PRICES, RERATED], note)
     await bus.replay([CREDIT], note)
+    await bus.replay([BUDGETS], note)
     books = sorted((_opened(each) for each in opened.values()), key=lambda each: each.effective_unix_ms)
-    return Standing(books, list(reratings.values()), list(budgets.values()))
+    return Standing(books, list(reratings.values()), list(budgets.values()), list(budgets_set.values()))
 
 
 def _opened(event: PriceBookOpened) -> OpenedBook:

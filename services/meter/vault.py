@@ -140,6 +140,18 @@ class Vault:
         else:
             self.set(store, tenant, terms, spent=spent_nusd)
 
+    def has_limit(self, tenant: str) -> bool:
+        """Whether a budget of dollars, once, bounds the tenant as a whole."""
+        return self._like(tenant, tenant_budget(0)) is not None
+
+    def restore(self, store: CreditStore, tenant: str, budgets: Iterable[BudgetTerms]) -> int:
+        """Takes over budgets with their numbers, where these are not known; how many were not."""
+        lacking = [each for each in budgets if each.budget not in self._leases.budgets]
+        for terms in lacking:
+            self._leases.put(tenant, terms)
+            store.put_budget(tenant, terms)
+        return len(lacking)
+
     def _like(self, tenant: str, terms: BudgetTerms) -> BudgetTerms | None:
         what = (terms.scope, terms.subject, terms.unit, terms.period)
         for each in self._leases.of_tenant(tenant):

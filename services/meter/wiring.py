@@ -20,6 +20,7 @@ from services.meter.bookkeeper import Bookkeeper
 from services.meter.catch_up import booked_up_to, catch_up, find_behind, restore_budgets, restore_price_books
 from services.meter.core.budgets import Accounts
 from services.meter.feed import Feed
+from services.meter.lessor import Lessor
 from services.meter.rates import rate_card
 from services.meter.reconciler import Reconciler
 from services.meter.runaways import Runaways
@@ -78,7 +79,16 @@ async def wire(
     behind = await find_behind(bus, await writing.run(partial(booked_up_to, database)))
     standing = await restore_price_books(bus, database, writer) if behind else None
     bookkeeper = await writing.run(
-        partial(Bookkeeper, database, writer, settings.prices, rate_card(settings), now_unix_ms=clock.unix_ms())
+        partial(
+            Bookkeeper,
+            database,
+            writer,
+            settings.prices,
+            rate_card(settings),
+            now_unix_ms=clock.unix_ms(),
+            clock=clock,
+            lease_ttl_s=settings.meter.lease_ttl_s,
+        )
     )
     audit = Audit(meter_id, bus, clock, telemetry)
     if standing is not None:
@@ -86,6 +96,7 @@ async def wire(
     for each in behind:
         found = await catch_up(bus, bookkeeper, each, writing, clock)
         audit.repaired_now(found, "read from the streams again")
+    await writing.run(bookkeeper.adopt_limits)
     accounts = Accounts()
     for credit, budgeted in await writing.run(bookkeeper.credits):
         accounts.restore(credit, budgeted=budgeted)
@@ -99,6 +110,15 @@ async def wire(
     announcer = Announcer(accounts, bus, clock)
     watchers = Watchers()
     runaways = Runaways(meter_id, settings.runaway, bus, clock, telemetry)
+    lessor = Lessor(
+        meter_id,
+        bookkeeper=bookkeeper,
+        writing=writing,
+        bus=bus,
+        clock=clock,
+        telemetry=telemetry,
+        behind=lambda: feed.lag_events,
+    )
     feed = Feed(
         bus=bus,
         bookkeeper=bookkeeper,
@@ -106,6 +126,7 @@ async def wire(
         announcer=announcer,
         watchers=watchers,
         runaways=runaways,
+        lessor=lessor,
         telemetry=telemetry,
         clock=clock,
         on_lost_books=life.end,
@@ -123,10 +144,13 @@ async def wire(
         bus=bus,
         clock=clock,
     )
+    await lessor.announce()
     tasks = [
         life.spawn(announcer.run(), "announcer"),
         life.spawn(feed.run(), "feed"),
         life.spawn(reconciler.run(), "reconciler"),
+        life.spawn(lessor.serve(), "leases"),
+        life.spawn(lessor.look_after(), "look after leases"),
     ]
     if settings.runaway.most is not RunawayGrade.NONE:
         tasks.append(life.spawn(runaways.run(), "runaways"))
@@ -147,6 +171,7 @@ async def wire(
         watchers=watchers,
         audit=audit,
         runaways=runaways,
+        lessor=lessor,
         clock=clock,
         secrets=settings.secrets,
     )
