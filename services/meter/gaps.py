@@ -46,6 +46,7 @@ class Gaps:
         self._bus = bus
         self._clock = clock
         self._gaps: OrderedDict[Source, _Gap] = OrderedDict()
+        self._closed: set[str] = set()
 
     @property
     def given_up(self) -> int:
@@ -56,7 +57,8 @@ class Gaps:
         """Asks for what has been missing for a while; what can't be had, each once."""
         now_s = self._clock.monotonic_s()
         for source in [each for each in self._gaps if each not in missing]:
-            del self._gaps[source]
+            if self._gaps.pop(source).given_up:
+                self._closed.add(source[0])
         findings: list[Finding] = []
         asked = 0
         for source, numbers in missing.items():
@@ -74,6 +76,12 @@ class Gaps:
             if (lost := await self._ask(source, gap)) is not None:
                 findings.append(lost)
         return findings
+
+    def take_closed(self) -> list[str]:
+        """Publishers whose gaps were given up and are gone since: none of theirs is given up any more."""
+        still = {publisher for (publisher, _), gap in self._gaps.items() if gap.given_up}
+        closed, self._closed = sorted(self._closed - still), set()
+        return closed
 
     async def _ask(self, source: Source, gap: _Gap) -> Finding | None:
         publisher, epoch = source

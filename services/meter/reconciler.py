@@ -88,6 +88,7 @@ class Reconciler:
         self._bus = bus
         self._clock = clock
         self._gaps = Gaps(bus, clock, stands_s=min(_GAP_STANDS_S, settings.audit_patience_s))
+        self._lost_before = 0
         self._counts = Counts()
         self._repairs = Repairs(bus, bookkeeper, writing, clock)
         self._last = _START  # request of the round
@@ -144,6 +145,11 @@ class Reconciler:
         noted = await self._writing.run(self._bookkeeper.noted)
         for lost in await self._gaps.look(noted.gaps):
             self._audit.stands(lost)
+        for publisher in self._gaps.take_closed():
+            # Unless it is the marks that forgot it: the next start of its publisher sends what the last one held.
+            if self._feed.lost_events == self._lost_before:
+                self._audit.agrees((Kind.LOST,), publisher, "")
+        self._lost_before = self._feed.lost_events
         given_up = self._gaps.given_up
         self._audit.missing_events = sum(map(len, noted.gaps.values())) - given_up
         self._audit.lost_events = self._feed.lost_events + given_up
