@@ -22,6 +22,7 @@ from services.router.core.known_worker import Correction, KnownWorker, Placed
 from services.router.core.plans import PlanInForce
 from services.router.core.prefixes import PrefixIndex
 from services.router.core.promises import Promises
+from services.router.core.scores import there_tpot_s
 from services.router.core.serving import DevicePrice, Serving, bounded_slow
 from services.router.core.table import ModelTable
 
@@ -113,7 +114,7 @@ class Fleet:
         before = known.beat
         self._heard_s = now_s
         known.fold(beat, now_s, now_unix_ms)
-        if _offer(before) != _offer(beat) or not self._serving[known.incarnation]:
+        if not _same_offer(before, beat) or not self._serving[known.incarnation]:
             self._offer(known, now_s)
         self._write(known, now_s)
 
@@ -158,6 +159,7 @@ class Fleet:
             # Observed = predicted * slow must not jump because the prediction was refitted.
             if (new_s := serving.timing.step_s(_USUAL_LOAD)) > 0:
                 serving.slow = bounded_slow(serving.slow * old_s / new_s)
+            serving.write_offer()
             self._write(serving.worker, now_s)
 
     def place(
@@ -241,7 +243,7 @@ class Fleet:
             if not known.linked:
                 continue
             tpot_s = {
-                model: self.models[model].there_tpot_s(serving.row)
+                model: there_tpot_s(serving.table.figures[:, serving.row].tolist(), len(self.promises.band_tpots_s))
                 for model, serving in self._serving[known.incarnation].items()
                 if serving.decayed_slow(now_s) >= _MOVE_WHEN_SLOW
             }
@@ -286,9 +288,12 @@ class Fleet:
         bands = len(self.promises.band_tpots_s)
         for model in beat.models:
             timing, shadow_usd_per_s = self._planned(known, model)
+            table = self.models.get(model)
+            if table is None:
+                table = self.models[model] = ModelTable(model, bands)
             serving = Serving(
                 worker=known,
-                model=model,
+                table=table,
                 timing=timing,
                 price=DevicePrice(
                     use_usd_per_s=beat.rate_nusd_per_hour / _NUSD_S_PER_HOUR,
@@ -303,15 +308,15 @@ class Fleet:
                 serving.row, serving.at_stake_usd = before.row, before.at_stake_usd
                 serving.slow, serving.slow_s = before.slow, before.slow_s
                 serving.tried_s = before.tried_s
-                self.models[model].replace(serving.row, serving)
+                table.replace(serving.row, serving)
             else:
-                serving.row = self.models.setdefault(model, ModelTable(model, bands)).add(serving)
+                serving.row = table.add(serving)
+            serving.write_offer()
             mine[model] = serving
 
     def _write(self, known: KnownWorker, now_s: float) -> None:
-        for model, serving in self._serving.get(known.incarnation, {}).items():
-            bounds, figures = serving.row_of(self.promises, now_s)
-            self.models[model].write(serving.row, bounds, figures, staked=any(serving.at_stake_usd))
+        for serving in self._serving.get(known.incarnation, {}).values():
+            serving.write(now_s)
 
     def _planned(self, known: KnownWorker, model: str) -> tuple[Timing, float]:
         """Timing and shadow price in force: the plan's for the worker's pool, else the catalogue's and none."""
@@ -329,12 +334,13 @@ class Fleet:
         return catalogue.timing(device, shape)
 
 
-def _offer(beat: WorkerHeartbeat) -> tuple[object, ...]:
+def _same_offer(one: WorkerHeartbeat, other: WorkerHeartbeat) -> bool:
+    """Whether two heartbeats of a worker tell of the same device with the same settings."""
     return (
-        beat.models,
-        beat.pool,
-        beat.accelerator,
-        beat.rate_nusd_per_hour,
-        beat.features,
-        beat.prefill_chunk_tokens,
+        one.models == other.models
+        and one.pool == other.pool
+        and one.accelerator == other.accelerator
+        and one.rate_nusd_per_hour == other.rate_nusd_per_hour
+        and one.features == other.features
+        and one.prefill_chunk_tokens == other.prefill_chunk_tokens
     )

@@ -7,8 +7,9 @@ other way round. Past that, a running request still counts with the KV cache tha
 """
 
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import accumulate
+from operator import add
 from typing import Final
 
 from services.mesh.events import WorkerHeartbeat, WorkerState
@@ -123,20 +124,20 @@ class KnownWorker:
         correction.requests = correction.prefill_tokens = correction.kv_tokens = 0
         return True
 
-    def ahead(self) -> Iterator[tuple[int, int]]:
-        """For each rank of priority, the urgent first: prompt tokens that would be computed before those of a request
-        that came now, and the requests that wait and would go first.
+    def ahead(self) -> tuple[list[int], list[int]]:
+        """For each rank of priority, the urgent first: requests that wait and would go before one that came now, and
+        prompt tokens that would be computed before its own; below 0 while a heartbeat lags behind what ended.
         """
         beat = self.beat
-        tokens, waiting = beat.prefill_tokens_by_priority, beat.waiting_by_priority
+        waiting, tokens = beat.waiting_by_priority, beat.prefill_tokens_by_priority
+        if len(tokens) == len(waiting) == RANKS:
+            return (
+                list(accumulate(map(add, waiting, self.waiting))),
+                list(accumulate(map(add, tokens, self.prefill_tokens))),
+            )
         # Where an engine does not tell them apart, all go first.
-        told = len(tokens) == len(waiting) == RANKS
-        before_tokens = 0 if told else beat.waiting_prefill_tokens
-        before = 0 if told else beat.waiting
-        for rank in range(RANKS):
-            before_tokens += self.prefill_tokens[rank] + (tokens[rank] if told else 0)
-            before += self.waiting[rank] + (waiting[rank] if told else 0)
-            yield before_tokens if before_tokens > 0 else 0, before if before > 0 else 0
+        before = list(accumulate(self.waiting, initial=beat.waiting))
+        return before[1:], list(accumulate(self.prefill_tokens, initial=beat.waiting_prefill_tokens))[1:]
 
     def prefilled(self, correction: Correction) -> None:
         """The placement's first token came, so its prompt is computed, whatever the last heartbeat says."""

@@ -16,13 +16,15 @@
 
 Seconds are predicted for each worker, so unlike devices compare: the queue from the prompt tokens ahead (in chunks,
 decode steps riding along), batch slots and KV cache that must come free; TPOT from the batch it joins and the prefills
-that keep arriving there. `serving` derives a worker's figures, `ranking` applies them
-to a request, and `scores` explains what came of it.
+that keep arriving there. `serving` writes down what is known of a worker, `scores` says what follows from it for a
+request, and `ranking` works that out for all.
 
-A pick among workers whose scores are within 2 % follows the plan's shares, then who begins soonest, then chance. Now
-and then, within a budget, a worker that got nothing lately is tried instead (`exploration`).
+A pick among workers whose scores are within 2 % follows the plan's shares, then who begins soonest, then chance; where
+many are, it looks at some of them, so that routers that know the same don't all pick the same. Now and then, within a
+budget, a worker that got nothing lately is tried instead (`exploration`).
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from math import inf
 from random import Random
@@ -35,13 +37,14 @@ from services.router.core.exploration import MOST_LOSS, STALE_AFTER_S
 from services.router.core.fleet import Fleet
 from services.router.core.known_worker import KnownWorker
 from services.router.core.plans import PlanInForce
-from services.router.core.ranking import Circumstances, Ranking, rank, score
+from services.router.core.ranking import Circumstances, rank
 from services.router.core.scores import Ask, Candidate, Shortlist, terms_of
-from services.router.core.table import ModelTable
+from services.router.core.table import ModelTable, Rows
 
 CANDIDATES: Final = 16  # kept of each decision
 _NEAR: Final = 0.02
-_TRIALS: Final = 16  # looked at when a worker is to be tried
+_LOOKED_AT: Final = 32  # of the rows that are near the best, or are to be tried
+_SORTED: Final = 64  # up to so many rows are sorted as quickly as the best of them are found
 
 
 @dataclass(slots=True)  # not frozen: a frozen one costs three times as much to make
@@ -99,7 +102,7 @@ class _Field:
     def queue_s(self, row: int) -> float:
         """How long a row is predicted to queue the request."""
         band_tpots_s = self.fleet.promises.band_tpots_s
-        return float(terms_of(self.table.figures[row].tolist(), self.ask, 0.0, band_tpots_s).queue_s)
+        return float(terms_of(self.table.figures[:, row].tolist(), self.ask, band_tpots_s).queue_s)
 
 
 def decide(fleet: Fleet, model: str, ask: Ask, *, max_queue_s: float, now_s: float, rng: Random) -> Decision:
@@ -128,93 +131,95 @@ def decide(fleet: Fleet, model: str, ask: Ask, *, max_queue_s: float, now_s: flo
         ask.prompt_tokens,
         max_queue_s,
         -inf if silent else now_s - fleet.heartbeat_timeout_s,
-        1.0 if silent else 0.0,
+        silent,
         [row for row, each in enumerate(table.serving) if each.worker.name in ask.excluded] if ask.excluded else (),
     )
     field = _Field(fleet, table, ask, around, now_s)
-    ranking = rank(table, ask, promises, around)
-    best_usd = min(ranking.usd)
-    if best_usd == inf:  # the expected length may be wrong: only the lower bound refuses
+    rank(table, ask, promises, around)
+    best, best_usd = _best(table)
+    if best_usd[0] == inf:  # the expected length may be wrong: only the lower bound refuses
         around.prompt_tokens = ask.fewest_prompt_tokens
-        ranking = score(table, ask, promises, around, np.arange(len(table)))
-        best_usd = min(ranking.usd)
-        if best_usd == inf:
+        rank(table, ask, promises, around)
+        best, best_usd = _best(table)
+        if best_usd[0] == inf:
             raise _refusal(field)
 
     plan = fleet.plans.get(model)
     workload_class = (
         plan.class_of(ask.promise.name, ask.prompt_tokens, ask.completion_tokens) if plan is not None else None
     )
-    place = _pick(field, ranking, best_usd * (1 + _NEAR), plan=plan, workload_class=workload_class, rng=rng)
+    rows, near_usd = best.tolist(), best_usd[0] * (1 + _NEAR)
+    if best_usd[-1] > near_usd or len(best) == len(table):
+        near = rows[: bisect_right(best_usd, near_usd)]
+    else:
+        near = _some(np.flatnonzero(table.usd <= near_usd), rng)
+    row = near[0] if len(near) == 1 else _pick(table, near, plan, workload_class, rng)
     explored = False
     if fleet.exploration.due():
-        tried = _to_try(field, best_usd + MOST_LOSS * ask.promise.miss_usd, rng)
-        if tried is not None and tried != ranking.rows[place]:
-            explored = True
-            rows = np.append(ranking.rows[ranking.rows != tried], tried)
-            ranking, place = score(table, ask, promises, around, rows), len(rows) - 1
-    shortlist, place = _shortlist(field, ranking, place)
-    worker, _ = shortlist.workers[place]
-    return Decision(worker, place, shortlist, int(shortlist.cached[place]), workload_class, explored)
+        tried = _to_try(table, best_usd[0] + MOST_LOSS * ask.promise.miss_usd, now_s, rng)
+        if tried is not None and tried != row:
+            explored, row = True, tried
+
+    if row not in rows:
+        rows[-1] = best[-1] = row
+        best_usd[-1] = table.usd.item(row)
+    place, serving = rows.index(row), table.serving
+    shortlist = Shortlist(
+        [serving[each].worker for each in rows],
+        [serving[each].price for each in rows],
+        {at: field.because(rows[at]) for at, usd in enumerate(best_usd) if usd == inf} if best_usd[-1] == inf else {},
+        table.shown(best),
+        ask,
+        promises.band_tpots_s,
+    )
+    cached_tokens = shortlist.cached_tokens(place)
+    return Decision(serving[row].worker, place, shortlist, cached_tokens, workload_class, explored)
 
 
-def _pick(
-    field: _Field,
-    ranking: Ranking,
-    near_usd: float,
-    *,
-    plan: PlanInForce | None,
-    workload_class: int | None,
-    rng: Random,
-) -> int:
-    """The place in the ranking of one whose score is not above `near_usd`."""
-    near = [place for place, usd in enumerate(ranking.usd) if usd <= near_usd]
-    if len(near) == 1:
-        return near[0]
-    table = field.table
+def _best(table: ModelTable) -> tuple[Rows, list[float]]:
+    """The best rows, best first, and their scores."""
+    usd = table.usd
+    if len(usd) > _SORTED:
+        best = usd.argpartition(CANDIDATES)[:CANDIDATES]
+        best = best[usd[best].argsort()]
+    else:
+        best = usd.argsort()[:CANDIDATES]
+    best_usd: list[float] = usd[best].tolist()
+    return best, best_usd
+
+
+def _pick(table: ModelTable, near: list[int], plan: PlanInForce | None, workload_class: int | None, rng: Random) -> int:
+    """One of the rows that are about as good."""
     if plan is not None and workload_class is not None:
-        pools: list[int] = table.pools[ranking.rows].tolist()
-        deficits = {
-            pool: plan.deficit(workload_class, table.pool_names[pool]) for pool in {pools[place] for place in near}
-        }
-        most = max(deficits.values()) - 1e-9
-        near = [place for place in near if deficits[pools[place]] >= most]
-    soonest_s = ranking.soonest_s(field.ask)
-    soon_s = min([soonest_s[place] for place in near]) * (1 + _NEAR)
-    soon = [place for place in near if soonest_s[place] <= soon_s]
+        serving = table.serving
+        pools = [serving[row].worker.beat.pool for row in near]
+        if len(there := set(pools)) > 1:
+            deficits = {pool: plan.deficit(workload_class, pool) for pool in there}
+            most = max(deficits.values()) - 1e-9
+            near = [row for row, pool in zip(near, pools, strict=True) if deficits[pool] >= most]
+    soonest_s = table.soonest_s[near].tolist()
+    soon_s = min(soonest_s) * (1 + _NEAR)
+    soon = [row for row, each in zip(near, soonest_s, strict=True) if each <= soon_s]
     return soon[int(rng.random() * len(soon))]
 
 
-def _to_try(field: _Field, most_usd: float, rng: Random) -> int | None:
+def _to_try(table: ModelTable, most_usd: float, now_s: float, rng: Random) -> int | None:
     """The best of some of the workers that got nothing lately, where trying it costs little."""
-    rows = np.flatnonzero(field.table.tried_s < field.now_s - STALE_AFTER_S)
-    if len(rows) > _TRIALS:
-        start = int(rng.random() * len(rows))
-        rows = rows.take(range(start, start + _TRIALS), mode="wrap")
-    if not len(rows):
+    rows = _some(np.flatnonzero(table.tried_s < now_s - STALE_AFTER_S), rng)
+    if not rows:
         return None
-    stale = score(field.table, field.ask, field.fleet.promises, field.around, rows)
-    best_usd = min(stale.usd)
-    return int(stale.rows[stale.usd.index(best_usd)]) if best_usd <= most_usd else None
+    usd = table.usd[rows].tolist()
+    best_usd = min(usd)
+    return rows[usd.index(best_usd)] if best_usd <= most_usd else None
 
 
-def _shortlist(field: _Field, ranking: Ranking, picked: int) -> tuple[Shortlist, int]:
-    """The best of those that were scored, and the place of the picked one among them."""
-    usd = ranking.usd
-    kept = sorted(range(len(usd)), key=usd.__getitem__)[:CANDIDATES]
-    if picked not in kept:
-        kept[-1] = picked
-    order, cached = np.array(kept), ranking.cached
-    rows: list[int] = ranking.rows[order].tolist()
-    serving = field.table.serving
-    return Shortlist(
-        [(each.worker, each.price) for each in [serving[row] for row in rows]],
-        {place: field.because(row) for place, row in enumerate(rows) if usd[kept[place]] == inf},
-        ranking.figures.take(order, axis=0).astype(np.float32),
-        [0.0] * len(kept) if cached is None else [cached[place] for place in kept],
-        field.ask,
-        field.fleet.promises.band_tpots_s,
-    ), kept.index(picked)
+def _some(rows: Rows, rng: Random) -> list[int]:
+    """As many as are looked at one by one, from all over the table: workers of a pool may stand side by side."""
+    if len(rows) > _LOOKED_AT:
+        step = -(-len(rows) // _LOOKED_AT)
+        rows = rows[int(rng.random() * step) :: step]
+    some: list[int] = rows.tolist()
+    return some
 
 
 def _refusal(field: _Field) -> NoWorker | PromptTooLong | QueueFull:

@@ -17,7 +17,7 @@ those that do not: where an engine caches nothing, the expectation becomes small
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import inf
 from typing import Final, NamedTuple
@@ -58,24 +58,29 @@ class Cached(NamedTuple):
         """From tokens by slot."""
         return cls(tuple((each, 1 << slot) for slot, each in tokens.items()))
 
-    def at(self, slot: int) -> float:
-        return next((tokens for tokens, bits in self.depths if bits >> slot & 1), 0.0)
+    @property
+    def few(self) -> bool:
+        """Whether few workers hold any of it."""
+        return sum(bits.bit_count() for _, bits in self.depths) <= _FEW
 
-    def among(self, slots: Slots, most: float) -> list[float]:
-        """Tokens, at most `most`, of the workers in `slots`."""
-        held: dict[int, float] = {}
+    def each(self) -> Iterator[tuple[int, float]]:
+        """The slots whose workers hold some of it, with the tokens."""
         for tokens, bits in self.depths:
-            if bits.bit_count() > _FEW:
-                break
-            held.update(dict.fromkeys(_each_slot(bits), tokens if tokens < most else most))
-        else:
-            return [held.get(slot, 0.0) for slot in slots.tolist()]
-        widest = max((bits.bit_length() for _, bits in self.depths), default=0)
-        by_slot = np.zeros(max(int(slots.max(initial=0)) + 1, widest))
-        for tokens, bits in self.depths:
-            by_slot[_slots_of(bits)] = min(tokens, most)
-        tokens_of: list[float] = by_slot[slots].tolist()
-        return tokens_of
+            left = bits
+            while left:
+                lowest = left & -left
+                yield lowest.bit_length() - 1, tokens
+                left ^= lowest
+
+    def by_slot(self, slots: int, most: float) -> NDArray[np.float64]:
+        """(at least slots,) tokens, at most `most`; quicker than `each` where many hold some."""
+        longest = max([bits.bit_length() for _, bits in self.depths], default=0)
+        length = -(-max(longest, slots) // 8)
+        held = np.frombuffer(b"".join([bits.to_bytes(length, "little") for _, bits in self.depths]), np.uint8)
+        of_depths = np.unpackbits(held, bitorder="little").reshape(-1, 8 * length)
+        tokens = np.array([min(tokens, most) for tokens, _ in self.depths])
+        by_slot: NDArray[np.float64] = tokens @ of_depths  # no slot is in two of the depths
+        return by_slot
 
 
 NOTHING_CACHED: Final = Cached()
@@ -258,20 +263,3 @@ class PrefixIndex:
         # A worker's own record of a link may outlive the link; all that does is to take it away once more.
         while len(self._links) > self._most_links:
             self._links.popitem(last=False)
-
-
-def _slots_of(bits: int) -> Sequence[int] | Slots:
-    """What selects the slots of `bits` in an array by slot."""
-    if bits.bit_count() <= _FEW:
-        return _each_slot(bits)
-    length = -(-bits.bit_length() // 8)
-    return np.flatnonzero(np.unpackbits(np.frombuffer(bits.to_bytes(length, "little"), np.uint8), bitorder="little"))
-
-
-def _each_slot(bits: int) -> list[int]:
-    slots = []
-    while bits:
-        lowest = bits & -bits
-        slots.append(lowest.bit_length() - 1)
-        bits ^= lowest
-    return slots

@@ -1,8 +1,8 @@
 """A worker scored for one request, in expected dollars, term by term; see `policy` for what the terms mean.
 
-In: a worker's figures (`table.FIGURES`), the numbers of a request. Out: the terms. The formulas stand here once. A pick
-works the score out for a few dozen workers at a time, compiled (`fused`, `ranking`); a record works all terms out for
-one candidate, when somebody asks.
+In: a worker's figures (`table.figure_names`), the numbers of a request. Out: the terms. The formulas stand here once. A
+pick works the score out for all workers of a model at a time, compiled (`fused`, `ranking`); a record works all terms
+out for one candidate, when somebody asks.
 """
 
 import math
@@ -12,12 +12,19 @@ from types import SimpleNamespace
 from typing import Any, Final, NamedTuple
 
 from services.mesh.priorities import RANKS, rank_of
-from services.router.core.floors import LATENESS, LOGISTIC, SIGMA, SIGMA_S
 from services.router.core.known_worker import KnownWorker
 from services.router.core.prefixes import NOTHING_CACHED, Cached
 from services.router.core.request import Promise
-from services.router.core.serving import DevicePrice
+from services.router.core.serving import ARRIVALS_DECAY_S, DevicePrice
 from services.router.core.table import Singles, figure_names
+
+HOP_S: Final = 0.002  # router to worker and back
+_LOGISTIC: Final = 1.702  # with which a logistic curve follows the normal one within 0.01
+_SIGMA: Final = 0.25  # relative error of a predicted latency
+_SIGMA_S: Final = 0.003  # and its absolute part: scheduling, network
+_LATENESS: Final = 0.1  # of a miss, per promise that an answer is late
+_LEAST_S: Final = 1e-9  # a fit may find that one more sequence adds nothing
+_BUSIEST: Final = 0.9  # share of time that arriving prefills may be taken to occupy
 
 
 @dataclass(slots=True, kw_only=True)  # not frozen: a frozen one costs three times as much to make
@@ -87,6 +94,7 @@ class Terms(NamedTuple):
         saved_s: device-seconds that the cached prefix saves.
         risk_usd: SLO risk, its own and of those it joins.
         miss: probability that its own TTFT or TPOT is late.
+        soonest_s: about how long its first token takes, nothing being cached and slots and memory being free.
     """
 
     score_usd: Any
@@ -97,62 +105,111 @@ class Terms(NamedTuple):
     ttft_s: Any
     tpot_s: Any
     miss: Any
+    soonest_s: Any
 
 
-def work_out(of: Any, band_tpots_s: Sequence[float], f: Any, *, staked: bool = True) -> Terms:
+def work_out(of: Any, band_tpots_s: Sequence[float], f: Any) -> Terms:
     """The terms of a request on a worker.
 
     Args:
         of: has, by name, a worker's figures, the numbers of the ask, and `cached`, tokens of the prompt.
         f: has the functions that `fused.FUNCTIONS` has.
-        staked: False leaves out those that it joins, where none of them has anything at stake.
     """
-    alone_s, _ = _prefill_s(of, of.prompt, f)
-    alone_s = alone_s + of.attended_s * of.prompt * ((of.prompt + 1) / 2)
+    there = _as_it_is(of, f)
+    alone_s, _ = _prefill_s(of, there, of.prompt, f)
+    alone_s = alone_s + there.attended_s * of.prompt * ((of.prompt + 1) / 2)
     fresh = of.prompt - of.cached
-    fresh_s, chunks = _prefill_s(of, fresh, f)
-    fresh_s = fresh_s + of.attended_s * fresh * ((of.prompt + 1 + of.cached) / 2)
+    fresh_s, chunks = _prefill_s(of, there, fresh, f)
+    fresh_s = fresh_s + there.attended_s * fresh * ((of.prompt + 1 + of.cached) / 2)
 
-    reads_s = of.read_s * of.length
-    step_s = of.step_s + reads_s
-    queue_s = _of_rank(of, "queue_s") + _wait_s(of, step_s, f)
-    ttft_s = queue_s + fresh_s + of.riding_s * chunks
-    tpot_s = step_s * of.stretch
-    each_s = of.sequence_s + reads_s
-    batch = f.maximum(of.batch, _batch_within(of, each_s, f))
-    decode_s = (of.weights_s / batch + each_s) * (of.answer - 1)
+    reads_s = there.read_s * of.length
+    step_s = there.step_s + reads_s
+    ahead_s, before = _ahead(of, there, f)
+    queue_s = ahead_s + _wait_s(of, there, before, step_s, f)
+    ttft_s = queue_s + fresh_s + there.riding_s * chunks
+    tpot_s = step_s * there.stretch
+    each_s = there.sequence_s + reads_s
+    batch = f.maximum(there.batch, _batch_within(of, there, each_s, f))
+    decode_s = (there.weights_s / batch + each_s) * (of.answer - 1)
 
-    kept_ttft, later_ttft = _held_against(ttft_s, of.ttft_promise_s, f)
-    kept_tpot, later_tpot = _held_against(tpot_s, of.tpot_promise_s, f)
-    miss = 1 - kept_ttft * (1 - of.gaps * (1 - kept_tpot))
-    risk_usd = of.miss_usd * (miss + LATENESS * (later_ttft + of.gaps * later_tpot))
-    if staked:
-        there_s = of.there_tpot_s + each_s + fresh_s / of.mean_answer
-        for band, tpot_promise_s in enumerate(band_tpots_s):
-            kept, _ = _held_against(there_s, tpot_promise_s, f)
-            late_before = getattr(of, f"late_before_{band}")
-            risk_usd = risk_usd + getattr(of, f"at_stake_usd_{band}") * (1 - kept - late_before)
+    late_ttft, later_ttft = _held_against(ttft_s, of.ttft_promise_s, f)
+    late_tpot, later_tpot = _held_against(tpot_s, of.tpot_promise_s, f)
+    late_tpot = of.gaps * late_tpot
+    miss = late_ttft + late_tpot - late_ttft * late_tpot
+    risk_usd = of.miss_usd * (miss + _LATENESS * (later_ttft + of.gaps * later_tpot))
+    then_tpot_s = there.tpot_s + each_s + fresh_s / of.mean_answer
+    for band, tpot_promise_s in enumerate(band_tpots_s):
+        later = _late(then_tpot_s, tpot_promise_s, f) - _late(there.tpot_s, tpot_promise_s, f)
+        risk_usd = risk_usd + getattr(of, f"at_stake_usd_{band}") * later
     score_usd = (fresh_s + decode_s) * of.usd_per_s + risk_usd
-    return Terms(score_usd, alone_s + decode_s, alone_s - fresh_s, risk_usd, queue_s, ttft_s, tpot_s, miss)
+    soonest_s = ahead_s + there.token_s * of.prompt
+    return Terms(score_usd, alone_s + decode_s, alone_s - fresh_s, risk_usd, queue_s, ttft_s, tpot_s, miss, soonest_s)
 
 
-def _prefill_s(of: Any, tokens: Any, f: Any) -> tuple[Any, Any]:
-    """Seconds to compute `tokens` in chunks, without attention; and the chunks."""
-    chunks = f.ceil(tokens * of.chunks_per_token)
-    return f.maximum(chunks * of.weights_s, chunks * of.chunk_overhead_s + tokens * of.token_s), chunks
+class _AsItIs(NamedTuple):
+    """A worker before the request comes; seconds are its own, slowness included.
+
+    Attributes:
+        token_s, attended_s, overhead_s: of a prefill: for each token, for each token attended to, for each chunk.
+        weights_s: the part of a step that all its sequences share.
+        sequence_s: what each sequence adds to a step; > 0.
+        read_s: of a decode step, for each token of KV cache.
+        batch: sequences of a step that one more joins; >= 1.
+        step_s: of a decode step with one more sequence, which brings no KV tokens.
+        riding_s: what a chunk takes longer for the sequences that decode meanwhile.
+        sureness: what prefills that keep arriving leave of the time.
+        stretch: how much they stretch that between two tokens.
+        tpot_s: of those who are there.
+    """
+
+    token_s: Any
+    attended_s: Any
+    overhead_s: Any
+    weights_s: Any
+    sequence_s: Any
+    read_s: Any
+    batch: Any
+    step_s: Any
+    riding_s: Any
+    sureness: Any
+    stretch: Any
+    tpot_s: Any
 
 
-def _batch_within(of: Any, each_s: Any, f: Any) -> Any:
-    """How many requests like this one a worker can run at once and keep their TPOT promise, by memory and by time."""
-    by_time = (of.tpot_promise_s * of.sureness - of.weights_s) / each_s
-    return f.minimum(by_time, f.minimum(of.kv_capacity_tokens / of.length, of.max_batch))
+def _as_it_is(of: Any, f: Any) -> _AsItIs:
+    token_s, attended_s = of.slow * of.prefill_s_per_token, of.slow * of.prefill_s_per_attended_token
+    overhead_s, weights_s = of.slow * of.prefill_overhead_s, of.slow * of.decode_base_s
+    read_s, sequence_s = of.slow * of.decode_s_per_kv_token, of.slow * of.decode_s_per_sequence + _LEAST_S
+    batch = f.minimum(of.running + f.maximum(of.waiting, 0.0) + 1, of.max_batch)
+    reading_s = read_s * f.minimum(f.maximum(of.kv_tokens, 0.0), of.kv_capacity_tokens)
+    riding_s = sequence_s * of.running + reading_s
+    sureness = 1 - f.minimum(token_s * of.arriving_tokens / ARRIVALS_DECAY_S, _BUSIEST)
+    stretch = 1 / sureness
+    return _AsItIs(
+        token_s=token_s,
+        attended_s=attended_s,
+        overhead_s=overhead_s,
+        weights_s=weights_s,
+        sequence_s=sequence_s,
+        read_s=read_s,
+        batch=batch,
+        step_s=weights_s + sequence_s * batch + reading_s,
+        riding_s=riding_s,
+        sureness=sureness,
+        stretch=stretch,
+        tpot_s=(weights_s + riding_s) * stretch,
+    )
 
 
-def _wait_s(of: Any, step_s: Any, f: Any) -> Any:
-    """Seconds until a batch slot and KV cache are free: answers that must end first, at the rate at which they do."""
-    short_kv = f.maximum(of.short_kv_tokens + (of.prompt + of.answer), 0.0)
-    kv_share = short_kv / (of.batch * (of.prompt + of.long_answer))
-    return of.long_answer * step_s * f.maximum(_of_rank(of, "short_slots"), kv_share)
+def _ahead(of: Any, there: _AsItIs, f: Any) -> tuple[Any, Any]:
+    """Seconds until a request that came now would be computed, batch slots and KV cache being free; and how many go
+    before it."""
+    tokens, before = f.maximum(_of_rank(of, "ahead_tokens"), 0.0), f.maximum(_of_rank(of, "before"), 0.0)
+    chunk_s = f.maximum(there.overhead_s + there.token_s * of.chunk_tokens, there.weights_s) + there.riding_s
+    begins_s = f.where(of.running > 0.0, there.step_s / 2 + HOP_S, HOP_S)
+    # Of the prompts ahead only the total is known: each is taken to attend to half of their mean length.
+    attending_s = there.attended_s * tokens * tokens / (2 * f.maximum(before, 1.0))
+    return begins_s + tokens / of.chunk_tokens * chunk_s + attending_s, before
 
 
 def _of_rank(of: Any, figure: str) -> Any:
@@ -163,13 +220,46 @@ def _of_rank(of: Any, figure: str) -> Any:
     return first
 
 
+def _prefill_s(of: Any, there: _AsItIs, tokens: Any, f: Any) -> tuple[Any, Any]:
+    """Seconds to compute `tokens` in chunks, without attention; and the chunks."""
+    chunks = f.ceil(tokens / of.chunk_tokens)
+    return f.maximum(chunks * there.weights_s, chunks * there.overhead_s + tokens * there.token_s), chunks
+
+
+def _batch_within(of: Any, there: _AsItIs, each_s: Any, f: Any) -> Any:
+    """How many requests like this one a worker can run at once and keep their TPOT promise, by memory and by time."""
+    by_time = (of.tpot_promise_s * there.sureness - there.weights_s) / each_s
+    return f.minimum(by_time, f.minimum(of.kv_capacity_tokens / of.length, of.max_batch))
+
+
+def _wait_s(of: Any, there: _AsItIs, before: Any, step_s: Any, f: Any) -> Any:
+    """Seconds until a batch slot and KV cache are free: answers that must end first, at the rate at which they do."""
+    short_kv_tokens = f.maximum(of.kv_tokens, 0.0) + f.maximum(of.growth_tokens, 0.0) - of.kv_capacity_tokens
+    short_kv = f.maximum(short_kv_tokens + (of.prompt + of.answer), 0.0)
+    kv_share = short_kv / (there.batch * (of.prompt + of.long_answer))
+    short_slots = f.maximum(of.running + before + 1 - of.max_batch, 0.0) / of.max_batch
+    return of.long_answer * step_s * f.maximum(short_slots, kv_share)
+
+
 def _held_against(predicted_s: Any, promise_s: Any, f: Any) -> tuple[Any, Any]:
-    """How probably a predicted latency keeps its promise, see `floors.late_probability`; and how much later it is."""
-    late = f.tanh(LOGISTIC * (predicted_s - promise_s) / (SIGMA * predicted_s + SIGMA_S))
-    return 0.5 - 0.5 * late, f.maximum(predicted_s / promise_s, 1.0) - 1.0
+    """How probably a predicted latency passes its promise, and how much later it is."""
+    return _late(predicted_s, promise_s, f), f.maximum(predicted_s / promise_s, 1.0) - 1.0
 
 
-PLAIN: Final = SimpleNamespace(maximum=max, minimum=min, ceil=math.ceil, tanh=math.tanh)
+def _late(predicted_s: Any, promise_s: Any, f: Any) -> Any:
+    """Probability, 0 to 1, that a latency predicted with `_SIGMA` passes its promise."""
+    return f.logistic(_LOGISTIC * (predicted_s - promise_s) / (_SIGMA * predicted_s + _SIGMA_S))
+
+
+def _where(condition: bool, then: float, otherwise: float) -> float:
+    return then if condition else otherwise
+
+
+def _logistic(value: float) -> float:
+    return 0.5 + 0.5 * math.tanh(value / 2)
+
+
+PLAIN: Final = SimpleNamespace(maximum=max, minimum=min, ceil=math.ceil, logistic=_logistic, where=_where)
 """The functions for single numbers."""
 
 
@@ -199,16 +289,15 @@ class Shortlist:
     """Candidates, best first, as their figures were: what follows from them is worked out when somebody asks.
 
     Attributes:
-        workers: each with its price then.
+        workers, prices: each worker, and what it cost then.
         reasons: why those that were not feasible were not, by their place.
-        figures: (candidates, columns) of the model's table then.
-        cached: tokens of the prompt expected to be cached, by candidate.
+        figures: (columns, candidates) of the model's table then.
     """
 
-    workers: list[tuple[KnownWorker, DevicePrice]]
+    workers: list[KnownWorker]
+    prices: list[DevicePrice]
     reasons: dict[int, str]
     figures: Singles
-    cached: list[float]
     ask: Ask
     band_tpots_s: Sequence[float]
 
@@ -217,8 +306,8 @@ class Shortlist:
 
     def candidate(self, place: int) -> Candidate:
         """The terms of the candidate at `place`, 0 being the best."""
-        worker, price = self.workers[place]
-        terms = terms_of(self.figures[place].tolist(), self.ask, self.cached[place], self.band_tpots_s)
+        worker, price = self.workers[place], self.prices[place]
+        terms = terms_of(self.figures[:, place].tolist(), self.ask, self.band_tpots_s)
         use_usd = terms.device_s * price.use_usd_per_s
         energy_usd = terms.device_s * price.energy_usd_per_s
         shadow_usd = terms.device_s * price.shadow_usd_per_s
@@ -238,12 +327,22 @@ class Shortlist:
             ttft_s=terms.ttft_s,
             tpot_s=terms.tpot_s,
             miss_probability=terms.miss,
-            cached_tokens=int(self.cached[place]),
+            cached_tokens=self.cached_tokens(place),
         )
 
+    def cached_tokens(self, place: int) -> int:
+        """Tokens of the prompt that the candidate at `place` is expected to have in its cache."""
+        return int(self.figures.item(-1, place))
 
-def terms_of(figures: Sequence[float], ask: Ask, cached: float, band_tpots_s: Sequence[float]) -> Terms:
+
+def terms_of(figures: Sequence[float], ask: Ask, band_tpots_s: Sequence[float]) -> Terms:
     """The terms of one worker, as numbers; `figures` in the order of `figure_names`."""
-    names = (*figure_names(len(band_tpots_s)), *ASKED, "cached")
-    named = dict(zip(names, (*figures, *ask.numbers(), cached), strict=True))
+    names = (*figure_names(len(band_tpots_s)), *ASKED)
+    named = dict(zip(names, (*figures, *ask.numbers()), strict=True))
     return work_out(SimpleNamespace(**named), band_tpots_s, PLAIN)
+
+
+def there_tpot_s(figures: Sequence[float], bands: int) -> float:
+    """Seconds per token of those who run at one worker, as it is."""
+    named = dict(zip(figure_names(bands), figures, strict=True))
+    return float(_as_it_is(SimpleNamespace(**named), PLAIN).tpot_s)

@@ -1,22 +1,19 @@
 """The workers of one model as columns of numbers, so that one request is held against all of them in one go.
 
-A row is one worker; a column is one figure of it that does not depend on the request, with the worker's slowness, load
-and plan worked in already: `serving.py` derives a row when something changes, `ranking` and `scores` read columns. Rows
-are dense: one that goes is replaced by the last.
-
-The figures are kept twice, for two ways to read them. What bounds a score (`BOUNDS`) is read of all workers at a time:
-column by column, in single precision, of which a processor computes twice as many at once. What a score is made of
-(`FIGURES`) is read of a few workers at a time: row by row, in double precision.
+A row is one worker; a column is one figure of it that does not depend on the request, as it was told or counted:
+`serving` writes a row's when something changes, `scores` says what follows from them, `ranking` works that out. Columns
+lie one after the other in memory, in single precision, of which a processor computes twice as many at once: predictions
+are not good to seven digits. Rows are dense: one that goes is replaced by the last.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from services.mesh.priorities import RANKS
-from services.router.core.floors import BUCKETS
+from services.router.core.prefixes import Cached
 
 if TYPE_CHECKING:  # a Serving knows its table
     from services.router.core.serving import Serving
@@ -25,61 +22,40 @@ Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
 Rows = NDArray[np.intp]
 Mask = NDArray[np.bool_]
+_Number = TypeVar("_Number", bound=np.generic)
 
-BOUNDS: Final = (
-    # The first eight are what a request's lengths are multiplied into (see `ranking.bounds_usd`): as the figures called
-    # so, in the dollars that the seconds cost.
-    "token_usd",
-    "attended_usd",
-    "chunk_overhead_usd",
-    "read_usd",
-    "sequence_usd",
-    "weights_usd",
-    "sure_second_usd",  # of a second, less what prefills that keep arriving stretch it by
-    "kv_capacity_tokens",
-    "max_batch",
-    "batch",
-    "closed",  # infinite where new requests are not taken, else 0
-    # then for each band and bucket, see `floors`: what lateness costs at least; infinite where `closed` is
-)
-FIGURES: Final = (
-    "token_s",  # of a prefill, for each token (see `mesh/timing`); seconds are the worker's own, slowness included
-    "attended_s",  # of a prefill, for each token attended to
-    "chunks_per_token",
-    "chunk_overhead_s",
-    "weights_s",  # the part of a step that all its sequences share
-    "sequence_s",  # what each sequence adds to a step; > 0
-    "read_s",  # of a decode step, for each token of KV cache
-    "step_s",  # of a decode step with one more sequence, which brings no KV tokens
-    "riding_s",  # what a chunk takes longer for the sequences that decode meanwhile
-    # by rank of priority (`mesh/priorities`), the urgent first: until a request that came now would be computed, batch
-    # slots and KV cache being free
-    *(f"queue_s_{rank}" for rank in range(RANKS)),
-    *(f"short_slots_{rank}" for rank in range(RANKS)),  # requests ahead that no batch slot is free for, per slot
-    "short_kv_tokens",  # KV cache that is in use or spoken for, beyond the capacity; negative where some is free
-    "kv_capacity_tokens",
-    "batch",  # sequences of a step that it joins; >= 1
-    "max_batch",  # the most; >= 1
-    "stretch",  # how much prefills that keep arriving stretch the time between two tokens, >= 1
-    "sureness",  # 1 / stretch
-    "there_tpot_s",  # seconds per token of those who are there, as it is
+OFFER: Final = (  # what changes with a worker's device, its settings and the plan
+    "prefill_s_per_token",  # the timing in force, see `mesh/timing`
+    "prefill_s_per_attended_token",
+    "prefill_overhead_s",
+    "decode_base_s",
+    "decode_s_per_sequence",
+    "decode_s_per_kv_token",
+    "chunk_tokens",  # the most of a prompt that one step computes; >= 1
     "usd_per_s",  # rate, energy and shadow price of a device-second
-    "room_tokens",  # the longest prompt taken now, plus one; 0 where new requests are not taken
-    "heard_s",  # when the last heartbeat came, router's monotonic seconds
-    "tried_s",  # when it last got a request of ours
-    "linked",  # 1 where the session to the worker stands
-    # then for each band of promises: what the TPOT promises of the requests running there are worth, in dollars; and
-    # how probably they are late as it is
 )
-_TRIED: Final = FIGURES.index("tried_s")
-_THERE_TPOT: Final = FIGURES.index("there_tpot_s")
+LOAD: Final = (  # what changes with every heartbeat and every placement
+    "slow",  # by how much the timing is passed
+    "running",
+    "waiting",  # told, and placed since
+    # by rank of priority (`mesh/priorities`), the urgent first: those that would go before a request that came now, and
+    # prompt tokens that would be computed before its own
+    *(f"before_{rank}" for rank in range(RANKS)),
+    *(f"ahead_tokens_{rank}" for rank in range(RANKS)),
+    "kv_tokens",  # KV cache in use
+    "growth_tokens",  # what our requests there are still expected to add to that
+    "arriving_tokens",  # prompt tokens placed lately, decaying
+    "kv_capacity_tokens",  # >= 1
+    "max_batch",  # >= 1
+    "room_tokens",  # the longest prompt taken now, plus one; 0 where new requests are not taken
+    # then for each band of promises: what the TPOT promises of our requests running there are worth, in dollars
+)
 _FIRST_CAPACITY: Final = 16
 
 
 def figure_names(bands: int) -> tuple[str, ...]:
-    """Every column of a table's figures, in order."""
-    of_bands = [f"{name}_{band}" for name in ("at_stake_usd", "late_before") for band in range(bands)]
-    return (*FIGURES, *of_bands)
+    """Every column of a table's figures, in order; the last is of the request that was ranked last."""
+    return (*OFFER, *LOAD, *[f"at_stake_usd_{band}" for band in range(bands)], "cached")
 
 
 class ModelTable:
@@ -88,12 +64,16 @@ class ModelTable:
     Attributes:
         serving: who each row is, in row order.
         row_of: the row of each worker, by its slot.
-        bounds: (columns, rows) as `BOUNDS`.
-        figures: (rows, columns) as `figure_names`.
+        figures: (columns, rows) as `figure_names`.
+        heard_s: (rows,) when each worker's last heartbeat came, router's monotonic seconds.
+        tried_s: (rows,) when it last got a request of ours; minus infinity: never.
+        linked: (rows,) 1 where the session to it stands.
+        usd, soonest_s: (rows,) what `ranking` worked out last.
         slots: (rows,) the workers' slots.
         pools: (rows,) a number for each worker's pool; `pool_names` has them by number.
-        staked: rows that have something at stake.
-        longest_chunk_tokens: no worker has computed, or computes, more tokens of prompt in a step.
+        capacity: rows that there is room for: so far apart the columns lie.
+        address: of the figures in memory.
+        results_at: addresses of `usd` and `soonest_s`.
     """
 
     def __init__(self, model: str, bands: int) -> None:
@@ -101,27 +81,18 @@ class ModelTable:
         self.serving: list[Serving] = []
         self.row_of: dict[int, int] = {}
         self.pool_names: list[str] = []
-        self.staked = 0
-        self.longest_chunk_tokens = 1
         self._pool_numbers: dict[str, int] = {}
         self._feature_bits: dict[str, int] = {}
-        self._all_bounds = np.zeros((len(BOUNDS) + len(BUCKETS) * bands, _FIRST_CAPACITY), np.float32)
-        self._all_figures = np.zeros((_FIRST_CAPACITY, len(figure_names(bands))))
-        self._numbers = np.zeros((3, _FIRST_CAPACITY), np.intp)
-        self._stakes: list[bool] = []
-        self._resize()
+        self._any_cached = False
+        self._slots_end = 0
+        self._hold(
+            np.zeros((len(figure_names(bands)), _FIRST_CAPACITY), np.float32),
+            np.zeros((2, _FIRST_CAPACITY)),
+            np.zeros((4, _FIRST_CAPACITY), np.intp),
+        )
 
     def __len__(self) -> int:
         return len(self.serving)
-
-    @property
-    def tried_s(self) -> Floats:
-        """(rows,) when each worker last got a request of ours."""
-        return self.figures[:, _TRIED]
-
-    def there_tpot_s(self, row: int) -> float:
-        """Seconds per token of those who run at a row's worker, as it was last written."""
-        return float(self.figures[row, _THERE_TPOT])
 
     def able(self, features: Iterable[str]) -> Mask:
         """(rows,) whether the worker's engine can do all of these beyond plain generation."""
@@ -132,15 +103,12 @@ class ModelTable:
     def add(self, serving: "Serving") -> int:
         """A new row; its number. It is zeros until it is written."""
         row = len(self.serving)
-        if row == len(self._all_figures):
-            self._all_bounds = np.concatenate((self._all_bounds, np.zeros_like(self._all_bounds)), axis=1)
-            self._all_figures = np.concatenate((self._all_figures, np.zeros_like(self._all_figures)))
-            self._numbers = np.concatenate((self._numbers, np.zeros_like(self._numbers)), axis=1)
-        self._all_bounds[:, row] = 0.0
-        self._all_figures[row] = 0.0
+        if row == self.capacity:
+            self._hold(_doubled(self._figures), _doubled(self._times), _doubled(self._numbers))
+        for each in self._all:
+            each[:, row] = 0
         self.serving.append(serving)
-        self._stakes.append(False)
-        self._resize()
+        self._show()
         self.replace(row, serving)
         return row
 
@@ -152,35 +120,49 @@ class ModelTable:
         if number is None:
             number = self._pool_numbers[worker.pool] = len(self.pool_names)
             self.pool_names.append(worker.pool)
-        self._numbers[:, row] = worker.slot, number, self._bits(worker.beat.features)
+        self._numbers[:, row] = worker.slot, number, self._bits(worker.beat.features), worker.linked
         self.row_of[worker.slot] = row
-        self.longest_chunk_tokens = max(self.longest_chunk_tokens, worker.beat.prefill_chunk_tokens)
+        self._slots_end = max(self._slots_end, worker.slot + 1)
 
     def remove(self, row: int) -> None:
         """Takes a row out; the last row takes its number."""
         del self.row_of[self.serving[row].worker.slot]
-        self.staked -= self._stakes[row]
-        moved, its_stake = self.serving.pop(), self._stakes.pop()
+        moved = self.serving.pop()
         last = len(self.serving)
         if row < last:
-            self._all_bounds[:, row] = self._all_bounds[:, last]
-            self._all_figures[row] = self._all_figures[last]
-            self._numbers[:, row] = self._numbers[:, last]
-            self.serving[row], self._stakes[row] = moved, its_stake
+            for each in self._all:
+                each[:, row] = each[:, last]
+            self.serving[row] = moved
             self.row_of[moved.worker.slot] = row
             moved.row = row
-        self._resize()
+        self._show()
 
-    def write(self, row: int, bounds: Sequence[float], figures: Sequence[float], *, staked: bool) -> None:
-        """Sets a whole row.
+    def write_offer(self, row: int, figures: Sequence[float]) -> None:
+        """Sets what `OFFER` names."""
+        self._offers[:, row] = figures
 
-        Args:
-            staked: whether anything is at stake.
-        """
-        self._all_bounds[:, row] = bounds
-        self._all_figures[row] = figures
-        self.staked += staked - self._stakes[row]
-        self._stakes[row] = staked
+    def write_load(self, row: int, figures: Sequence[float], *, heard_s: float, tried_s: float, linked: bool) -> None:
+        """Sets what `LOAD` names, what is at stake, and the rest that is not the row's name or offer."""
+        self._loads[:, row] = figures
+        self.heard_s[row], self.tried_s[row], self.linked[row] = heard_s, tried_s, linked
+
+    def write_cached(self, cached: Cached, most: float) -> None:
+        """Sets what of a prompt is expected to be cached: at most `most` tokens on any worker."""
+        if self._any_cached:
+            self._cached.fill(0.0)
+        self._any_cached = bool(cached)
+        if not cached:
+            return
+        if cached.few:
+            for slot, tokens in cached.each():
+                if (row := self.row_of.get(slot)) is not None:
+                    self._cached[row] = tokens if tokens < most else most
+        else:
+            self.figures[-1] = cached.by_slot(self._slots_end, most)[self.slots]
+
+    def shown(self, rows: Rows) -> Singles:
+        """(columns, rows) a copy of the figures of some rows, for a record."""
+        return self._figures.take(rows, axis=1)
 
     def _bits(self, features: Iterable[str]) -> int:
         bits = 0
@@ -189,8 +171,22 @@ class ModelTable:
             bits |= self._feature_bits.setdefault(each, 1 << min(len(self._feature_bits), 60))
         return bits
 
-    def _resize(self) -> None:
+    def _hold(self, figures: Singles, times: Floats, numbers: Rows) -> None:
+        self._figures, self._times, self._numbers = self._all = figures, times, numbers
+        self._offers, self._loads, self._cached = figures[: len(OFFER)], figures[len(OFFER) : -1], figures[-1]
+        self.address, self.capacity = figures.ctypes.data, figures.shape[1]
+        self._results = np.zeros((2, self.capacity), np.float32)
+        self.results_at = self._results[0].ctypes.data, self._results[1].ctypes.data
+        self._show()
+
+    def _show(self) -> None:
+        """As many rows as there are."""
         rows = len(self.serving)
-        self.bounds = self._all_bounds[:, :rows]
-        self.figures = self._all_figures[:rows]
-        self.slots, self.pools, self._features = self._numbers[:, :rows]
+        self.figures, (self.heard_s, self.tried_s) = self._figures[:, :rows], self._times[:, :rows]
+        self.slots, self.pools, self._features, self.linked = self._numbers[:, :rows]
+        self.usd, self.soonest_s = self._results[:, :rows]
+
+
+def _doubled(rows: NDArray[_Number]) -> NDArray[_Number]:
+    """With as many rows more, of zeros."""
+    return np.concatenate((rows, np.zeros_like(rows)), axis=1)

@@ -163,7 +163,7 @@ def test_a_request_that_ends_before_or_after_it_was_shown_leaves_nothing_behind(
     world.now_s = 0.5
     world.beat("a")
     assert (worker.requests, sum(worker.prefill_tokens), worker.kv_tokens, worker.growth_tokens) == (0, 0, 0, 0)
-    assert not world.fleet.models[MODEL].staked
+    assert world.stakes("a") == [0, 0, 0]
 
 
 def test_corrections_stay_bounded_while_no_heartbeat_comes() -> None:

@@ -1,6 +1,5 @@
 """Who is expected to hold which beginnings of prompts: as workers tell, or as prompts were sent to them."""
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,8 +23,13 @@ def told(
     )
 
 
+def tokens_at(index: PrefixIndex, prompt: Chain, slot: int, model: str = "m") -> float:
+    """Of a prompt of a thousand tokens."""
+    return dict(index.expected(model, prompt, 1000).each()).get(slot, 0.0)
+
+
 def share(index: PrefixIndex, prompt: Chain, slot: int, model: str = "m") -> float:
-    return index.expected(model, prompt, 1000).at(slot) / 1000
+    return tokens_at(index, prompt, slot, model) / 1000
 
 
 def test_the_worker_that_was_sent_the_longest_common_beginning_is_expected_to_hold_it() -> None:
@@ -67,7 +71,7 @@ def test_an_engine_without_a_cache_is_soon_expected_to_save_next_to_nothing() ->
         index.learn("m", 500, 0)
     assert share(index, prompt, 1) < 0.1
     for _ in range(200):
-        index.learn("m", int(index.expected("m", prompt, 1000).at(1)), 1000)
+        index.learn("m", int(tokens_at(index, prompt, 1)), 1000)
     assert share(index, prompt, 1) > 0.9
 
 
@@ -165,16 +169,20 @@ def test_a_beginning_that_all_hold_is_expected_of_all() -> None:
     prompt = chain(SYSTEM)
     for slot in range(1000):
         index.placed(Chain(prompt.links[: 1 + slot % 2], prompt.size), slot, 0.0)
-    tokens = index.expected("m", prompt, 1000).among(np.arange(1000), 999)
+    tokens = index.expected("m", prompt, 1000).by_slot(1000, 999).tolist()[:1000]
     assert tokens[::2] == pytest.approx([0.8 * 256_000 / prompt.size] * 500)
     assert tokens[1::2] == pytest.approx([0.8 * 512_000 / prompt.size] * 500)
 
 
 @given(st.dictionaries(st.integers(0, 3000), st.floats(1.0, 5000.0), max_size=40), st.floats(1.0, 5000.0))
-def test_among_many_slots_each_has_its_tokens(tokens: dict[int, float], most: float) -> None:
+def test_each_slot_has_its_tokens_and_no_other_has_any(tokens: dict[int, float], most: float) -> None:
     cached = Cached.of(tokens)
-    slots = np.array([*tokens, 17, 4000], np.intp)
-    assert cached.among(slots, most) == [min(most, cached.at(slot)) for slot in slots.tolist()]
+    assert dict(cached.each()) == tokens
+    by_slot = cached.by_slot(17, most)
+    assert len(by_slot) >= 17
+    assert {slot: by_slot[slot] for slot in by_slot.nonzero()[0].tolist()} == {
+        slot: min(most, each) for slot, each in tokens.items()
+    }
 
 
 LINKS = chain("x" * 4096).links
@@ -217,13 +225,13 @@ def test_every_link_in_the_index_is_held_or_expected_of_somebody(
                 holds[slot], sequences[slot], telling[slot] = set(), 0, False
     for slot in range(3):
         for link in holds[slot]:
-            assert index.expected("m", Chain((link,), 256), 100).at(slot) > 0
+            assert tokens_at(index, Chain((link,), 256), slot) > 0
         if telling[slot]:
             sequences[slot] += 1
             index.changed(slot, told(sequences[slot], reset=True, held=tuple(holds[slot])), now_s)
             sequences[slot] += 1
             index.changed(slot, told(sequences[slot]), now_s + 100)  # nothing is expected any more
-            held = {link for link in LINKS if index.expected("m", Chain((link,), 256), 100).at(slot)}
+            held = {link for link in LINKS if tokens_at(index, Chain((link,), 256), slot)}
             assert held == holds[slot]
     for slot in range(3):
         index.forget(slot)

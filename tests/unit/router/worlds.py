@@ -22,6 +22,7 @@ from services.router.core.policy import Decision, decide
 from services.router.core.promises import Promises
 from services.router.core.request import Promise
 from services.router.core.scores import Ask
+from services.router.core.table import figure_names
 
 MODEL: Final = "llama-3.1-8b"
 H100: Final = "nvidia-h100-sxm"
@@ -118,6 +119,14 @@ class World:
         )
         self.fleet.heartbeat(beat, self.now_s, self.unix_ms)
         return beat
+
+    def stakes(self, worker: str) -> list[float]:
+        """What is at stake there, by band, as a pick sees it."""
+        table = self.fleet.models[MODEL]
+        (row,) = [row for row, each in enumerate(table.serving) if each.worker.name == worker]
+        names = figure_names(len(PROMISES.band_tpots_s))
+        figures = dict(zip(names, table.figures[:, row].tolist(), strict=True))
+        return [figure for name, figure in figures.items() if name.startswith("at_stake_usd")]
 
     def decide(self, asked: Ask | None = None) -> Decision:
         return decide(self.fleet, MODEL, asked or ask(), max_queue_s=MAX_QUEUE_S, now_s=self.now_s, rng=self.rng)
