@@ -41,7 +41,7 @@ async def told(mesh: LocalMesh, worker: str, chain: Chain, *, held: bool) -> Non
         known = fleet(mesh).worker(worker)
         if known is None or not fleet(mesh).prefixes.believes(known.slot):
             return False
-        share = fleet(mesh).prefixes.expected(MODEL, chain, 1000).at(known.slot)
+        share = dict(fleet(mesh).prefixes.expected(MODEL, chain, 1000).each()).get(known.slot, 0.0)
         return share > 500 if held else share == 0
 
     await eventually(known, f"{worker} has told that it {'holds' if held else 'dropped'} the prompt")
