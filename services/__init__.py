@@ -23,6 +23,8 @@
         services/worker/streams.py  services/worker/engine.py  services/worker/engines/llamacpp.py
     A simulated accelerator: batching, KV cache, time and watts of a step.
         services/worker/engines/simulated.py  services/worker/core/simulation.py  services/mesh/timing.py
+    How long its steps may take and how many run at once, the plan says: promises of those who decode hold (15).
+        services/worker/tuning.py  services/optimizer/core/knobs.py
     How much of each step every request caused; what the accelerator is, what it drew, and whose energy that was.
         services/worker/core/attribution.py  services/worker/hardware/machine.py
         services/worker/hardware/power_meter.py  services/worker/energy_shares.py

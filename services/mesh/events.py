@@ -204,6 +204,7 @@ class WorkerHeartbeat:
         waiting_by_priority, prefill_tokens_by_priority: `waiting` and `waiting_prefill_tokens` by priority: 0, 1, 2 and
             3 with all from there on; empty where the engine does not tell them apart.
         busy_ns, generated_tokens, energy_uj, steps: totals since the epoch began.
+        step_s: what its steps take at most while they compute prompts, about; 0: only their tokens are bounded.
     """
 
     worker: str
@@ -243,6 +244,7 @@ class WorkerHeartbeat:
     utilisation_source: str = ""
     waiting_by_priority: tuple[int, ...] = ()
     prefill_tokens_by_priority: tuple[int, ...] = ()
+    step_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -532,6 +534,13 @@ class TimingCoefficients:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolPlan:
+    """What is believed of a pool, and what its engines are asked for.
+
+    Attributes:
+        step_s: what a step shall take at most while prompts are computed; 0: as the engines are set up.
+        max_batch: sequences that shall run at once at most; 0: as the engines are set up.
+    """
+
     pool: str
     accelerator: str
     workers: int
@@ -541,6 +550,8 @@ class PoolPlan:
     observations: int
     mean_error: float
     rate_usd_per_hour: float
+    step_s: float = 0.0
+    max_batch: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,9 @@ Source: decode step = base + slope * batch + KV bytes / bandwidth, prefill = ove
 """
 
 from dataclasses import dataclass
+from typing import Final
+
+READING: Final = 1.125  # a step for prompt tokens that cost nothing more, in times of reading the weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,22 @@ class Timing:
             + self.decode_s_per_kv_token * load.kv_tokens
             + self.prefill_s_per_attended_token * load.attended_tokens
         )
+
+    def prefill_room_s(self, step_s: float, sequences: int, kv_tokens: float) -> float:
+        """Seconds of a step of `step_s` that its decodes leave for reading the weights and computing prompt tokens.
+
+        At least a little longer than the weights take to be read: up to there, prompt tokens cost nothing more.
+        """
+        riding_s = self.decode_s_per_sequence * sequences + self.decode_s_per_kv_token * kv_tokens
+        return max(step_s - riding_s, self.decode_base_s * READING)
+
+    def prefill_within(self, room_s: float, attended: float) -> float:
+        """Prompt tokens that fit into `room_s` of a step when each attends to so many tokens; may be below 0."""
+        attended_s = self.prefill_s_per_attended_token * attended
+        token_s = self.prefill_s_per_token + attended_s
+        tokens = (room_s - self.prefill_overhead_s) / max(token_s, 1e-12)
+        # Attention does not overlap with the weights being read.
+        return tokens if attended_s <= 0 else min(tokens, (room_s - self.decode_base_s) / attended_s)
 
     def prefill_s(self, prompt_tokens: int, cached_tokens: int = 0, chunk_tokens: int = 2048) -> float:
         """Seconds to compute a prompt alone on the accelerator, in chunks of `chunk_tokens`.

@@ -27,7 +27,7 @@ from services.router.core.scores import Ask
 from services.twin.requests import TwinRequest
 from services.twin.scenario import Scenario, by_name
 from services.twin.traces import BLOCK_TOKENS
-from services.twin.worker import UNIX_MS
+from services.twin.worker import UNIX_MS, TwinWorker
 
 _BYTES_PER_TOKEN: Final = 4  # of a prompt in token ids, see `mesh/prefix_chain`
 _ENDS: Final = range(_BYTES_PER_TOKEN * BLOCK_TOKENS, 1 << 24, _BYTES_PER_TOKEN * BLOCK_TOKENS)
@@ -41,10 +41,17 @@ class MeshPolicy:
 
     name = "tokenworks"
 
-    def __init__(self, scenario: Scenario, catalogue: Catalogue, *, planned: bool = True) -> None:
-        """`planned`: with the optimizer's plans in force; without, the router alone decides."""
+    def __init__(
+        self, scenario: Scenario, catalogue: Catalogue, workers: Sequence[TwinWorker] = (), *, planned: bool = True
+    ) -> None:
+        """
+        Args:
+            workers: hear the plans.
+            planned: with the optimizer's plans in force; without, the router alone decides.
+        """
         promises = by_name(scenario.classes)
         self._scenario = scenario
+        self._workers = workers
         self._fleet = Fleet(
             catalogue,
             Promises(promises),
@@ -101,6 +108,8 @@ class MeshPolicy:
             snapshot, solution, trigger, now_s=now_s, unix_ms=unix_ms, solve_s=_PLAN_TAKES_S
         ):
             self._fleet.plan(plan, "", now_s)
+            for worker in self._workers:
+                worker.tune(plan)
 
     def pick(self, request: TwinRequest, avoid: Sequence[str], now_s: float) -> str | None:
         asked = _asked(request, self._scenario.model)

@@ -36,7 +36,7 @@ def _baseline(kind: type[Baseline]) -> PolicyMaker:
 
 
 POLICIES: Final[dict[str, PolicyMaker]] = {
-    "tokenworks": lambda scenario, catalogue, workers: MeshPolicy(scenario, catalogue),
+    "tokenworks": MeshPolicy,
     "tokenworks-unplanned": lambda scenario, catalogue, workers: MeshPolicy(scenario, catalogue, planned=False),
     **{kind.name: _baseline(kind) for kind in BASELINES},
 }

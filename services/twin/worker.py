@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from services.mesh.accelerators import Accelerator
-from services.mesh.events import LatencyObserved, StepSample, WorkerHeartbeat, WorkerState
+from services.mesh.events import LatencyObserved, RoutingPlan, StepSample, WorkerHeartbeat, WorkerState
 from services.mesh.timing import Timing
 from services.twin.timeline import Timeline
 from services.worker.core.batching import BatchLimits, Scheduler, StepPlan
@@ -97,7 +97,8 @@ class TwinWorker:
         self.totals = Totals()
         self._timeline = timeline
         self._listener = listener
-        self._scheduler = Scheduler(limits)
+        self._scheduler = Scheduler(limits, timing=timing)
+        self._tuned = (0.0, 0)
         self._jobs: dict[int, tuple[Job, BatchedSequence]] = {}
         self._plan: StepPlan | None = None
         self._step_s = 0.0
@@ -135,13 +136,21 @@ class TwinWorker:
             self._begin_step()
         return True
 
+    def tune(self, plan: RoutingPlan) -> None:
+        """Obeys a plan, as far as it is about this worker's pool and model."""
+        for pool in plan.pools if plan.model == self.model else ():
+            if pool.pool == self.device.key:
+                self._tuned = pool.step_s, pool.max_batch
+                self._scheduler.tune(*self._tuned)
+
     def fail(self) -> None:
         """It is gone, with all that it had."""
         self.state = WorkerState.FAILED
         self._life += 1
         self._plan = None
         self.totals.up_s += self._timeline.now_s - self._ready_s
-        scheduler, self._scheduler = self._scheduler, Scheduler(self.limits)
+        scheduler, self._scheduler = self._scheduler, Scheduler(self.limits, timing=self.timing)
+        self._scheduler.tune(*self._tuned)
         lost, self._jobs = self._jobs, {}
         for job, sequence in lost.values():
             job.made = scheduler.made_tokens(sequence)
@@ -185,7 +194,8 @@ class TwinWorker:
             kv_cache_usage=scheduler.kv.usage,
             kv_capacity_tokens=limits.kv_blocks * BLOCK_TOKENS,
             context_tokens=self.context_tokens,
-            max_batch=limits.max_batch,
+            max_batch=scheduler.max_batch,
+            step_s=scheduler.step_s,
             max_waiting=limits.max_waiting,
             slowdown=slowdown,
             power_w=self.device.idle_w,

@@ -204,6 +204,8 @@ class EngineStats:
         slowdown: observed over modelled seconds of a step, recent; 1.0 when nothing ran.
         busy_ns, energy_uj, steps: totals since the start.
         waiting_by_priority, prefill_tokens_by_priority: see `WorkerHeartbeat`.
+        max_batch: sequences that may run at once, as it was tuned; 0: as its info says.
+        step_s: see `WorkerHeartbeat`.
         complaints: answers about which a server told what cannot be; `complaint` is the latest of them.
     """
 
@@ -220,6 +222,8 @@ class EngineStats:
     complaint: str = ""
     waiting_by_priority: tuple[int, ...] = ()
     prefill_tokens_by_priority: tuple[int, ...] = ()
+    max_batch: int = 0
+    step_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -328,6 +332,17 @@ class Engine(Protocol):
         """Ends stepping; sequences that still run after `grace_s` seconds are cancelled.
 
         A dead engine, and one that did not start, gives back what it holds: another may be made in this process next.
+        """
+        ...
+
+
+@runtime_checkable
+class Tunable(Protocol):
+    """An engine whose steps can be made shorter while it runs, beside being an `Engine`."""
+
+    def tune(self, model: str, step_s: float, max_batch: int) -> None:
+        """From now on a model's steps that compute prompts take about `step_s` at most, and no more than `max_batch` of
+        its sequences run at once; 0: as the engine was set up, whose bounds are never passed.
         """
         ...
 

@@ -39,6 +39,7 @@ from services.worker.reporter import Reporter
 from services.worker.runaways import Runaways
 from services.worker.service import SESSION_METHOD, WorkerService
 from services.worker.streams import Streams
+from services.worker.tuning import Tuning
 from tokenworks.v1 import inference_pb2_grpc as pb_grpc
 
 log = logging.getLogger(__name__)
@@ -142,6 +143,8 @@ async def wire(
     talking.append(life.spawn(heartbeat.run(), "heartbeats"))
     talking.append(life.spawn(reporter.run(), "reports"))
     talking.append(life.spawn(prefixes.run(bus), "prefixes"))
+    tuning = Tuning(identity, engine)
+    talking.append(life.spawn(tuning.watch(bus), "tuning"))
     talking.append(life.spawn(runaways.watch(streams.end_runaways), "runaways"))
     talking.append(life.spawn(deliveries.run(), "placements used"))
 
@@ -156,6 +159,7 @@ async def wire(
                 if info.note:
                     log.warning("%s", info.note)
                 streams.begin(info)
+                tuning.engine_ready()
                 if not reading:
                     reading.append(life.spawn(power.run(info, worker.telemetry_interval_s), "power meter"))
                 await life.release()

@@ -125,7 +125,7 @@ class TimingCoefficients(_message.Message):
     def __init__(self, prefill_overhead_s: _Optional[float] = ..., prefill_s_per_token: _Optional[float] = ..., decode_base_s: _Optional[float] = ..., decode_s_per_sequence: _Optional[float] = ..., decode_s_per_kv_token: _Optional[float] = ..., prefill_s_per_attended_token: _Optional[float] = ...) -> None: ...
 
 class PoolPlan(_message.Message):
-    __slots__ = ("pool", "accelerator", "workers", "shadow_usd_per_device_s", "utilisation", "timing", "observations", "mean_error", "rate_usd_per_hour")
+    __slots__ = ("pool", "accelerator", "workers", "shadow_usd_per_device_s", "utilisation", "timing", "observations", "mean_error", "rate_usd_per_hour", "step_s", "max_batch")
     POOL_FIELD_NUMBER: _ClassVar[int]
     ACCELERATOR_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
@@ -135,6 +135,8 @@ class PoolPlan(_message.Message):
     OBSERVATIONS_FIELD_NUMBER: _ClassVar[int]
     MEAN_ERROR_FIELD_NUMBER: _ClassVar[int]
     RATE_USD_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
+    STEP_S_FIELD_NUMBER: _ClassVar[int]
+    MAX_BATCH_FIELD_NUMBER: _ClassVar[int]
     pool: str
     accelerator: str
     workers: int
@@ -144,7 +146,9 @@ class PoolPlan(_message.Message):
     observations: int
     mean_error: float
     rate_usd_per_hour: float
-    def __init__(self, pool: _Optional[str] = ..., accelerator: _Optional[str] = ..., workers: _Optional[int] = ..., shadow_usd_per_device_s: _Optional[float] = ..., utilisation: _Optional[float] = ..., timing: _Optional[_Union[TimingCoefficients, _Mapping]] = ..., observations: _Optional[int] = ..., mean_error: _Optional[float] = ..., rate_usd_per_hour: _Optional[float] = ...) -> None: ...
+    step_s: float
+    max_batch: int
+    def __init__(self, pool: _Optional[str] = ..., accelerator: _Optional[str] = ..., workers: _Optional[int] = ..., shadow_usd_per_device_s: _Optional[float] = ..., utilisation: _Optional[float] = ..., timing: _Optional[_Union[TimingCoefficients, _Mapping]] = ..., observations: _Optional[int] = ..., mean_error: _Optional[float] = ..., rate_usd_per_hour: _Optional[float] = ..., step_s: _Optional[float] = ..., max_batch: _Optional[int] = ...) -> None: ...
 
 class Prediction(_message.Message):
     __slots__ = ("cost_usd_per_hour", "baseline_cost_usd_per_hour", "unserved_rps")

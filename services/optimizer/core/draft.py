@@ -18,6 +18,7 @@ from services.mesh.events import (
 from services.mesh.timing import Timing
 from services.optimizer.core.beliefs import Snapshot, Trigger
 from services.optimizer.core.demand import COMPLETION_EDGES, PROMPT_EDGES, ClassDemand, bucket_range
+from services.optimizer.core.knobs import knobs
 from services.optimizer.core.plan import Shares, Solution, cost_usd_per_s, proportional_shares, utilisation
 
 
@@ -37,6 +38,7 @@ def draft(
     problem = snapshot.problem
     classes = [each for each in problem.classes if each.key.model == model]
     prices = {pool.name: pool.usd_per_device_s(problem.tariff_usd_per_kwh) for pool in problem.pools}
+    asked = knobs(problem, shares, model)
     used = utilisation(problem, solution.services, shares)
     return RoutingPlan(
         model=model,
@@ -66,6 +68,8 @@ def draft(
                 observations=snapshot.paces[pool.name, model].observations,
                 mean_error=snapshot.paces[pool.name, model].mean_error,
                 rate_usd_per_hour=pool.rate_usd_per_hour,
+                step_s=asked[pool.name].step_s,
+                max_batch=asked[pool.name].max_batch,
             )
             for pool in problem.pools
             if model in pool.stations

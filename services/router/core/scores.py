@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any, Final, NamedTuple
 
 from services.mesh.priorities import RANKS, rank_of
+from services.mesh.timing import READING
 from services.router.core.known_worker import KnownWorker
 from services.router.core.prefixes import NOTHING_CACHED, Cached
 from services.router.core.request import Promise
@@ -24,6 +25,7 @@ _SIGMA: Final = 0.25  # relative error of a predicted latency
 _SIGMA_S: Final = 0.003  # and its absolute part: scheduling, network
 _LATENESS: Final = 0.1  # of a miss, per promise that an answer is late
 _LEAST_S: Final = 1e-9  # a fit may find that one more sequence adds nothing
+_LEAST_CHUNK: Final = 16.0  # tokens
 _BUSIEST: Final = 0.9  # share of time that arriving prefills may be taken to occupy
 
 
@@ -127,7 +129,7 @@ def work_out(of: Any, band_tpots_s: Sequence[float], f: Any) -> Terms:
     ahead_s, before = _ahead(of, there, f)
     queue_s = ahead_s + _wait_s(of, there, before, step_s, f)
     ttft_s = queue_s + fresh_s + there.riding_s * chunks
-    tpot_s = step_s * there.stretch
+    tpot_s = _stretched(step_s, there.stretch, there.limit_s, f)
     each_s = there.sequence_s + reads_s
     batch = f.maximum(there.batch, _batch_within(of, there, each_s, f))
     decode_s = (there.weights_s / batch + each_s) * (of.answer - 1)
@@ -137,7 +139,8 @@ def work_out(of: Any, band_tpots_s: Sequence[float], f: Any) -> Terms:
     late_tpot = of.gaps * late_tpot
     miss = late_ttft + late_tpot - late_ttft * late_tpot
     risk_usd = of.miss_usd * (miss + _LATENESS * (later_ttft + of.gaps * later_tpot))
-    then_tpot_s = there.tpot_s + each_s + fresh_s / of.mean_answer
+    joined_s = there.tpot_s + each_s
+    then_tpot_s = f.minimum(joined_s + fresh_s / of.mean_answer, f.maximum(joined_s, there.limit_s))
     for band, tpot_promise_s in enumerate(band_tpots_s):
         later = _late(then_tpot_s, tpot_promise_s, f) - _late(there.tpot_s, tpot_promise_s, f)
         risk_usd = risk_usd + getattr(of, f"at_stake_usd_{band}") * later
@@ -155,6 +158,8 @@ class _AsItIs(NamedTuple):
         sequence_s: what each sequence adds to a step; > 0.
         read_s: of a decode step, for each token of KV cache.
         batch: sequences of a step that one more joins; >= 1.
+        chunk_tokens: of prompt, computed in one step at most; >= 1.
+        limit_s: what steps that compute prompts take at most.
         step_s: of a decode step with one more sequence, which brings no KV tokens.
         riding_s: what a chunk takes longer for the sequences that decode meanwhile.
         sureness: what prefills that keep arriving leave of the time.
@@ -169,6 +174,8 @@ class _AsItIs(NamedTuple):
     sequence_s: Any
     read_s: Any
     batch: Any
+    chunk_tokens: Any
+    limit_s: Any
     step_s: Any
     riding_s: Any
     sureness: Any
@@ -183,6 +190,10 @@ def _as_it_is(of: Any, f: Any) -> _AsItIs:
     batch = f.minimum(of.running + f.maximum(of.waiting, 0.0) + 1, of.max_batch)
     reading_s = read_s * f.minimum(f.maximum(of.kv_tokens, 0.0), of.kv_capacity_tokens)
     riding_s = sequence_s * of.running + reading_s
+    limit_s = of.slow * of.limit_s
+    # An engine whose steps are bounded computes as many prompt tokens as its decodes leave time for.
+    room_s = f.maximum(limit_s - riding_s, READING * weights_s) - overhead_s
+    chunk_tokens = f.minimum(f.maximum(room_s / (token_s + _LEAST_S), _LEAST_CHUNK), of.chunk_tokens)
     sureness = 1 - f.minimum(token_s * of.arriving_tokens / ARRIVALS_DECAY_S, _BUSIEST)
     stretch = 1 / sureness
     return _AsItIs(
@@ -193,23 +204,30 @@ def _as_it_is(of: Any, f: Any) -> _AsItIs:
         sequence_s=sequence_s,
         read_s=read_s,
         batch=batch,
+        chunk_tokens=chunk_tokens,
+        limit_s=limit_s,
         step_s=weights_s + sequence_s * batch + reading_s,
         riding_s=riding_s,
         sureness=sureness,
         stretch=stretch,
-        tpot_s=(weights_s + riding_s) * stretch,
+        tpot_s=_stretched(weights_s + riding_s, stretch, limit_s, f),
     )
+
+
+def _stretched(step_s: Any, stretch: Any, limit_s: Any, f: Any) -> Any:
+    """Seconds between two tokens, with prefills that keep arriving; these stretch no step beyond the limit."""
+    return f.minimum(step_s * stretch, f.maximum(step_s, limit_s))
 
 
 def _ahead(of: Any, there: _AsItIs, f: Any) -> tuple[Any, Any]:
     """Seconds until a request that came now would be computed, batch slots and KV cache being free; and how many go
     before it."""
     tokens, before = f.maximum(_of_rank(of, "ahead_tokens"), 0.0), f.maximum(_of_rank(of, "before"), 0.0)
-    chunk_s = f.maximum(there.overhead_s + there.token_s * of.chunk_tokens, there.weights_s) + there.riding_s
+    chunk_s = f.maximum(there.overhead_s + there.token_s * there.chunk_tokens, there.weights_s) + there.riding_s
     begins_s = f.where(of.running > 0.0, there.step_s / 2 + HOP_S, HOP_S)
     # Of the prompts ahead only the total is known: each is taken to attend to half of their mean length.
     attending_s = there.attended_s * tokens * tokens / (2 * f.maximum(before, 1.0))
-    return begins_s + tokens / of.chunk_tokens * chunk_s + attending_s, before
+    return begins_s + tokens / there.chunk_tokens * chunk_s + attending_s, before
 
 
 def _of_rank(of: Any, figure: str) -> Any:
@@ -222,7 +240,7 @@ def _of_rank(of: Any, figure: str) -> Any:
 
 def _prefill_s(of: Any, there: _AsItIs, tokens: Any, f: Any) -> tuple[Any, Any]:
     """Seconds to compute `tokens` in chunks, without attention; and the chunks."""
-    chunks = f.ceil(tokens / of.chunk_tokens)
+    chunks = f.ceil(tokens / there.chunk_tokens)
     return f.maximum(chunks * there.weights_s, chunks * there.overhead_s + tokens * there.token_s), chunks
 
 

@@ -15,6 +15,7 @@ from services.router.core.table import ModelTable
 SLOW_DECAY_S: Final = 3.0
 ARRIVALS_DECAY_S: Final = 5.0
 _SLOW_RANGE: Final = (0.02, 1000.0)
+_UNLIMITED_S: Final = 1e6  # a step that is bounded by tokens alone
 _SAMPLE_WEIGHT: Final = 0.35  # of one step sample, in the logarithm
 
 
@@ -111,6 +112,7 @@ class Serving:
                 self._arriving(now_s) if self.arriving_tokens else 0.0,
                 capacity or 1,
                 beat.max_batch or 1,
+                beat.step_s or _UNLIMITED_S,
                 room if waiting < (beat.max_waiting or 1) and not worker.closed_because else 0,
                 *self.at_stake_usd,
             ),

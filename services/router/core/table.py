@@ -47,6 +47,7 @@ LOAD: Final = (  # what changes with every heartbeat and every placement
     "arriving_tokens",  # prompt tokens placed lately, decaying
     "kv_capacity_tokens",  # >= 1
     "max_batch",  # >= 1
+    "limit_s",  # what its steps take at most while they compute prompts, unless they are slow; > 0
     "room_tokens",  # the longest prompt taken now, plus one; 0 where new requests are not taken
     # then for each band of promises: what the TPOT promises of our requests running there are worth, in dollars
 )

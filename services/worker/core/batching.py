@@ -4,7 +4,8 @@ In: sequences that come, that are cancelled, that found their stop string. Out: 
 the timing model, and who has left when it is complete. Pure: a step takes as long as its caller says.
 
 Every step decodes one token for every sequence that is past its prompt, and computes up to `prefill_chunk_tokens`
-tokens of prompt, of those that come first by priority, then by arrival; a long prompt takes several steps. The step
+tokens of prompt, of those that come first by priority, then by arrival; a long prompt takes several steps. Where a
+step is to take no longer than `tune` says, fewer: as many as its decodes leave time for, by the timing model. The step
 that completes a prompt makes its first token. A sequence is taken up when a slot and blocks for its whole prompt are
 free, with 1 % of the cache to spare for the others' growth; nobody overtakes the first in the queue, however small, so
 nobody starves behind those of the same priority. When a decoding sequence needs a block and there is none, the last in
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from services.mesh.priorities import RANKS, by_rank
-from services.mesh.timing import StepLoad
+from services.mesh.timing import StepLoad, Timing
 from services.worker.core.kv_cache import BLOCK_TOKENS, Holding, KvCache, blocks_for
 from services.worker.core.sequences import BatchedSequence, Phase
 
@@ -62,9 +63,16 @@ class StepPlan:
 class Scheduler:
     """Plans steps one at a time: `plan_step`, then `complete_step`."""
 
-    def __init__(self, limits: BatchLimits, blocks_told_as: str | None = None) -> None:
-        """`blocks_told_as`: see `KvCache`."""
+    def __init__(self, limits: BatchLimits, blocks_told_as: str | None = None, timing: Timing | None = None) -> None:
+        """
+        Args:
+            blocks_told_as: see `KvCache`.
+            timing: what steps are expected to take; without, `tune` bounds no step.
+        """
         self.limits = limits
+        self._timing = timing
+        self._step_s = 0.0
+        self._max_batch = limits.max_batch
         self.kv = KvCache(limits.kv_blocks, blocks_told_as)
         self._arrivals = 0
         self._step = 0
@@ -79,6 +87,23 @@ class Scheduler:
         self._uncomputed_tokens = [0] * RANKS
         self._preempting = False
         self._blocked: tuple[BatchedSequence, int] | None = None  # the first in the queue, blocks available to it
+
+    def tune(self, step_s: float, max_batch: int) -> None:
+        """From now on, steps that compute prompts take about `step_s` at most, and at most `max_batch` sequences run at
+        once; 0: as `limits` say, which are never passed. What runs already goes on.
+        """
+        self._step_s = step_s
+        self._max_batch = min(max_batch or self.limits.max_batch, self.limits.max_batch)
+
+    @property
+    def max_batch(self) -> int:
+        """Sequences that may run at once."""
+        return self._max_batch
+
+    @property
+    def step_s(self) -> float:
+        """What steps that compute prompts take at most, about; 0: their tokens alone are bounded."""
+        return self._step_s if self._timing is not None else 0.0
 
     @property
     def running(self) -> int:
@@ -240,7 +265,7 @@ class Scheduler:
     def _admit(self) -> None:
         budget = self.limits.prefill_chunk_tokens
         backlog = sum(each.prefill_goal - each.computed_tokens for each in self._prefilling)
-        while self._waiting and self.running < self.limits.max_batch:
+        while self._waiting and self.running < self._max_batch:
             first = self._waiting[0]
             if backlog >= budget and self._prefilling and first.order > self._prefilling[-1].order:
                 return  # its turn is not in this step
@@ -267,14 +292,25 @@ class Scheduler:
         insort(self._prefilling, sequence, key=lambda each: each.order)
 
     def _chunks(self) -> tuple[tuple[BatchedSequence, int, int], ...]:
-        left = self.limits.prefill_chunk_tokens
-        chunks = []
+        left, left_s, timing = self.limits.prefill_chunk_tokens, 0.0, self._timing if self._step_s > 0 else None
+        if timing is not None:
+            left_s = timing.prefill_room_s(self._step_s, len(self._decoding), self._decode_kv_tokens)
+        chunks: list[tuple[BatchedSequence, int, int]] = []
         for sequence in self._prefilling:
-            if left == 0:
+            if left <= 0:
                 break
             done = sequence.computed_tokens
             tokens = min(left, sequence.prefill_goal - done)
             left -= tokens
+            if timing is not None:
+                attended = done + tokens / 2
+                if (within := timing.prefill_within(left_s, attended)) < tokens:
+                    # Whole blocks; and one at least, or it would never go on.
+                    within = int(max(within, 0.0 if chunks else BLOCK_TOKENS)) // BLOCK_TOKENS * BLOCK_TOKENS
+                    tokens, left = min(tokens, within), 0
+                    if not tokens:
+                        break
+                left_s -= tokens * (timing.prefill_s_per_token + timing.prefill_s_per_attended_token * attended)
             # The token at position p attends to p + 1 tokens, itself included.
             chunks.append((sequence, tokens, tokens * (2 * done + tokens + 1) // 2))
         return tuple(chunks)

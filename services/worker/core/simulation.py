@@ -85,7 +85,7 @@ class SimulatedModel:
         self.model = model
         self.timing = timing
         self.context_tokens = context_tokens
-        self.scheduler = Scheduler(limits, model if tells_blocks else None)
+        self.scheduler = Scheduler(limits, model if tells_blocks else None, timing)
         self._tells_blocks = tells_blocks
         self._root = hash(model)  # the same tokens are other blocks in another model's cache
         self._generations: dict[int, _Generation] = {}

@@ -155,6 +155,11 @@ class SimulatedEngine:
         self._quiet.clear()
         self._work.set()
 
+    def tune(self, model: str, step_s: float, max_batch: int) -> None:
+        """See `Tunable`; of a model that is not served, nothing."""
+        if (served := self._models.get(model)) is not None:
+            served.scheduler.tune(step_s, max_batch)
+
     def cancel(self, sequence: int) -> None:
         if any(model.cancel(sequence) for model in self._turns):
             self._work.set()
@@ -189,6 +194,8 @@ class SimulatedEngine:
             waiting_by_priority=_sums(each.waiting_by_rank for each in schedulers),
             prefill_tokens_by_priority=_sums(each.uncomputed_by_rank for each in schedulers),
             kv_cache_usage=max((each.kv.usage for each in schedulers), default=0.0),
+            max_batch=min((each.max_batch for each in schedulers), default=0),
+            step_s=max((each.step_s for each in schedulers), default=0.0),
             slowdown=self._observed_s / self._modelled_s if known else 1.0,
             power_w=self._power_w,
             busy_ns=self._busy_ns,

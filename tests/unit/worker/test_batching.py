@@ -1,12 +1,17 @@
 from collections.abc import Sequence
+from dataclasses import replace
 
 import hypothesis.strategies as st
 from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from services.mesh.accelerators import load_catalogue
 from services.worker.core.batching import BatchLimits, Scheduler, StepPlan
 from services.worker.core.kv_cache import BLOCK_TOKENS, blocks_for, chain_hashes
 from services.worker.core.sequences import BatchedSequence, Phase
+
+_CATALOGUE = load_catalogue()
+TIMING = _CATALOGUE.timing(_CATALOGUE.accelerator("nvidia-h100-sxm"), _CATALOGUE.model("llama-3.1-8b"))
 
 
 def scheduler(
@@ -292,3 +297,36 @@ class AnyUseOfTheScheduler(RuleBasedStateMachine):
 
 AnyUseOfTheScheduler.TestCase.settings = settings(deadline=None, stateful_step_count=60, max_examples=60)
 TestAnyUseOfTheScheduler = AnyUseOfTheScheduler.TestCase
+
+
+def _timed(step_s: float, max_batch: int = 0, chunk: int = 2048) -> Scheduler:
+    limits = BatchLimits(max_batch=64, max_waiting=100, prefill_chunk_tokens=chunk, kv_blocks=20_000)
+    scheduler = Scheduler(limits, timing=TIMING)
+    scheduler.tune(step_s, max_batch)
+    return scheduler
+
+
+@given(step_s=st.floats(0.001, 0.2), prompts=st.lists(st.integers(1, 30_000), min_size=1, max_size=6))
+@settings(deadline=None)
+def test_steps_that_compute_prompts_take_no_longer_than_tuned_and_all_get_done(
+    step_s: float, prompts: list[int]
+) -> None:
+    scheduler = _timed(step_s)
+    for number, prompt in enumerate(prompts):
+        scheduler.submit(BatchedSequence(id=number, prompt_tokens=prompt, new_tokens=3))
+    ended = 0
+    while (plan := scheduler.plan_step()) is not None:
+        reading_s = 1.125 * TIMING.step_s(replace(plan.load, prefill_tokens=0, attended_tokens=0, decode_sequences=1))
+        if plan.load.prefill_tokens > BLOCK_TOKENS:
+            assert TIMING.step_s(plan.load) <= max(step_s, reading_s) + 1e-9
+        ended += len(scheduler.complete_step())
+    assert ended == len(prompts)
+
+
+def test_no_more_run_at_once_than_tuned_and_never_more_than_the_limits_say() -> None:
+    for asked, runs in ((2, 2), (0, 64), (500, 64)):
+        scheduler = _timed(0.0, asked)
+        for number in range(100):
+            scheduler.submit(BatchedSequence(id=number, prompt_tokens=10, new_tokens=50))
+        assert scheduler.plan_step() is not None
+        assert scheduler.running == scheduler.max_batch == runs
