@@ -201,6 +201,15 @@ class Bookkeeper:
         ledger.release(touched)
         return Rerated(entries, spent_by_tenant(usage))
 
+    def within(self, write: Callable[[Transaction], None]) -> None:
+        """Writes what stands beside the ledger, in one transaction of these books.
+
+        Raises:
+            InvariantBroken: another meter has taken over these books.
+        """
+        with self._books.transaction() as transaction:
+            write(transaction)
+
     def under_way(self) -> list[tuple[str, int]]:
         """SLO class and price so far, nano-dollars, of each request that runs as far as is known."""
         return [(each.slo_class, each.booked.price_nusd) for each in self._ledger.under_way()]

@@ -8,6 +8,7 @@ that is told of it is booked:
     generated = delivered + waste per request: every delivered token is one that a worker reports to have made
     lines = booked                per request and place: the ledger's lines come to what is booked
     usage = lines                 per tenant; and the tenant's spending is the lines' price
+    bill = use + energy + idle + what the house bears, with what the ledger's lines have of it: per hour
     reported = counted            per worker and start of it: its events have as many tokens as its heartbeats say
 
 In: what the books say of a request (`Audited`), sums, heartbeats. Out: `Finding`s. Those of `AT_ONCE` hold in every
@@ -16,8 +17,9 @@ for a while.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Final, NamedTuple
 
@@ -43,9 +45,10 @@ class Kind(StrEnum):
     WORKER = "worker"  # a worker's events have not the tokens that its heartbeats counted
     LOST = "lost"  # events that cannot be had any more
     BEHIND = "behind"  # the database is older than what was acked
+    BILL = "bill"  # an hour's bill is not what its parts and the ledger's lines come to
 
 
-AT_ONCE: Final = frozenset({Kind.LINES, Kind.BILLED, Kind.USAGE, Kind.SPENT})
+AT_ONCE: Final = frozenset({Kind.LINES, Kind.BILLED, Kind.USAGE, Kind.SPENT, Kind.BILL})
 
 
 class Finding(NamedTuple):
@@ -131,6 +134,25 @@ def check_sums(tenant: str, lines: Amounts, usage: Amounts, spent_nusd: int) -> 
     if spent_nusd != lines.price_nusd:
         what = f"what {tenant!r} has spent is not the price of the ledger's lines"
         findings.append(Finding(Kind.SPENT, tenant, tenant, lines.price_nusd, spent_nusd, what))
+    return findings
+
+
+def check_bill(hour: int, accrued_nusd: int, posted_nusd: int, unbalanced: Sequence[tuple[str, int]]) -> list[Finding]:
+    """What does not agree about an hour's bill that is booked.
+
+    Args:
+        accrued_nusd: use and energy by the ledger's lines that are dated in it.
+        posted_nusd: of them, what its bill took into account.
+        unbalanced: transactions that do not come to 0, with what they come to.
+    """
+    subject = datetime.fromtimestamp(hour * 3600, UTC).isoformat(timespec="minutes")
+    findings: list[Finding] = []
+    if accrued_nusd != posted_nusd:
+        what = f"the bill of {subject} rests on {posted_nusd} nano-dollars of work, the ledger has {accrued_nusd}"
+        findings.append(Finding(Kind.BILL, subject, "", accrued_nusd, posted_nusd, what))
+    for transaction_id, amount_nusd in unbalanced:
+        what = f"transaction {transaction_id} comes to {amount_nusd} nano-dollars, not to 0"
+        findings.append(Finding(Kind.BILL, transaction_id, "", 0, amount_nusd, what))
     return findings
 
 

@@ -32,6 +32,8 @@ class Account(StrEnum):
 
 HOUSE: Final = tuple(each for each in Account if each.startswith("house."))
 
+OF_REQUESTS: Final = frozenset({"tenant", "workload", "slo_class"})  # what a cost that the house bears is not told by
+
 
 class Subject(NamedTuple):
     """What a posting is about; empty where it is about none."""

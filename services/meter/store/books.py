@@ -72,6 +72,10 @@ class Transaction:
         self._books = books
         self.credit = CreditStore(connection)
 
+    @property
+    def connection(self) -> Connection:
+        return self._connection
+
     def marks(self) -> list[tuple[Source, Mark]]:
         """The marks of all publishers."""
         return [rows.mark_of(row) for row in self._connection.execute(select(schema.publishers)).mappings()]
