@@ -34,6 +34,16 @@ _FIELDS: Final = {
     Account.ENERGY: "energy_nusd",
     Account.POOL_IDLE: "idle_nusd",
 }
+_SUMMED: Final = (
+    "paid_ns",
+    "warm_up_ns",
+    "energy_uj",
+    "bill_nusd",
+    "use_nusd",
+    "energy_nusd",
+    "idle_nusd",
+    "carbon_ug",
+)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -102,8 +112,8 @@ class PricingService(pricing_pb2_grpc.PricingServicer):
         require_mesh_secret(context, self._secrets)
         if request.from_unix_ms < 0 or (request.to_unix_ms and request.to_unix_ms <= request.from_unix_ms):
             raise InvalidRequest(
-                f"from_unix_ms = {request.from_unix_ms}, to_unix_ms = {request.to_unix_ms}: nothing lies between; 0 means"
-                " the beginning and no end"
+                f"from_unix_ms = {request.from_unix_ms}, to_unix_ms = {request.to_unix_ms}: nothing lies between; 0"
+                " means the beginning and no end"
             )
         done = await self._reratings.rerate(request.from_unix_ms, request.to_unix_ms, dry_run=request.dry_run)
         return pricing_pb2.Rerated(
@@ -190,14 +200,5 @@ def _rows(hour: int, paid: Iterable[WorkerHour], postings: Iterable[Posting]) ->
 
 
 def _add(total: pricing_pb2.WorkerBill, row: pricing_pb2.WorkerBill) -> None:
-    for field in (
-        "paid_ns",
-        "warm_up_ns",
-        "energy_uj",
-        "bill_nusd",
-        "use_nusd",
-        "energy_nusd",
-        "idle_nusd",
-        "carbon_ug",
-    ):
+    for field in _SUMMED:
         setattr(total, field, getattr(total, field) + getattr(row, field))

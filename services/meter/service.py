@@ -16,17 +16,21 @@ from services.mesh.errors import InvalidRequest, UnknownRequest
 from services.mesh.events import BudgetTerms, DriftFound
 from services.mesh.rpc import require_mesh_secret
 from services.meter.announcer import Announcer
+from services.meter.answers import bill_of, row_of
 from services.meter.audit import Audit
 from services.meter.bookkeeper import Bookkeeper
 from services.meter.budget_calls import check_room, is_tenants_own, states, terms_of
-from services.meter.core.amounts import NOTHING, Amounts
+from services.meter.core.amounts import NOTHING
+from services.meter.core.beside import Beside, by_group
 from services.meter.core.budgets import Credit
+from services.meter.core.journal import HOUSE, Account
 from services.meter.core.ledger import MS_PER_MINUTE
-from services.meter.core.requests import Request
-from services.meter.core.usage import MINUTES_BY_UNIT, Group, Grouping, grouping
+from services.meter.core.usage import Grouping, grouping
 from services.meter.feed import Feed
 from services.meter.lessor import Lessor
 from services.meter.runaways import Runaways
+from services.meter.settler import Settler
+from services.meter.store.bill import BillReader
 from services.meter.store.questions import Questions
 from services.meter.thread import WorkThreads
 from services.meter.watchers import Watchers
@@ -37,6 +41,7 @@ _SCOPES: Final = ("tenant", "workload", "session")
 _MAX_ROWS: Final = 100_000
 _MAX_TENANT: Final = 128
 _MAX_NUSD: Final = 2**63 - 1
+_OF_BILLS: Final = (Account.USE, Account.ENERGY, Account.IDLE, *HOUSE)
 _WATCH_MS: Final = (100, 60_000)
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -56,6 +61,8 @@ class MeterService(metering_pb2_grpc.MeterServicer):
         audit: Audit,
         runaways: Runaways,
         lessor: Lessor,
+        settler: Settler,
+        bills: BillReader,
         clock: Clock,
         secrets: Sequence[str],
     ) -> None:
@@ -69,29 +76,40 @@ class MeterService(metering_pb2_grpc.MeterServicer):
         self._audit = audit
         self._runaways = runaways
         self._lessor = lessor
+        self._settler = settler
+        self._bills = bills
         self._clock = clock
         self._secrets = secrets
 
     async def GetUsage(self, request: metering_pb2.GetUsageRequest, context: Context) -> metering_pb2.GetUsageResponse:
-        """Times count in whole minutes: all that [from, to) touches."""
+        """Times count in whole minutes: all that [from, to) touches; what is billed by the hour, in whole hours."""
         require_mesh_secret(context, self._secrets)
         wanted = _grouping(request.group_by, request.filters)
         from_minute, to_minute = _minutes(request.from_unix_ms, request.to_unix_ms)
         lag_events = self._feed.lag_events
-        found = await self._reading.run(
+        lines = await self._reading.run(
             partial(self._questions.usage, wanted, from_minute, to_minute, max_rows=_MAX_ROWS + 1)
         )
+        hours = None if from_minute is None else from_minute // 60, None if to_minute is None else -(-to_minute // 60)
+        booked = await self._reading.run(partial(self._bills.by_group, wanted, *hours))
+        found = by_group(wanted, lines, booked, self._settler.standing.hours, hours)
         if len(found) > _MAX_ROWS:
             raise InvalidRequest(
                 f"group_by = {list(request.group_by)} gives more than {_MAX_ROWS} rows; narrow the times, or filter"
             )
-        total = NOTHING
-        for _, amounts in found:
-            total = total.plus(amounts)
+        total, beside = NOTHING, Beside()
+        for each in found:
+            total = total.plus(each.amounts)
+            beside.add(each.beside)
+        at_risk = await self._settler.at_risk()
         return metering_pb2.GetUsageResponse(
-            rows=[_row(wanted, group, amounts) for group, amounts in found],
-            total=_row(Grouping(), (), total),
+            rows=[row_of(wanted, each.group, each.amounts, each.beside) for each in found],
+            total=row_of(Grouping(), (), total, beside),
             lag_events=lag_events,
+            at_risk_nusd=at_risk.at_risk_nusd,
+            expected_credit_nusd=at_risk.expected_nusd,
+            running_requests=at_risk.requests,
+            idle_rule=self._settler.terms.rule.idle,
         )
 
     async def WatchUsage(
@@ -108,7 +126,7 @@ class MeterService(metering_pb2_grpc.MeterServicer):
         try:
             while await self._watchers.wait(every_ms / 1000):
                 yield metering_pb2.UsageDelta(
-                    rows=[_row(wanted, group, amounts) for group, amounts in watcher.take()],
+                    rows=[row_of(wanted, group, amounts) for group, amounts in watcher.take()],
                     at_unix_ms=self._clock.unix_ms(),
                 )
         finally:
@@ -173,7 +191,11 @@ class MeterService(metering_pb2_grpc.MeterServicer):
                 f"nothing is booked for request {request.request_id!r}; check the id, or ask again when the meter has"
                 f" caught up ({self._feed.lag_events} events wait)"
             )
-        return _bill(found)
+        booked = await self._reading.run(partial(self._bills.of_request, *found.key))
+        standing = self._settler.standing_of(found.key)
+        settled = not standing and any(posting.account in _OF_BILLS for _, posting in booked)
+        price_book = self._bookkeeper.prices.label_for(found.price_book, found.admitted_unix_ms)
+        return bill_of(found, price_book, [*booked, *standing], settled=settled)
 
     async def ListRunaways(
         self, request: metering_pb2.ListRunawaysRequest, context: Context
@@ -245,14 +267,6 @@ def _tenant(tenant: str) -> str:
     return tenant
 
 
-def _row(wanted: Grouping, group: Group, amounts: Amounts) -> metering_pb2.UsageRow:
-    key: dict[str, Any] = {
-        "from_unix_ms" if name in MINUTES_BY_UNIT else name: value if isinstance(value, str) else value * MS_PER_MINUTE
-        for name, value in zip(wanted.names, group, strict=True)
-    }
-    return metering_pb2.UsageRow(key=metering_pb2.UsageKey(**key), **amounts._asdict())
-
-
 def _budget(credit: Credit) -> metering_pb2.Budget:
     return metering_pb2.Budget(
         tenant=credit.tenant,
@@ -262,49 +276,3 @@ def _budget(credit: Credit) -> metering_pb2.Budget:
         remaining_nusd=credit.remaining_nusd,
         exhausted=credit.exhausted,
     )
-
-
-def _bill(request: Request) -> metering_pb2.RequestBill:
-    request_id, tenant = request.key
-    amounts, finish, admission = request.booked, request.finish, request.admission
-    segments = sorted(request.segments.values(), key=lambda each: (each.generated.first, each.place))
-    bill = metering_pb2.RequestBill(
-        request_id=request_id,
-        tenant=tenant,
-        workload=request.workload,
-        model=request.model,
-        slo_class=request.slo_class,
-        outcome=finish.outcome if finish else "running",
-        prompt_tokens=amounts.prompt_tokens,
-        cached_prompt_tokens=amounts.cached_prompt_tokens,
-        generated_tokens=amounts.generated_tokens,
-        delivered_tokens=amounts.delivered_tokens,
-        price_nusd=amounts.price_nusd,
-        use_cost_nusd=amounts.use_cost_nusd,
-        energy_cost_nusd=amounts.energy_cost_nusd,
-        margin_nusd=amounts.price_nusd - amounts.use_cost_nusd - amounts.energy_cost_nusd,
-        segments=[
-            metering_pb2.BillSegment(
-                worker=each.place.worker,
-                accelerator=each.place.accelerator,
-                pool=each.place.pool,
-                from_index=each.generated.first,
-                count=each.generated.count,
-                device_ns=each.booked.device_ns,
-                energy_uj=each.booked.energy_uj,
-                use_cost_nusd=each.booked.use_cost_nusd,
-                energy_cost_nusd=each.booked.energy_cost_nusd,
-                measured_energy_uj=each.booked.measured_energy_uj,
-            )
-            for each in segments
-        ],
-        price_book=request.price_book,
-    )
-    if admission is not None:
-        bill.admitted_unix_ms = admission.at_unix_ms
-    if finish is not None:
-        bill.slo_met, bill.trace_id = finish.slo_met, finish.trace_id
-        bill.ttft_s, bill.tpot_s = finish.ttft_s, finish.tpot_s
-        bill.admitted_unix_ms = bill.admitted_unix_ms or finish.admitted_unix_ms
-        bill.finished_unix_ms = finish.at_unix_ms
-    return bill

@@ -32,6 +32,7 @@ from services.meter.core.fleet_rates import FleetRates
 from services.meter.core.journal import Account, Booked, Posting, difference
 from services.meter.core.ledger import MS_PER_MINUTE
 from services.meter.core.presence import MS_PER_HOUR, Presence, Start
+from services.meter.core.requests import Key
 from services.meter.core.volumes import Volume, adjustments, period_of
 from services.meter.store.bill import BillHour, BillReader, BillWriter
 from services.meter.store.books import Transaction
@@ -143,6 +144,15 @@ class Settler:
                 standing.missed[slo_class] = before[0] + count, before[1] + without
         self.standing = standing
         self._stand_again_s = started_s + _REST * (self._clock.monotonic_s() - started_s)
+
+    def standing_of(self, key: Key) -> list[tuple[int, Posting]]:
+        """What is not booked yet about a request, by hour since 1970."""
+        return [
+            (hour, posting)
+            for hour, postings in self.standing.hours.items()
+            for posting in postings
+            if (posting.subject.request_id, posting.subject.tenant) == key
+        ]
 
     async def at_risk(self) -> AtRisk:
         """What the requests under way could lose."""

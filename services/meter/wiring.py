@@ -19,18 +19,24 @@ from services.meter.audit import Audit
 from services.meter.bookkeeper import Bookkeeper
 from services.meter.catch_up import booked_up_to, catch_up, find_behind, restore_budgets, restore_price_books
 from services.meter.core.budgets import Accounts
+from services.meter.core.fleet_bill import IdleRule, Rule
 from services.meter.feed import Feed
 from services.meter.lessor import Lessor
-from services.meter.rates import rate_card
+from services.meter.pricing_service import SERVICE_NAME as PRICING_NAME
+from services.meter.pricing_service import PricingService
+from services.meter.rates import credit_terms, fleet_rates, rate_card
 from services.meter.reconciler import Reconciler
+from services.meter.reratings import Reratings
 from services.meter.runaways import Runaways
 from services.meter.service import SERVICE_NAME, MeterService
+from services.meter.settler import Settler, Terms
 from services.meter.store.audit import Audits
+from services.meter.store.bill import BillReader, BillWriter
 from services.meter.store.database import Database
 from services.meter.store.questions import Questions
 from services.meter.thread import WorkThreads
 from services.meter.watchers import Watchers
-from tokenworks.v1 import metering_pb2_grpc
+from tokenworks.v1 import metering_pb2_grpc, pricing_pb2_grpc
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,10 +151,40 @@ async def wire(
         clock=clock,
     )
     await lessor.announce()
+    bills = BillReader(database)
+    settler = Settler(
+        terms=Terms(
+            rates=fleet_rates(settings),
+            rule=Rule(IdleRule(settings.cost.idle_rule), settings.cost.replay_output_weight),
+            credits=credit_terms(settings),
+            settle_after_s=settings.cost.settle_after_s,
+        ),
+        every_s=settings.meter.audit_every_s,
+        reader=bills,
+        writer=BillWriter(database),
+        bookkeeper=bookkeeper,
+        prices=prices,
+        reading=reading,
+        writing=writing,
+        audit=audit,
+        bus=bus,
+        clock=clock,
+    )
+    reratings = Reratings(
+        bookkeeper=bookkeeper,
+        audits=Audits(database),
+        announcer=announcer,
+        reading=reading,
+        writing=writing,
+        bus=bus,
+        clock=clock,
+    )
     tasks = [
         life.spawn(announcer.run(), "announcer"),
         life.spawn(feed.run(), "feed"),
         life.spawn(reconciler.run(), "reconciler"),
+        life.spawn(settler.run(), "settler"),
+        life.spawn(reratings.resume(), "unfinished re-ratings"),
         life.spawn(lessor.serve(), "leases"),
         life.spawn(lessor.look_after(), "look after leases"),
     ]
@@ -172,10 +208,24 @@ async def wire(
         audit=audit,
         runaways=runaways,
         lessor=lessor,
+        settler=settler,
+        bills=bills,
         clock=clock,
         secrets=settings.secrets,
     )
     grpc_server.add(metering_pb2_grpc.add_MeterServicer_to_server, service, SERVICE_NAME)
+    pricing_service = PricingService(
+        bookkeeper=bookkeeper,
+        reratings=reratings,
+        settler=settler,
+        bills=bills,
+        reading=reading,
+        writing=writing,
+        bus=bus,
+        clock=clock,
+        secrets=settings.secrets,
+    )
+    grpc_server.add(pricing_pb2_grpc.add_PricingServicer_to_server, pricing_service, PRICING_NAME)
     grace_s = settings.mesh.drain_grace_s
     life.on_stop("grpc", partial(grpc_server.drain, grace_s), deadline_s=grace_s + 5.0)
     life.on_stop("watchers", watchers.stop)

@@ -11,8 +11,6 @@ from services.meter.core.amounts import Amounts
 from services.meter.core.journal import HOUSE, OF_REQUESTS, Account, Posting, Value
 from services.meter.core.usage import MINUTES_BY_UNIT, Group, Grouping
 
-_MINUTES_PER_HOUR = 60
-
 
 @dataclass(slots=True)
 class Beside:
@@ -41,6 +39,10 @@ class Beside:
                 self.adjustment_nusd -= value.amount_nusd
             case _ if account in HOUSE:
                 self.house_nusd += value.amount_nusd
+
+    def add(self, other: "Beside") -> None:
+        for name in Beside.__slots__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def margin_nusd(self, amounts: Amounts) -> int:
         """What is left of the price of these requests, with `amounts` by the ledger's lines."""
@@ -83,8 +85,8 @@ def by_group(
     for hour, postings in standing.items():
         if (first is None or hour >= first) and (end is None or hour < end):
             for posting in postings:
-                if (group := _group(wanted, hour, posting)) is not None:
-                    take(group, posting.account, posting.value)
+                if (its_group := _group(wanted, hour, posting)) is not None:
+                    take(its_group, posting.account, posting.value)
     shown = (row for row in rows.values() if any(row.amounts) or row.beside != Beside())
     return sorted(shown, key=lambda row: row.group)
 
@@ -101,7 +103,7 @@ def _group(wanted: Grouping, hour: int, posting: Posting) -> Group | None:
     if any(told(name) not in values for name, values in wanted.filters.items()):
         return None
     return tuple(
-        hour * _MINUTES_PER_HOUR // max(_MINUTES_PER_HOUR, MINUTES_BY_UNIT[name]) * max(60, MINUTES_BY_UNIT[name])
+        hour // max(1, MINUTES_BY_UNIT[name] // 60) * max(60, MINUTES_BY_UNIT[name])
         if name in MINUTES_BY_UNIT
         else told(name)
         for name in wanted.names
