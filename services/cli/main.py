@@ -10,11 +10,14 @@ from services.cli import (
     doctor,
     drain,
     explain,
+    fleet_bill,
     generate,
     keys,
     plan,
+    prices,
     rebuild,
     replay,
+    rerate,
     runaway,
     simulate,
     top,
@@ -37,6 +40,8 @@ app.command("replay")(replay.replay)
 app.command("simulate")(simulate.simulate)
 app.command("compare")(simulate.compare)
 app.command("usage")(usage.usage)
+app.command("bill")(fleet_bill.bill)
+app.command("rerate")(rerate.rerate)
 app.command("plan")(plan.plan)
 app.command("explain")(explain.explain)
 app.command("top")(top.top)
@@ -47,6 +52,7 @@ app.command("rebuild")(rebuild.rebuild)
 app.command("chaos")(chaos.chaos)
 app.command("doctor")(doctor.doctor)
 app.add_typer(keys.app, name="keys")
+app.add_typer(prices.app, name="prices")
 
 
 def _show_version(wanted: bool) -> None:

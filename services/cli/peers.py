@@ -14,10 +14,12 @@ from services.cli.access import Access
 from services.mesh.rpc import MESH_SECRET, open_channel
 from tokenworks.errors import CallError, error_of
 from tokenworks.v1 import metering_pb2 as metering
-from tokenworks.v1 import metering_pb2_grpc, planning_pb2_grpc
+from tokenworks.v1 import metering_pb2_grpc, planning_pb2_grpc, pricing_pb2_grpc
 from tokenworks.v1 import planning_pb2 as planning
+from tokenworks.v1 import pricing_pb2 as pricing
 
 DEADLINE_S: Final = 10.0
+RERATE_S: Final = 600.0  # it goes through all requests
 _Answer = TypeVar("_Answer")
 
 
@@ -29,6 +31,7 @@ class Peers:
         self._metadata = ((MESH_SECRET, access.secret),) if access.secret else ()
         self._channels = {name: open_channel(getattr(access, name)) for name in ("meter", "optimizer")}
         self._meter: Any = metering_pb2_grpc.MeterStub(self._channels["meter"])  # type: ignore[no-untyped-call]  # generated
+        self._pricing: Any = pricing_pb2_grpc.PricingStub(self._channels["meter"])  # type: ignore[no-untyped-call]  # generated
         self._optimizer: Any = planning_pb2_grpc.OptimizerStub(self._channels["optimizer"])  # type: ignore[no-untyped-call]  # generated
 
     async def usage(self, request: metering.GetUsageRequest) -> metering.GetUsageResponse:
@@ -57,6 +60,19 @@ class Peers:
 
     async def lift_runaway(self, request: metering.LiftRunawayRequest) -> metering.ListRunawaysResponse:
         return await self._ask("meter", self._meter.LiftRunaway(request, timeout=DEADLINE_S, metadata=self._metadata))
+
+    async def prices(self) -> pricing.ListPricesResponse:
+        request = pricing.ListPricesRequest()
+        return await self._ask("meter", self._pricing.ListPrices(request, timeout=DEADLINE_S, metadata=self._metadata))
+
+    async def open_prices(self, request: pricing.OpenPricesRequest) -> pricing.OpenedPrices:
+        return await self._ask("meter", self._pricing.OpenPrices(request, timeout=DEADLINE_S, metadata=self._metadata))
+
+    async def rerate(self, request: pricing.RerateRequest) -> pricing.Rerated:
+        return await self._ask("meter", self._pricing.Rerate(request, timeout=RERATE_S, metadata=self._metadata))
+
+    async def fleet_bill(self, request: pricing.GetFleetBillRequest) -> pricing.FleetBill:
+        return await self._ask("meter", self._pricing.GetFleetBill(request, timeout=RERATE_S, metadata=self._metadata))
 
     async def plan(self, model: str) -> planning.RoutingPlan:
         request = planning.GetPlanRequest(model=model)

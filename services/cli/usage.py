@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tokenworks.v1 import metering_pb2 as metering
 
 LABELS: Final = ("tenant", "workload", "model", "accelerator", "worker", "pool", "slo_class")
+_OF_REQUESTS: Final = ("tenant", "workload", "slo_class")
 SPANS: Final = ("minute", "hour", "day")
 _UNIT_MS: Final = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
@@ -50,7 +51,18 @@ def usage(
 
         answer = asyncio.run(_ask(read_access(meter=meter), group_by, filters, from_ms, to_ms))
         late = f"[yellow]{answer.lag_events:,} events are not booked yet.[/]" if answer.lag_events else ""
-        output.result(document_of(answer), _table(group_by, answer), *([late] if late else []))
+        output.result(document_of(answer), _table(group_by, answer), at_risk(answer), *([late] if late else []))
+
+
+def at_risk(answer: "metering.GetUsageResponse") -> str:
+    """In a line, what requests under way could lose, and who pays for idle time."""
+    from services.mesh.money import format_usd
+
+    return (
+        f"{answer.running_requests:,} requests under way put {format_usd(answer.at_risk_nusd)} of credits at risk,"
+        f" {format_usd(round(answer.expected_credit_nusd))} as their classes missed lately; idle time is allocated"
+        f" {answer.idle_rule}; what the house bears has no tenant"
+    )
 
 
 def parse_time(text: str, now_unix_ms: int, option: str) -> int:
@@ -102,15 +114,16 @@ async def _ask(
 def _table(group_by: list[str], answer: "metering.GetUsageResponse") -> "Table":
     from services.cli.report_view import accelerator_name, table
 
-    columns = (">requests", ">prompt", ">cached", ">tokens", ">price", ">cost", ">energy", ">cost $/M", ">SLO met")
-    made = table("Usage", *group_by, *columns)
+    tokens = (">requests", ">prompt", ">cached", ">tokens")
+    money = (">price", ">use", ">energy", ">idle", ">house", ">credits", ">margin", ">cost $/M")
+    made = table("Usage", *group_by, *tokens, *money, ">joules", ">CO2e", ">SLO met")
     for row in answer.rows:
         labels = []
         for field in group_by:
             if field in SPANS:
                 labels.append(datetime.fromtimestamp(row.key.from_unix_ms / 1000, UTC).isoformat(" ", "minutes"))
             else:
-                value = getattr(row.key, field) or "-"
+                value = getattr(row.key, field) or ("house" if field in _OF_REQUESTS else "-")
                 labels.append(accelerator_name(value) if field == "accelerator" else value)
         made.add_row(*labels, *_cells(row))
     if group_by:
@@ -126,15 +139,21 @@ def _cells(row: "metering.UsageRow") -> list[str]:
     from services.cli.report_view import dollars_per_mtok, joules
     from services.mesh.money import format_usd
 
-    cost_nusd = row.use_cost_nusd + row.energy_cost_nusd
+    cost_nusd = row.use_cost_nusd + row.energy_cost_nusd + row.idle_cost_nusd + row.house_cost_nusd
     return [
         f"{row.requests:,}",
         f"{row.prompt_tokens:,}",
         f"{row.cached_prompt_tokens:,}",
         f"{row.delivered_tokens:,}",
-        format_usd(row.price_nusd),
-        format_usd(cost_nusd),
-        joules(row.energy_uj / 1e6, row.measured_energy_uj / 1e6),
+        format_usd(row.price_nusd + row.adjustment_nusd),
+        format_usd(row.use_cost_nusd),
+        format_usd(row.energy_cost_nusd),
+        format_usd(row.idle_cost_nusd),
+        format_usd(row.house_cost_nusd),
+        format_usd(row.credit_nusd),
+        format_usd(row.margin_nusd),
         dollars_per_mtok(usd_per_mtok(cost_nusd, row.delivered_tokens)),
+        joules(row.energy_uj / 1e6, row.measured_energy_uj / 1e6),
+        f"{row.carbon_ug / 1e6:,.2f} g",
         f"{row.slo_met_requests / row.finished_requests:.1%}" if row.finished_requests else "-",
     ]

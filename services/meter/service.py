@@ -101,7 +101,7 @@ class MeterService(metering_pb2_grpc.MeterServicer):
         for each in found:
             total = total.plus(each.amounts)
             beside.add(each.beside)
-        at_risk = await self._settler.at_risk()
+        at_risk = self._settler.standing.at_risk
         return metering_pb2.GetUsageResponse(
             rows=[row_of(wanted, each.group, each.amounts, each.beside) for each in found],
             total=row_of(Grouping(), (), total, beside),

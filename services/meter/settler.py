@@ -47,6 +47,7 @@ _HOURS_A_PASS: Final = 24
 _STANDING_HOURS: Final = 3
 _REST: Final = 20.0  # times as long as it took to work hours out as they stand, until it is done again
 _VOLUMES_EVERY_S: Final = 30.0
+_NO_RISK: Final = AtRisk(0, 0, 0.0)
 _PERIODS: Final = ("day", "month")
 
 
@@ -62,10 +63,15 @@ class Terms:
 
 @dataclass(slots=True)
 class Standing:
-    """What is not booked yet, by hour: the difference to what is; and how promises were kept, by class."""
+    """What is not booked yet, by hour: the difference to what is; and what requests under way put at risk.
+
+    Attributes:
+        missed: by SLO class, how many ended lately, and how many of these without their promise kept.
+    """
 
     hours: dict[int, list[Posting]] = field(default_factory=dict)
     missed: dict[str, tuple[int, int]] = field(default_factory=dict)
+    at_risk: AtRisk = _NO_RISK
 
 
 class Settler:
@@ -142,6 +148,8 @@ class Settler:
             for slo_class, (count, without) in ended.items():
                 before = standing.missed.get(slo_class, (0, 0))
                 standing.missed[slo_class] = before[0] + count, before[1] + without
+        running = await self._writing.run(self._bookkeeper.under_way)
+        standing.at_risk = at_risk(running, self.terms.credits, standing.missed)
         self.standing = standing
         self._stand_again_s = started_s + _REST * (self._clock.monotonic_s() - started_s)
 
@@ -153,11 +161,6 @@ class Settler:
             for posting in postings
             if (posting.subject.request_id, posting.subject.tenant) == key
         ]
-
-    async def at_risk(self) -> AtRisk:
-        """What the requests under way could lose."""
-        running = await self._writing.run(self._bookkeeper.under_way)
-        return at_risk(running, self.terms.credits, self.standing.missed)
 
     async def _pass_on(self) -> None:
         while True:
