@@ -39,7 +39,7 @@ def bill(
         line = (
             f"[green]use + energy + idle + house = the bill, {total.bill_nusd:,} nano-dollars[/]"
             if agrees
-            else f"[yellow]{parts_nusd:,} of {total.bill_nusd:,} nano-dollars so far: the last hour is still under way[/]"
+            else f"[yellow]{parts_nusd:,} of {total.bill_nusd:,} nano-dollars so far; the hour is under way[/]"
         )
         output.result({**document_of(found), "parts_nusd": parts_nusd, "agrees": agrees}, _table(found), line)
 
