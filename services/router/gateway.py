@@ -24,7 +24,7 @@ from services.router.access import caller_of, tenant_of
 from services.router.core.fleet import Fleet
 from services.router.direct import Direct
 from services.router.dispatch import Dispatcher
-from services.router.http_sinks import EventSink, WholeSink
+from services.router.http_sinks import Burst, EventSink, WholeSink
 from services.router.relay import Relay
 from services.router.service import describe, served_models
 from tokenworks.v1 import inference_pb2 as wire
@@ -44,13 +44,16 @@ class Gateway:
         keys: KeyStore,
         clock: Clock,
         telemetry: Telemetry,
+        gather_s: float = 0.0,
     ) -> None:
+        """`gather_s`: see `Burst`."""
         self._dispatcher = dispatcher
         self._direct = direct
         self._fleet = fleet
         self._keys = keys
         self._clock = clock
         self._telemetry = telemetry
+        self._burst = Burst(gather_s)
         self._created = clock.unix_ms() // 1000
 
     def routes(self) -> list[web.RouteDef]:
@@ -99,7 +102,7 @@ class Gateway:
                 describe(relays[0])
 
     async def _stream(self, request: web.Request, relays: list[Relay], answer: Answer) -> web.StreamResponse:
-        sinks = [EventSink(answer if index == 0 else answer.beside(index)) for index in range(len(relays))]
+        sinks = [EventSink(answer if index == 0 else answer.beside(index), self._burst) for index in range(len(relays))]
         for relay, sink in zip(relays, sinks, strict=True):
             relay.attach(sink)
         for sink in sinks:

@@ -16,13 +16,52 @@ _parse: Final = wire.GenerateResponse.FromString
 _HIGH_WATER_BYTES: Final = 32 << 10  # buffered for one client before its messages are held and merged
 
 
+class Burst:
+    """What goes out to many clients, written in one go: at the end of the loop's turn, or `gather_s` later.
+
+    A frame brings tokens of many streams. Written one by one as they are made up, each write wakes a reader that has
+    gone to sleep over the last; written together, they find it awake. What is gathered longer than a step makes fewer
+    and larger writes, and it is writes that cost.
+
+    Args:
+        gather_s: 0: a turn of the loop.
+    """
+
+    def __init__(self, gather_s: float = 0.0) -> None:
+        self._waiting: dict[asyncio.Transport, list[bytes]] = {}
+        self._gather_s = gather_s
+        self._due: asyncio.Handle | None = None
+
+    def write(self, transport: asyncio.Transport, data: bytes) -> None:
+        """To be written with the others'; whoever writes to `transport` himself calls `flush` before."""
+        waiting = self._waiting.get(transport)
+        if waiting is not None:
+            waiting.append(data)
+            return
+        self._waiting[transport] = [data]
+        if self._due is None:
+            loop = asyncio.get_running_loop()
+            self._due = loop.call_later(self._gather_s, self.flush) if self._gather_s else loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Writes what waits."""
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
+        waiting, self._waiting = self._waiting, {}
+        for transport, parts in waiting.items():
+            transport.write(parts[0] if len(parts) == 1 else b"".join(parts))
+
+
 class EventSink:
     """One stream of events; its messages wait until it is open."""
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: Answer, burst: Burst) -> None:
         self._answer = answer
+        self._burst = burst
         self._transport: asyncio.Transport | None = None
         self._chunked = False
+        self._begun = False
         self._ended = False
         self._error: TokenworksError | None = None
         self._news = asyncio.Event()  # it is full, or ended
@@ -53,14 +92,21 @@ class EventSink:
         if transport.is_closing():
             return False  # its handler is about to be cancelled
         events = self._answer.events(_parse(data))
-        transport.write(b"%x\r\n%b\r\n" % (len(events), events) if self._chunked else events)
+        framed = b"%x\r\n%b\r\n" % (len(events), events) if self._chunked else events
+        if self._begun:
+            self._burst.write(transport, framed)
+        else:  # nobody waits for company with the first token
+            self._begun = True
+            transport.write(framed)
         return True
 
     def ended(self, error: TokenworksError | None) -> None:
         self._ended, self._error = True, error
         if error is not None and self._transport is not None:
             events = error_event(error)
-            self._transport.write(b"%x\r\n%b\r\n" % (len(events), events) if self._chunked else events)
+            framed = b"%x\r\n%b\r\n" % (len(events), events) if self._chunked else events
+            self._burst.write(self._transport, framed)
+        self._burst.flush()  # what ends the response is written past it
         self._news.set()
 
 

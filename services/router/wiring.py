@@ -145,7 +145,15 @@ async def wire(
     keys = KeyStore(settings.keys_file)
     others = Others(router.id, placing.tally, fleet, bus, clock)
     RouterService(dispatcher, direct, others, fleet=fleet, keys=keys, clock=clock).register(grpc)
-    gateway = Gateway(dispatcher, direct, fleet=fleet, keys=keys, clock=clock, telemetry=telemetry)
+    gateway = Gateway(
+        dispatcher,
+        direct,
+        fleet=fleet,
+        keys=keys,
+        clock=clock,
+        telemetry=telemetry,
+        gather_s=router.gather_ms / 1000,
+    )
     http = HttpServer(telemetry, life, routes=gateway.routes(), max_body_bytes=mesh.max_message_bytes)
     grpc_port = await grpc.start(mesh.host, router.port, shared=router.shared_ports)
     http_port = await http.start(mesh.host, router.http_port, shared=router.shared_ports)
