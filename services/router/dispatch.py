@@ -260,6 +260,8 @@ class Dispatcher:
         elif isinstance(error, ResumeRefused):  # one whose tokenizer made what was delivered may take it
             like = failing.beat.tokenizer
             relay.excluded.update(each.name for each in self._fleet.workers() if each.beat.tokenizer == like)
+        elif isinstance(error, DuplicateRequest) and relay.placements > 1 and not relay.journal.next_index:
+            log.info("request %s runs on %s yet, which it left", relay.asked.request_id, failing.name)
         elif isinstance(error, CallerError | InvariantBroken):
             _give_up(relay, error)
             return

@@ -296,12 +296,17 @@ class Streams:
         if self.info is not None and request.model not in self.info.models:
             served = ", ".join(self.info.models)
             raise UnknownModel(f"worker {self._identity.worker!r} does not serve {request.model!r}; it serves {served}")
-        if request.request_id in self._by_request:
-            raise DuplicateRequest(f"request {request.request_id!r} runs on worker {self._identity.worker!r} already")
         if self._bus.outbox_free < _LEAST_OUTBOX_FREE:
             raise OutboxFull(
                 f"worker {self._identity.worker!r} cannot report its work to the bus, so it takes no more; ask another"
             )
+        running = self._by_request.get(request.request_id)
+        if running is None:
+            return
+        if not request.resume_from or running.order.tenant != order.tenant:
+            raise DuplicateRequest(f"request {request.request_id!r} runs on worker {self._identity.worker!r} already")
+        # Whoever goes on with it lost the way to what runs here, before that was noticed here.
+        self.abandon(running, DuplicateRequest(f"request {request.request_id!r} goes on in another call"))
 
     def _refused(self, stream: Stream, error: TokenworksError) -> None:
         """The engine did not take it: nothing was made, nothing is reported."""

@@ -209,6 +209,24 @@ async def test_a_request_that_runs_already_is_refused(tmp_path: Path) -> None:
         assert refused.error.reason == "DuplicateRequest"
 
 
+async def test_a_request_that_is_gone_on_with_replaces_what_runs_of_it_and_only_its_own_tenants(tmp_path: Path) -> None:
+    async with running_worker(tmp_path) as worker:
+        session, another = await worker.session(), await worker.session()
+        whole = await session.answer("r-0", max_tokens=40, seed=5, ignore_eos=True)
+        await worker.break_engine(pb.InjectFaultRequest.KIND_HANG)
+        left = asyncio.create_task(session.answer("r-1", max_tokens=40, seed=5, ignore_eos=True))
+        await worker.until(lambda: len(worker.running.streams) == 1, "it runs")
+        others = await another.answer("r-1", max_tokens=40, seed=5, ignore_eos=True, resume_from=25, tenant="other")
+        assert others.error is not None
+        assert others.error.reason == "DuplicateRequest"
+        rest = asyncio.create_task(another.answer("r-1", max_tokens=40, seed=5, ignore_eos=True, resume_from=25))
+        replaced = await left
+        assert replaced.error is not None
+        assert "goes on in another call" in replaced.error.message
+        await worker.break_engine(pb.InjectFaultRequest.KIND_NONE)
+        assert (await rest).token_ids == whole.token_ids[25:]
+
+
 async def test_an_overfull_queue_refuses_and_says_when_to_come_back(tmp_path: Path) -> None:
     async with running_worker(tmp_path, max_batch=1, max_waiting=2, speed=SLOW) as worker:
         session = await worker.session()

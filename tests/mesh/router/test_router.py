@@ -13,7 +13,15 @@ import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from services.mesh import conventions as names
-from services.mesh.errors import EngineFailed, PromptTooLong, QueueFull, TokenworksError, Unsupported, WorkerLost
+from services.mesh.errors import (
+    DuplicateRequest,
+    EngineFailed,
+    PromptTooLong,
+    QueueFull,
+    TokenworksError,
+    Unsupported,
+    WorkerLost,
+)
 from services.mesh.events import CreditChanged, RoutingPlan
 from services.mesh.rpc import error_of
 from tests.mesh.router.conftest import StartRouter
@@ -434,6 +442,20 @@ async def test_draining_finishes_what_runs_and_takes_nothing_new(start_router: S
     assert sum(message.token_count for message in left) == 2
     await stopping
     assert (await router.last_word()).outcome == "length"
+
+
+async def test_a_request_that_still_runs_where_it_was_lost_goes_on_at_a_third_worker(router: Router) -> None:
+    def lose(opened: Opened) -> None:
+        opened.send(opened.error(WorkerLost("the way to it broke")))
+
+    def runs_already(opened: Opened) -> None:
+        opened.send(opened.error(DuplicateRequest("it runs on this worker already")))
+
+    await router.worker("w0", lose, rate_nusd_per_hour=1)
+    cut_off = await router.worker("w1", runs_already, rate_nusd_per_hour=1_000_000)
+    third = await router.worker("w2")
+    assert (await router.answer(4)).tokens == 4
+    assert (len(cut_off.opened), len(third.opened)) == (1, 1)
 
 
 async def test_what_does_not_end_within_the_grace_is_cut_off(start_router: StartRouter) -> None:
