@@ -5,9 +5,10 @@ plan's shares need to know of it.
 """
 
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from random import Random
 from time import perf_counter
+from typing import Final
 
 from opentelemetry.trace import Span, Status, StatusCode
 
@@ -26,7 +27,9 @@ from services.router.core.scores import Ask
 from services.router.core.tally import Tally
 from services.router.measures import Measures
 
-_SPAN_CANDIDATES = 5
+_SPAN_CANDIDATES: Final = 5
+_NO_SPAN: Final = nullcontext()
+_NOBODY: Final[frozenset[str]] = frozenset()
 
 
 class Placing:
@@ -63,7 +66,7 @@ class Placing:
             NoWorker, PromptTooLong, QueueFull: see `policy.decide`.
         """
         plan = self._fleet.plans.get(asked.model)
-        with self._span(asked, plan, traceparent) as span:
+        with self._span(asked, plan, traceparent) if self._telemetry.exporting else _NO_SPAN as span:
             started_s = perf_counter()
             ask = self.ask(asked, excluded, made_tokens)
             decision = self.decide(asked, ask)
@@ -95,7 +98,7 @@ class Placing:
             mean_completion_tokens=self._estimates.mean_completion_tokens(asked.model),
             promise=self._fleet.promises.classes[asked.slo_class],
             cached=self._fleet.prefixes.expected(asked.model, asked.prompt.chain, prompt_tokens),
-            excluded=frozenset(excluded),
+            excluded=frozenset(excluded) if excluded else _NOBODY,
             features=asked.features,
         )
 
@@ -144,10 +147,7 @@ class Placing:
         prefixes.learn(asked.model, expected_cached, cached_tokens, believed=prefixes.believes(worker.slot))
 
     @contextmanager
-    def _span(self, asked: Asked, plan: PlanInForce | None, traceparent: str) -> Iterator[Span | None]:
-        if not self._telemetry.exporting:
-            yield None
-            return
+    def _span(self, asked: Asked, plan: PlanInForce | None, traceparent: str) -> Iterator[Span]:
         span = self._telemetry.tracer.start_span(
             names.ROUTE_SPAN.replace("{model}", asked.model),
             context_of(traceparent),

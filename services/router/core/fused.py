@@ -19,6 +19,7 @@ from typing import Any, Final
 import llvmlite.binding as llvm
 
 _SINGLE, _DOUBLE = struct.Struct(">f"), struct.Struct(">d")
+LANES: Final = 8  # rows that are computed at once; fewer are computed one by one
 _FUNCTION: Final = "of_every_row"
 _LOG2_E: Final = 1.4426950408889634
 _LN2_HIGH: Final = 0.693359375  # of few bits, so that small multiples of it are exact; and the rest

@@ -41,10 +41,10 @@ def rank(table: ModelTable, ask: Ask, promises: Promises, around: Circumstances)
     table.write_cached(ask.cached, ask.prompt_tokens - 1)
     loop = ranking_loop(promises.band_tpots_s)
     given = (*ask.numbers(), around.prompt_tokens, around.max_queue_s)
-    loop(table.address, table.capacity, len(table), given, table.results_at)
-    usd, heard_s = table.usd, table.heard_s
-    if heard_s.item(heard_s.argmin()) < around.heard_since_s:
-        usd[heard_s < around.heard_since_s] = inf
+    loop(table.address, table.capacity, table.whole_rows, given, table.results_at)
+    usd = table.usd
+    if table.silent_since(around.heard_since_s):
+        usd[table.heard_s < around.heard_since_s] = inf
     if around.must_be_linked:
         usd[table.linked == 0] = inf
     if ask.features:

@@ -7,12 +7,14 @@ are not good to seven digits. Rows are dense: one that goes is replaced by the l
 """
 
 from collections.abc import Iterable, Sequence
+from math import inf
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from services.mesh.priorities import RANKS
+from services.router.core.fused import LANES
 from services.router.core.prefixes import Cached
 
 if TYPE_CHECKING:  # a Serving knows its table
@@ -51,7 +53,7 @@ LOAD: Final = (  # what changes with every heartbeat and every placement
     "room_tokens",  # the longest prompt taken now, plus one; 0 where new requests are not taken
     # then for each band of promises: what the TPOT promises of our requests running there are worth, in dollars
 )
-_FIRST_CAPACITY: Final = 16
+_FIRST_CAPACITY: Final = 2 * LANES
 
 
 def figure_names(bands: int) -> tuple[str, ...]:
@@ -73,6 +75,7 @@ class ModelTable:
         slots: (rows,) the workers' slots.
         pools: (rows,) a number for each worker's pool; `pool_names` has them by number.
         capacity: rows that there is room for: so far apart the columns lie.
+        whole_rows: the rows, and a few beyond, so that a processor has as many as it computes at once.
         address: of the figures in memory.
         results_at: addresses of `usd` and `soonest_s`.
     """
@@ -86,6 +89,7 @@ class ModelTable:
         self._feature_bits: dict[str, int] = {}
         self._any_cached = False
         self._slots_end = 0
+        self._all_heard_s = -inf
         self._hold(
             np.zeros((len(figure_names(bands)), _FIRST_CAPACITY), np.float32),
             np.zeros((2, _FIRST_CAPACITY)),
@@ -100,6 +104,12 @@ class ModelTable:
         wanted = self._bits(features)
         able: Mask = self._features & wanted == wanted
         return able
+
+    def silent_since(self, since_s: float) -> bool:
+        """Whether any worker was not heard since then."""
+        if self._all_heard_s < since_s:  # times only grow, so that what held for the earliest of them holds
+            self._all_heard_s = float(self.heard_s.min())
+        return self._all_heard_s < since_s
 
     def add(self, serving: "Serving") -> int:
         """A new row; its number. It is zeros until it is written."""
@@ -183,6 +193,7 @@ class ModelTable:
     def _show(self) -> None:
         """As many rows as there are."""
         rows = len(self.serving)
+        self.whole_rows = -(-rows // LANES) * LANES
         self.figures, (self.heard_s, self.tried_s) = self._figures[:, :rows], self._times[:, :rows]
         self.slots, self.pools, self._features, self.linked = self._numbers[:, :rows]
         self.usd, self.soonest_s = self._results[:, :rows]
