@@ -182,7 +182,13 @@ class Fleet:
         worker.correct(correction)
         worker.growth_tokens += completion_tokens / 2
         serving = self._serving[worker.incarnation][model]
-        serving.arrive(fresh, now_s)
+        serving.arrive(
+            promise,
+            fresh_tokens=fresh,
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            now_s=now_s,
+        )
         serving.at_stake_usd[self.promises.band_of(slo_class)] += promise.miss_usd
         self._write(worker, now_s)
         return Placed(worker, model, slo_class, prompt_tokens, completion_tokens, correction)

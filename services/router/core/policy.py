@@ -8,7 +8,8 @@
                    TPOT promise where that is more: what a worker could do for the money, so that an idle one is no
                    dearer than a busy one like it, and one that can batch little within the promise is.
     energy         the same seconds * watts * tariff.
-    shadow         the same seconds * what the plan says one more device-second there is worth to others.
+    shadow         the same seconds * what one more device-second there is worth to others: as the plan says, and as it
+                   rises between plans with how much of the worker's time is promised (`arrivals`).
     SLO risk       what a late answer costs the house * the probability that TTFT or TPOT passes its promise, plus the
                    same for the requests it joins, as far as it makes them later. Beyond certainty it goes on growing
                    with lateness, so that among late workers the least late wins.

@@ -16,7 +16,7 @@ from services.mesh.timing import READING
 from services.router.core.known_worker import KnownWorker
 from services.router.core.prefixes import NOTHING_CACHED, Cached
 from services.router.core.request import Promise
-from services.router.core.serving import ARRIVALS_DECAY_S, DevicePrice
+from services.router.core.serving import DevicePrice
 from services.router.core.table import Singles, figure_names
 
 HOP_S: Final = 0.002  # router to worker and back
@@ -26,6 +26,11 @@ _SIGMA_S: Final = 0.003  # and its absolute part: scheduling, network
 _LATENESS: Final = 0.1  # of a miss, per promise that an answer is late
 _LEAST_S: Final = 1e-9  # a fit may find that one more sequence adds nothing
 _LEAST_CHUNK: Final = 16.0  # tokens
+# What a second of a device costs doubles where so much of its time is promised, and rises with the 8th power: little
+# below, so that the cheapest are filled first; beyond it by more than any device is dearer than another.
+_PRESSED: Final = 0.8
+_MOST_PRESSED: Final = 4.0
+_DOUBLINGS: Final = 3  # of the exponent
 _BUSIEST: Final = 0.9  # share of time that arriving prefills may be taken to occupy
 
 
@@ -96,6 +101,7 @@ class Terms(NamedTuple):
         saved_s: device-seconds that the cached prefix saves.
         risk_usd: SLO risk, its own and of those it joins.
         miss: probability that its own TTFT or TPOT is late.
+        usd_per_s: of the device's time.
         soonest_s: about how long its first token takes, nothing being cached and slots and memory being free.
     """
 
@@ -107,6 +113,7 @@ class Terms(NamedTuple):
     ttft_s: Any
     tpot_s: Any
     miss: Any
+    usd_per_s: Any
     soonest_s: Any
 
 
@@ -144,9 +151,20 @@ def work_out(of: Any, band_tpots_s: Sequence[float], f: Any) -> Terms:
     for band, tpot_promise_s in enumerate(band_tpots_s):
         later = _late(then_tpot_s, tpot_promise_s, f) - _late(there.tpot_s, tpot_promise_s, f)
         risk_usd = risk_usd + getattr(of, f"at_stake_usd_{band}") * later
-    score_usd = (fresh_s + decode_s) * of.usd_per_s + risk_usd
+    score_usd = (fresh_s + decode_s) * there.usd_per_s + risk_usd
     soonest_s = ahead_s + there.token_s * of.prompt
-    return Terms(score_usd, alone_s + decode_s, alone_s - fresh_s, risk_usd, queue_s, ttft_s, tpot_s, miss, soonest_s)
+    return Terms(
+        score_usd=score_usd,
+        device_s=alone_s + decode_s,
+        saved_s=alone_s - fresh_s,
+        risk_usd=risk_usd,
+        queue_s=queue_s,
+        ttft_s=ttft_s,
+        tpot_s=tpot_s,
+        miss=miss,
+        usd_per_s=there.usd_per_s,
+        soonest_s=soonest_s,
+    )
 
 
 class _AsItIs(NamedTuple):
@@ -165,6 +183,7 @@ class _AsItIs(NamedTuple):
         sureness: what prefills that keep arriving leave of the time.
         stretch: how much they stretch that between two tokens.
         tpot_s: of those who are there.
+        usd_per_s: of its time, more the more of it is promised.
     """
 
     token_s: Any
@@ -181,6 +200,7 @@ class _AsItIs(NamedTuple):
     sureness: Any
     stretch: Any
     tpot_s: Any
+    usd_per_s: Any
 
 
 def _as_it_is(of: Any, f: Any) -> _AsItIs:
@@ -194,7 +214,10 @@ def _as_it_is(of: Any, f: Any) -> _AsItIs:
     # An engine whose steps are bounded computes as many prompt tokens as its decodes leave time for.
     room_s = f.maximum(limit_s - riding_s, READING * weights_s) - overhead_s
     chunk_tokens = f.minimum(f.maximum(room_s / (token_s + _LEAST_S), _LEAST_CHUNK), of.chunk_tokens)
-    sureness = 1 - f.minimum(token_s * of.arriving_tokens / ARRIVALS_DECAY_S, _BUSIEST)
+    sureness = 1 - f.minimum(token_s * of.arriving_tps, _BUSIEST)
+    pressure = f.minimum(of.promised * (1 / _PRESSED), _MOST_PRESSED)
+    for _ in range(_DOUBLINGS):
+        pressure = pressure * pressure
     stretch = 1 / sureness
     return _AsItIs(
         token_s=token_s,
@@ -211,6 +234,7 @@ def _as_it_is(of: Any, f: Any) -> _AsItIs:
         sureness=sureness,
         stretch=stretch,
         tpot_s=_stretched(weights_s + riding_s, stretch, limit_s, f),
+        usd_per_s=of.usd_per_s * (1 + pressure),
     )
 
 
@@ -227,7 +251,9 @@ def _ahead(of: Any, there: _AsItIs, f: Any) -> tuple[Any, Any]:
     begins_s = f.where(of.running > 0.0, there.step_s / 2 + HOP_S, HOP_S)
     # Of the prompts ahead only the total is known: each is taken to attend to half of their mean length.
     attending_s = there.attended_s * tokens * tokens / (2 * f.maximum(before, 1.0))
-    return begins_s + tokens / there.chunk_tokens * chunk_s + attending_s, before
+    # More urgent ones go on passing it while it waits.
+    passing = f.minimum(there.token_s * _of_rank(of, "passing_tps"), _BUSIEST)
+    return begins_s + (tokens / there.chunk_tokens * chunk_s + attending_s) / (1 - passing), before
 
 
 def _of_rank(of: Any, figure: str) -> Any:
@@ -328,8 +354,8 @@ class Shortlist:
         terms = terms_of(self.figures[:, place].tolist(), self.ask, self.band_tpots_s)
         use_usd = terms.device_s * price.use_usd_per_s
         energy_usd = terms.device_s * price.energy_usd_per_s
-        shadow_usd = terms.device_s * price.shadow_usd_per_s
-        saving_usd = terms.saved_s * price.usd_per_s
+        shadow_usd = terms.device_s * (terms.usd_per_s - price.use_usd_per_s - price.energy_usd_per_s)
+        saving_usd = terms.saved_s * terms.usd_per_s
         return Candidate(
             worker=worker.name,
             pool=worker.pool,

@@ -4,17 +4,20 @@ A row holds what was told and counted, corrected by what was placed since; what 
 that a heartbeat costs no more than writing it down.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import exp
 from typing import Final
 
+from services.mesh.priorities import rank_of
 from services.mesh.timing import Timing
+from services.router.core.arrivals import Arrivals
 from services.router.core.known_worker import KnownWorker
+from services.router.core.request import Promise
 from services.router.core.table import ModelTable
 
 SLOW_DECAY_S: Final = 3.0
-ARRIVALS_DECAY_S: Final = 5.0
 _SLOW_RANGE: Final = (0.02, 1000.0)
+_LEAST_S: Final = 1e-9
 _UNLIMITED_S: Final = 1e6  # a step that is bounded by tokens alone
 _SAMPLE_WEIGHT: Final = 0.35  # of one step sample, in the logarithm
 
@@ -39,7 +42,7 @@ class Serving:
     Attributes:
         table, row: of the model.
         slow, slow_s: step seconds observed over predicted, and when that was observed.
-        arriving_tokens, arriving_s: prompt tokens placed recently, decaying, and when that was updated.
+        arrivals: what was placed there lately.
         tried_s: when it last got a request of ours.
         at_stake_usd: per band, what the TPOT promises of our requests running there are worth.
     """
@@ -52,8 +55,7 @@ class Serving:
     slow_s: float
     at_stake_usd: list[float]
     row: int = -1
-    arriving_tokens: float = 0.0
-    arriving_s: float = 0.0
+    arrivals: Arrivals = field(default_factory=Arrivals)
     tried_s: float = float("-inf")
 
     def decayed_slow(self, now_s: float) -> float:
@@ -68,13 +70,21 @@ class Serving:
         slow = self.decayed_slow(now_s) ** (1.0 - weight) * (seen_s / predicted_s) ** weight
         self.slow, self.slow_s = bounded_slow(slow), now_s
 
-    def arrive(self, fresh_tokens: int, now_s: float) -> None:
-        """A prompt with so many tokens to compute was placed here."""
-        self.arriving_tokens = self._arriving(now_s) + fresh_tokens
-        self.arriving_s = self.tried_s = now_s
-
-    def _arriving(self, now_s: float) -> float:
-        return self.arriving_tokens * exp(-max(0.0, now_s - self.arriving_s) / ARRIVALS_DECAY_S)
+    def arrive(
+        self, promise: Promise, *, fresh_tokens: int, prompt_tokens: int, completion_tokens: int, now_s: float
+    ) -> None:
+        """A request was placed here; of its prompt `fresh_tokens` are to be computed."""
+        timing, beat = self.timing, self.worker.beat
+        slow = 1.0 if self.slow == 1.0 else self.decayed_slow(now_s)
+        length = prompt_tokens + completion_tokens / 2
+        each_s = timing.decode_s_per_sequence + timing.decode_s_per_kv_token * length
+        batch = (promise.tpot_s / slow - timing.decode_base_s) / (each_s + _LEAST_S)
+        batch = max(1.0, min(batch, (beat.kv_capacity_tokens or 1) / length, beat.max_batch or 1))
+        attended = prompt_tokens - fresh_tokens / 2
+        device_s = fresh_tokens * (timing.prefill_s_per_token + timing.prefill_s_per_attended_token * attended)
+        device_s += (completion_tokens - 1) * (timing.decode_base_s / batch + each_s)
+        self.arrivals.add(rank_of(promise.priority), fresh_tokens, slow * device_s, now_s)
+        self.tried_s = now_s
 
     def write_offer(self) -> None:
         """Writes what the row says of the device, its settings and the plan."""
@@ -109,7 +119,7 @@ class Serving:
                 *ahead_tokens,
                 beat.kv_cache_usage * capacity + worker.kv_tokens,
                 worker.growth_tokens,
-                self._arriving(now_s) if self.arriving_tokens else 0.0,
+                *self.arrivals.figures(now_s),
                 capacity or 1,
                 beat.max_batch or 1,
                 beat.step_s or _UNLIMITED_S,

@@ -46,7 +46,10 @@ LOAD: Final = (  # what changes with every heartbeat and every placement
     *(f"ahead_tokens_{rank}" for rank in range(RANKS)),
     "kv_tokens",  # KV cache in use
     "growth_tokens",  # what our requests there are still expected to add to that
-    "arriving_tokens",  # prompt tokens placed lately, decaying
+    # prompt tokens per second placed lately: by rank those more urgent, then all; and device-seconds per second
+    *(f"passing_tps_{rank}" for rank in range(RANKS)),
+    "arriving_tps",
+    "promised",
     "kv_capacity_tokens",  # >= 1
     "max_batch",  # >= 1
     "limit_s",  # what its steps take at most while they compute prompts, unless they are slow; > 0
