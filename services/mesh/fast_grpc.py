@@ -23,7 +23,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
 from services.mesh.grpc_call import Method, ServerCall
-from services.mesh.grpc_wire import CONTENT_TYPE, MalformedMessage, OversizedMessage
+from services.mesh.grpc_wire import CONTENT_TYPE, MalformedMessage, OversizedMessage, trailers_only
 from services.mesh.http2 import Headers, Http2Connection
 from services.mesh.lifecycle import Lifecycle
 from services.mesh.rpc import Guard, health_of, status_of, too_large
@@ -33,6 +33,10 @@ log = logging.getLogger(__name__)
 
 _BACKLOG: Final = 1024
 _HELD_FACTOR: Final = 16  # incomplete requests of one connection, in units of the largest request
+_MALFORMED: Final = (
+    "a header of the call is none that HTTP/2 allows: names in lower case, values without a blank at either end; is"
+    " there one behind the key in authorization?"
+)
 _CUT_S: Final = 1.0  # for calls that were cancelled to end
 
 
@@ -216,6 +220,11 @@ class _ServerConnection(Http2Connection):
         if (call := self._calls.pop(stream, None)) is not None:
             self._held_bytes -= call.held_bytes
             call.peer_left()
+
+    def answer_of_malformed(self, stream: int) -> bytes:
+        # libnghttp2 resets a request whose headers break HTTP/2's rules and tells nothing of it. A bare reset is an
+        # internal error to gRPC's clients: a status in front of it says whose fault it is.
+        return b"" if stream in self._calls else trailers_only(stream, grpc.StatusCode.INVALID_ARGUMENT, _MALFORMED)
 
     def on_lost(self, why: str) -> None:
         self._server.connections.discard(self)

@@ -11,12 +11,17 @@ from collections.abc import Iterable
 from typing import Final
 from urllib.parse import quote, unquote
 
+import grpc
+
 Metadata = tuple[tuple[str, str | bytes], ...]
 
 PREFIX_BYTES: Final = 5
 CONTENT_TYPE: Final = b"application/grpc"
 ENCODINGS: Final = (b"identity", b"deflate", b"gzip")
 _PREFIX: Final = struct.Struct(">BI")
+_FRAME_HEAD: Final = struct.Struct(">HBBBI")  # length, type, flags, stream
+_END_STREAM_AND_HEADERS: Final = 0x5
+_STATUS_200: Final = b"\x88"  # RFC 7541, appendix A
 _UNITS_S: Final = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 _RESERVED: Final = frozenset(
     (b"te", b"content-type", b"grpc-timeout", b"grpc-encoding", b"grpc-accept-encoding", b"grpc-message-type")
@@ -39,6 +44,34 @@ class OversizedMessage(Exception):
 def framed(message: bytes) -> bytes:
     """The message as it goes into DATA frames."""
     return _PREFIX.pack(0, len(message)) + message
+
+
+def trailers_only(stream: int, code: grpc.StatusCode, details: str) -> bytes:
+    """A HEADERS frame that is a whole answer, for a stream that its connection has given up already.
+
+    It leaves the state of the connection's header compression as it is (RFC 7541, 6.2.2: literals without indexing).
+    """
+    number: int = code.value[0]
+    fields = (
+        (b"content-type", CONTENT_TYPE),
+        (b"grpc-status", b"%d" % number),
+        (b"grpc-message", message_header(details)),
+    )
+    block = _STATUS_200 + b"".join(b"\0" + _literal(name) + _literal(value) for name, value in fields)
+    return _FRAME_HEAD.pack(len(block) >> 8, len(block) & 0xFF, 0x1, _END_STREAM_AND_HEADERS, stream) + block
+
+
+def _literal(text: bytes) -> bytes:
+    """RFC 7541, 5.2, without Huffman's code."""
+    size = len(text)
+    if size < 0x7F:
+        return bytes((size,)) + text
+    head, rest = bytearray((0x7F,)), size - 0x7F
+    while rest >= 0x80:
+        head.append(rest & 0x7F | 0x80)
+        rest >>= 7
+    head.append(rest)
+    return bytes(head) + text
 
 
 class Messages:

@@ -11,7 +11,7 @@ have, to send it merged once `on_room` is called for them.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, Final
 
@@ -76,6 +76,11 @@ class Http2Connection(asyncio.Protocol):
     def on_stream_closed(self, stream: int) -> None:
         """The stream is over: both sides ended it, or one broke it off."""
 
+    def answer_of_malformed(self, stream: int) -> bytes:
+        """The frames that leave ahead of the reset of a stream that the peer has broken the rules with; none for one
+        that is answered by other means."""
+        return b""
+
     def on_lost(self, why: str) -> None:
         """The connection is over, and every stream with it. Called once."""
 
@@ -129,7 +134,7 @@ class Http2Connection(asyncio.Protocol):
         except ngh2.NGH2Error as error:
             self.abort(f"the peer does not speak HTTP/2 as it should: {error}")
             return
-        self._handle_events()
+        self._handle(self.h2.events())
         self.flush_soon()  # after the calls that began just now, which have something to say at once
 
     def pause_writing(self) -> None:
@@ -142,8 +147,8 @@ class Http2Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._lose(f"the connection broke: {exc}" if exc else "the peer hung up")
 
-    def _handle_events(self) -> None:
-        for event in self.h2.events():
+    def _handle(self, events: Iterable[ngh2.Event]) -> None:
+        for event in events:
             match event:
                 case ngh2.DataReceived(stream, data, ended):
                     self.on_data(stream, data, ended)
@@ -170,11 +175,19 @@ class Http2Connection(asyncio.Protocol):
         except ngh2.NGH2Error as error:
             self.abort(f"nothing more can be sent: {error}")
             return
+        events = self.h2.events()
         if data:
-            self._transport.write(data)
-        self._handle_events()
+            ahead = b"".join(map(self._ahead, events)) if events else b""
+            self._transport.write(ahead + data if ahead else data)
+        self._handle(events)
         if self._waiting and not self._full:
             self._wake()
+
+    def _ahead(self, event: ngh2.Event) -> bytes:
+        match event:
+            case ngh2.StreamClosed(stream, ngh2.ErrorCode.PROTOCOL_ERROR):
+                return self.answer_of_malformed(stream)
+        return b""
 
     def _resets(self) -> bytes:
         later = []

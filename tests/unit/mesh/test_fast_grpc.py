@@ -132,6 +132,18 @@ async def test_what_is_wrong_with_a_call_is_in_its_status(channel: grpc.aio.Chan
     assert str(LIMIT_BYTES + 1) in details
 
 
+@pytest.mark.parametrize("value", ["Bearer key ", "Bearer ", " Bearer key"])
+async def test_a_header_with_a_blank_at_an_end_is_the_callers_error(channel: grpc.aio.Channel, value: str) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await channel.unary_unary("/test.Echo/Once")(b"", metadata=(("authorization", value),), timeout=DEADLINE_S)
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert "a blank" in (caught.value.details() or "")
+    again = channel.unary_unary("/test.Echo/Once")(
+        b"x", metadata=(("authorization", "Bearer key"),), timeout=DEADLINE_S
+    )
+    assert await again == b"x"
+
+
 async def test_a_deadline_and_a_client_that_leaves_cancel_the_handler(channel: grpc.aio.Channel, echo: Echo) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await channel.unary_stream("/test.Echo/Wait")(b"", timeout=0.2).read()
