@@ -23,8 +23,8 @@ from services.router.announcer import Announcer
 from services.router.answers import Answers
 from services.router.core.exploration import Exploration
 from services.router.core.fleet import Fleet
+from services.router.core.policy import make_ready
 from services.router.core.promises import Promises
-from services.router.core.ranking import ranking_loop
 from services.router.core.request import Promise
 from services.router.direct import Direct
 from services.router.dispatch import Dispatcher
@@ -100,7 +100,7 @@ async def wire(
         tariff_usd_per_kwh=float(settings.energy.tariff_usd_per_kwh),
         exploration=Exploration(),
     )
-    ranking_loop(fleet.promises.band_tpots_s)  # compiled here, so that no request waits for it
+    make_ready(fleet.promises)
     rng = Random()
     measures = Measures(telemetry)
     sessions = Sessions(life, fleet, clock, router.id, mesh.secret)

@@ -183,20 +183,8 @@ class Loop:
             columns: of the table, in order.
             given: numbers that are the same for every row.
         """
-        llvm.initialize_native_target()
-        llvm.initialize_native_asmprinter()
-        target = llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine(
-            cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3
-        )
-        module = llvm.parse_assembly(_program(formula, _Names(columns, given)))
-        module.triple, module.data_layout = target.triple, str(target.target_data)
-        tuning = llvm.create_pipeline_tuning_options(speed_level=3)
-        tuning.loop_vectorization = True
-        builder = llvm.create_pass_builder(target, tuning)
-        builder.getModulePassManager().run(module, builder)
-        self._engine = llvm.create_mcjit_compiler(module, target)  # holds the code
-        self._engine.finalize_object()
-        self._call = _CALL(self._engine.get_function_address(_FUNCTION))
+        self._code = compiled(_program(formula, _Names(columns, given)))
+        self._call = _CALL(self._code.get_function_address(_FUNCTION))
         self._numbers = struct.Struct(f"{len(given)}f")
         self._given = (c_float * len(given))()
         self._given_at = addressof(self._given)
@@ -211,6 +199,24 @@ class Loop:
         """
         self._numbers.pack_into(self._given, 0, *given)
         self._call(table, stride, rows, self._given_at, *results)
+
+
+def compiled(program: str) -> llvm.ExecutionEngine:
+    """The machine code of a program in LLVM's language, for this processor; it lives as long as what is returned."""
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    target = llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine(
+        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3
+    )
+    module = llvm.parse_assembly(program)
+    module.triple, module.data_layout = target.triple, str(target.target_data)
+    tuning = llvm.create_pipeline_tuning_options(speed_level=3)
+    tuning.loop_vectorization = True
+    builder = llvm.create_pass_builder(target, tuning)
+    builder.getModulePassManager().run(module, builder)
+    code = llvm.create_mcjit_compiler(module, target)
+    code.finalize_object()
+    return code
 
 
 def _program(formula: Callable[[Any], tuple[Any, Any]], names: _Names) -> str:

@@ -37,15 +37,16 @@ from services.mesh.errors import NoWorker, PromptTooLong, QueueFull, Unsupported
 from services.router.core.exploration import MOST_LOSS, STALE_AFTER_S
 from services.router.core.fleet import Fleet
 from services.router.core.known_worker import KnownWorker
+from services.router.core.lowest import lowest
 from services.router.core.plans import PlanInForce
-from services.router.core.ranking import Circumstances, rank
+from services.router.core.promises import Promises
+from services.router.core.ranking import Circumstances, rank, ranking_loop
 from services.router.core.scores import Ask, Candidate, Shortlist, terms_of
 from services.router.core.table import ModelTable, Rows
 
 CANDIDATES: Final = 16  # kept of each decision
 _NEAR: Final = 0.02
 _LOOKED_AT: Final = 32  # of the rows that are near the best, or are to be tried
-_SORTED: Final = 64  # up to so many rows are sorted as quickly as the best of them are found
 
 
 @dataclass(slots=True)  # not frozen: a frozen one costs three times as much to make
@@ -106,6 +107,12 @@ class _Field:
         return float(terms_of(self.table.figures[:, row].tolist(), self.ask, band_tpots_s).queue_s)
 
 
+def make_ready(promises: Promises) -> None:
+    """Compiles what a pick calls, within a tenth of a second, so that no request waits for it."""
+    ranking_loop(promises.band_tpots_s)
+    lowest(CANDIDATES)
+
+
 def decide(fleet: Fleet, model: str, ask: Ask, *, max_queue_s: float, now_s: float, rng: Random) -> Decision:
     """Picks a worker that serves `model`.
 
@@ -137,11 +144,11 @@ def decide(fleet: Fleet, model: str, ask: Ask, *, max_queue_s: float, now_s: flo
     )
     field = _Field(fleet, table, ask, around, now_s)
     rank(table, ask, promises, around)
-    best, best_usd = _best(table)
+    rows, best_usd = _best(table)
     if best_usd[0] == inf:  # the expected length may be wrong: only the lower bound refuses
         around.prompt_tokens = ask.fewest_prompt_tokens
         rank(table, ask, promises, around)
-        best, best_usd = _best(table)
+        rows, best_usd = _best(table)
         if best_usd[0] == inf:
             raise _refusal(field)
 
@@ -149,8 +156,8 @@ def decide(fleet: Fleet, model: str, ask: Ask, *, max_queue_s: float, now_s: flo
     workload_class = (
         plan.class_of(ask.promise.name, ask.prompt_tokens, ask.completion_tokens) if plan is not None else None
     )
-    rows, near_usd = best.tolist(), best_usd[0] * (1 + _NEAR)
-    if best_usd[-1] > near_usd or len(best) == len(table):
+    near_usd = best_usd[0] * (1 + _NEAR)
+    if best_usd[-1] > near_usd or len(rows) == len(table):
         near = rows[: bisect_right(best_usd, near_usd)]
     else:
         near = _some(np.flatnonzero(table.usd <= near_usd), rng)
@@ -162,14 +169,13 @@ def decide(fleet: Fleet, model: str, ask: Ask, *, max_queue_s: float, now_s: flo
             explored, row = True, tried
 
     if row not in rows:
-        rows[-1] = best[-1] = row
-        best_usd[-1] = table.usd.item(row)
+        rows[-1], best_usd[-1] = row, table.usd.item(row)
     place, serving = rows.index(row), table.serving
     shortlist = Shortlist(
         [serving[each].worker for each in rows],
         [serving[each].price for each in rows],
         {at: field.because(rows[at]) for at, usd in enumerate(best_usd) if usd == inf} if best_usd[-1] == inf else {},
-        table.shown(best),
+        table.shown(rows),
         ask,
         promises.band_tpots_s,
     )
@@ -177,25 +183,22 @@ def decide(fleet: Fleet, model: str, ask: Ask, *, max_queue_s: float, now_s: flo
     return Decision(serving[row].worker, place, shortlist, cached_tokens, workload_class, explored)
 
 
-def _best(table: ModelTable) -> tuple[Rows, list[float]]:
-    """The best rows, best first, and their scores."""
-    usd = table.usd
-    if len(usd) > _SORTED:
-        best = usd.argpartition(CANDIDATES)[:CANDIDATES]
-        best = best[usd[best].argsort()]
-    else:
-        best = usd.argsort()[:CANDIDATES]
-    best_usd: list[float] = usd[best].tolist()
-    return best, best_usd
+def _best(table: ModelTable) -> tuple[list[int], list[float]]:
+    """The best rows, best first, with their scores; then those that are not feasible, where there is room."""
+    count = len(table)
+    rows, usd = lowest(CANDIDATES)(table.results_at[0], count)
+    if (missing := min(CANDIDATES, count) - len(rows)) > 0:
+        rows += np.flatnonzero(table.usd == inf)[:missing].tolist()
+        usd += [inf] * missing
+    return rows, usd
 
 
 def _pick(table: ModelTable, near: list[int], plan: PlanInForce | None, workload_class: int | None, rng: Random) -> int:
     """One of the rows that are about as good."""
     if plan is not None and workload_class is not None:
-        serving = table.serving
-        pools = [serving[row].worker.beat.pool for row in near]
+        pools, names = table.pools[near].tolist(), table.pool_names
         if len(there := set(pools)) > 1:
-            deficits = {pool: plan.deficit(workload_class, pool) for pool in there}
+            deficits = {pool: plan.deficit(workload_class, names[pool]) for pool in there}
             most = max(deficits.values()) - 1e-9
             near = [row for row, pool in zip(near, pools, strict=True) if deficits[pool] >= most]
     soonest_s = table.soonest_s[near].tolist()

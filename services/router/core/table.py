@@ -174,7 +174,7 @@ class ModelTable:
         else:
             self.figures[-1] = cached.by_slot(self._slots_end, most)[self.slots]
 
-    def shown(self, rows: Rows) -> Singles:
+    def shown(self, rows: Sequence[int]) -> Singles:
         """(columns, rows) a copy of the figures of some rows, for a record."""
         return self._figures.take(rows, axis=1)
 
