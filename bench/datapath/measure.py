@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from bench.datapath.fit import Spread, spread
 from bench.datapath.scenarios import (
@@ -24,6 +24,7 @@ from bench.datapath.scenarios import (
     hold,
     kill_backend,
     slow_reader,
+    throughput,
 )
 from bench.datapath.subject import SCENARIOS, Running, Subject
 
@@ -33,6 +34,7 @@ _KEPT_S: Final = 12 * 3600.0
 _SATURATED_ROUND_S: Final = 60.0
 
 Say = Callable[[str], None]
+_Figures = TypeVar("_Figures")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,7 @@ class Plan:
     hold_streams: int = 2000
     slow_streams: int = 500
     ttft_requests: int = 80
+    throughput_streams: int = 128
 
 
 QUICK: Final = Plan(repetitions=1, streams=(8,), hold_streams=200, slow_streams=50, ttft_requests=20)
@@ -58,7 +61,7 @@ def measured(subject: Subject, plan: Plan, say: Say, *, fresh: bool, only: Seque
     """The figures of a subject: those kept, where neither it nor the harness has changed; else measured now.
 
     Args:
-        only: names of scenarios ("kill", "hold", "slow", "cost", "ttft"); empty: all.
+        only: names of scenarios ("kill", "hold", "slow", "cost", "ttft", "throughput"); empty: all.
     """
     facts = dict(subject.facts())
     key = _key(facts, plan, only)
@@ -102,11 +105,16 @@ class _Measuring:
             figures["hold"] = self._with_router("hold", lambda bench: hold(bench, self._plan.hold_streams))
         if "slow" in wanted and self._plan.slow_streams:
             figures["slow"] = self._with_router("slow", lambda bench: slow_reader(bench, self._plan.slow_streams))
+        if "throughput" in wanted:
+            figures["throughput"] = self._with_router("throughput", self._throughputs)
         if "kill" in wanted:
             figures["kill"] = [
                 self._with_router(f"kill-{each}", kill_backend) for each in range(self._plan.repetitions)
             ]
         return figures
+
+    def _throughputs(self, bench: Bench) -> list[dict[str, Any]]:
+        return [throughput(bench, self._plan.throughput_streams) for _ in range(self._plan.repetitions)]
 
     def _costs(self, bench: Bench, wanted: set[str]) -> dict[str, Any]:
         rest = at_rest(bench)
@@ -135,7 +143,7 @@ class _Measuring:
                     break
         return costs
 
-    def _with_router(self, what: str, scenario: Callable[[Bench], dict[str, Any]]) -> dict[str, Any]:
+    def _with_router(self, what: str, scenario: Callable[[Bench], _Figures]) -> _Figures:
         folder = self._folder / what
         running: Running | None = None
         load = Load(folder / "load.log")

@@ -25,22 +25,29 @@ _SECRET: Final = secrets.token_hex(32)
 _FULL_SPEED: Final = "1000"
 _PACED_SPEED: Final = "0.4"
 _MAX_IN_FLIGHT: Final = 16_384
+_QUESTIONS: Final = 6  # per process: that none is asked has then a chance of 1 in 4,000
 _ROOT: Final = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True, slots=True)
 class Relayed:
-    """Every token passes the router, over HTTP or gRPC towards the client."""
+    """Every token passes the router, over HTTP or gRPC towards the client.
+
+    Attributes:
+        processes: that share the router's ports. Of several, it is measured what they get done together.
+    """
 
     kind: Literal["http", "grpc"]
+    processes: int = 1
 
     @property
     def name(self) -> str:
-        return f"Tokenworks, relayed {'HTTP' if self.kind == 'http' else 'gRPC'}"
+        several = f", {self.processes} processes" if self.processes > 1 else ""
+        return f"Tokenworks, relayed {'HTTP' if self.kind == 'http' else 'gRPC'}{several}"
 
     @property
     def scenarios(self) -> tuple[str, ...]:
-        return SCENARIOS
+        return ("throughput",) if self.processes > 1 else SCENARIOS
 
     def facts(self) -> Mapping[str, Any]:
         return {"version": tokenworks.__version__, "policy": "expected dollars", "source": source_of_ours()}
@@ -52,7 +59,7 @@ class Relayed:
             command = ["-m", "bench.datapath.session_backend", "--name", f"bench-{number}"]
             command += ["--port", str(free_port()), "--nats", mesh.nats_url]
             backends.append(Child(command, folder / f"session_backend-{number}.log"))
-        return mesh.running(self.kind, backends)
+        return mesh.running(self.kind, backends, self.processes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,25 +110,36 @@ class _Mesh:
             "TOKENWORKS_MESH_SECRET": secret,
         }
 
-    def running(self, kind: Literal["http", "grpc", "direct"], backends: list[Child]) -> Running:
+    def running(self, kind: Literal["http", "grpc", "direct"], backends: list[Child], processes: int = 1) -> Running:
         """Starts the router in front of workers that are starting, and waits until it would send them requests."""
         key = KeyStore(self._folder / "keys.json").create("bench", "bench", 0)
         port, http_port = free_port(), free_port()
         settings = {
             "TOKENWORKS_ROUTER_PORT": str(port),
             "TOKENWORKS_ROUTER_HTTP_PORT": str(http_port),
+            "TOKENWORKS_ROUTER_PROCESSES": str(processes),
             "TOKENWORKS_ROUTER_MAX_IN_FLIGHT": str(_MAX_IN_FLIGHT),
         }
         router = Child(["-m", "services.router"], self._folder / "router.log", self.environment | settings)
         running = Running(kind, "", [router], backends, key=key, beside={"nats-server": self._nats})
         with running.starting():
             router.wait_until(lambda: answers(f"http://127.0.0.1:{http_port}/readyz"), "the router")
-            router.wait_until(lambda: _workers(port, key) == BACKENDS, "the router with its workers")
+            # Each question is a connection of its own, which the kernel gives to any of the processes.
+            asked = range(1 if processes == 1 else _QUESTIONS * processes)
+            router.wait_until(
+                lambda: all(_workers(port, key) == BACKENDS for _ in asked), "the router with its workers"
+            )
         running.address = f"127.0.0.1:{http_port if kind == 'http' else port}"
         return running
 
 
-SUBJECTS: Final[Sequence[Subject]] = (Direct(), Relayed("http"), Relayed("grpc"))
+SUBJECTS: Final[Sequence[Subject]] = (
+    Direct(),
+    Relayed("http"),
+    Relayed("grpc"),
+    Relayed("http", 2),
+    Relayed("grpc", 2),
+)
 
 
 def source_of_ours() -> str:

@@ -31,6 +31,14 @@ _NOTICED: Final = (
     "their added gap p99, ms",
     "gap p99 of 500 without → with a slow reader, ms (router grew by, MB)",
 )
+_THROUGHPUT: Final = (
+    "router",
+    "requests a second",
+    "CPU microseconds of the router per request",
+    "cores taken by the router",
+    "by the load",
+    "failed",
+)
 _COMPARED: Final = (
     ("per request", 64, 20.0, "us_per_request"),
     ("per token, 8 streams", 8, 20.0, "us_per_token"),
@@ -42,21 +50,29 @@ _COMPARED: Final = (
 
 
 def tables(subjects: Sequence[Figures], plain: Figures, missing: Mapping[str, str]) -> str:
-    """Both tables.
+    """All tables.
 
     Args:
         plain: of the client that talks to a backend.
         missing: peers that could not be measured, and why.
     """
+    alone = [each for each in subjects if not (each.get("throughput") and "costs" not in each and "hold" not in each)]
     lines = [
         "CPU microseconds of the router's processes (per request and request of 256 tokens: 64 streams, 20 ms apart):",
         "",
-        *_table(_COSTS, [_cost_row(each) for each in subjects]),
+        *_table(_COSTS, [_cost_row(each) for each in alone]),
         "",
         "What a client notices:",
         "",
-        *_table(_NOTICED, [_noticed_row(each, plain) for each in subjects]),
+        *_table(_NOTICED, [_noticed_row(each, plain) for each in alone]),
     ]
+    if several := [_throughput_row(each) for each in subjects if each.get("throughput")]:
+        lines += [
+            "",
+            "Requests of one token, as many as are answered; the load and the backends take their part of the cores:",
+            "",
+            *_table(_THROUGHPUT, several),
+        ]
     for each in subjects:
         failed = sum(cost["failed"] + cost["unfinished"] for cost in each.get("costs", ()))
         if failed:
@@ -114,6 +130,13 @@ def _noticed_row(each: Figures, plain: Figures) -> list[str]:
         _NOTHING if gap_ms is None else f"{gap_ms:.1f}",
         _slow(slow) if slow else _NOTHING,
     ]
+
+
+def _throughput_row(each: Figures) -> list[str]:
+    rounds = each["throughput"]
+    digits = {"rps": 0, "us_per_request": 0, "router_cores": 2, "client_cores": 2}
+    figures = [_shown(spread([one[what] for one in rounds]), places) for what, places in digits.items()]
+    return [each["name"], *figures, f"{sum(one['failed'] for one in rounds):,}"]
 
 
 def _slow(slow: Figures) -> str:

@@ -27,6 +27,7 @@ _SPREAD_S: Final = 0.2
 _QUIET_US: Final = 10_000.0
 _QUIET_S: Final = 0.1
 _SETTLE_S: Final = 4.0
+_THROUGHPUT_S: Final = 5.0
 
 
 class Load:
@@ -181,6 +182,26 @@ def hold(bench: Bench, streams: int, tokens: int = 40) -> dict[str, Any]:
         "rss_bytes_per_stream": (most_bytes - before_bytes) / streams,
         "rss_bytes": most_bytes,
         "cpu_s": bench.running.cpu_s() - before_s,
+    }
+
+
+def throughput(bench: Bench, streams: int) -> dict[str, Any]:
+    """Requests of one token a second that `streams` at once get answered, and what each costs.
+
+    The load and the backends take part of the same cores: as a figure it says little, beside another of the same run it
+    says what one more process adds.
+    """
+    before_s = bench.running.cpu_s()
+    outcome = bench.load.carry_out(bench.order(streams=streams, limit_s=_THROUGHPUT_S))
+    bench.settle()
+    used_us = (bench.running.cpu_s() - before_s) * 1e6
+    return {
+        **asdict(outcome),
+        "streams": streams,
+        "rps": outcome.whole / outcome.took_s,
+        "us_per_request": used_us / max(1, outcome.whole),
+        "router_cores": used_us / 1e6 / outcome.took_s,
+        "client_cores": outcome.client_cpu_s / outcome.took_s,
     }
 
 

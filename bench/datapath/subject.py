@@ -11,7 +11,7 @@ from bench.datapath.orders import Kind
 from bench.datapath.processes import Child, answers, free_port
 
 BACKENDS: Final = 2
-SCENARIOS: Final = ("cost", "ttft", "hold", "slow", "kill")
+SCENARIOS: Final = ("cost", "ttft", "hold", "slow", "kill", "throughput")
 
 
 @dataclass(slots=True)

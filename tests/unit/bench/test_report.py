@@ -50,6 +50,13 @@ def test_time_to_first_token_and_gaps_are_told_beyond_those_without_a_router() -
     assert told[1:] == ["0.75 / 3.0", "21 to 25", "50", "3", "20.5", "105 → 106 (1.5)"]
 
 
+def test_what_one_more_process_adds_stands_beside_what_it_costs() -> None:
+    figures = {"rps": 900.0, "us_per_request": 700.0, "router_cores": 0.63, "client_cores": 0.4, "failed": 0}
+    table = tables([{"name": "one", "throughput": [figures]}, {"name": "none"}], PLAIN, {})
+    assert row(table, "one")[1:] == ["900", "700", "0.63", "0.40", "0"]
+    assert len([line for line in table.splitlines() if line.startswith("| none |")]) == 2
+
+
 def test_what_was_not_measured_is_said_and_not_invented() -> None:
     table = tables([{"name": "smg"}], PLAIN, {"nginx": "no nginx on the path"})
     assert "nginx was not measured: no nginx on the path" in table
