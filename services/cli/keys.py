@@ -25,6 +25,7 @@ def create(
             help="Send this key's HTTP requests on (307) to the worker that makes the tokens; its clients must follow.",
         ),
     ] = False,
+    team: Annotated[str, typer.Option(help="A team of the tenant, whose budgets its requests count for, too.")] = "",
     as_json: JsonFlag = False,
 ) -> None:
     """Make a key and print it, this once."""
@@ -39,7 +40,7 @@ def create(
         settings = load_settings()
         try:
             store = KeyStore(settings.keys_file)
-            key = store.create(tenant, name, SystemClock().unix_ms(), direct_http=direct_http)
+            key = store.create(tenant, name, SystemClock().unix_ms(), direct_http=direct_http, team=team)
         except ValueError as error:
             raise CommandFailed(str(error), reason="InvalidRequest") from error
         kept = settings.mesh.data_dir / FILE_NAME
@@ -52,6 +53,7 @@ def create(
                 "name": name,
                 "key": key,
                 "direct_http": direct_http,
+                "team": team,
                 "keys_file": str(settings.keys_file),
                 "kept": keep,
             },

@@ -49,6 +49,11 @@ class Peers:
     async def set_budget(self, request: metering.SetBudgetRequest) -> metering.Budget:
         return await self._ask("meter", self._meter.SetBudget(request, timeout=DEADLINE_S, metadata=self._metadata))
 
+    async def budgets(self, tenant: str) -> metering.ListBudgetsResponse:
+        """Every budget of a tenant; of all tenants where `tenant` is empty."""
+        request = metering.ListBudgetsRequest(tenant=tenant)
+        return await self._ask("meter", self._meter.ListBudgets(request, timeout=DEADLINE_S, metadata=self._metadata))
+
     async def audit(self) -> metering.AuditResponse:
         request = metering.AuditRequest()
         return await self._ask("meter", self._meter.Audit(request, timeout=DEADLINE_S, metadata=self._metadata))

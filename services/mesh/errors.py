@@ -5,7 +5,7 @@
     │   ├── InvalidRequest        InvalidSampling   PromptTooLong   MessageTooLarge
     │   ├── UnknownModel          UnknownSloClass   UnknownRequest  UnknownTenant
     │   ├── Unauthenticated       PlacementRefused
-    │   ├── CreditExhausted       DuplicateRequest  ResumeRefused   RunawayStopped
+    │   ├── CreditExhausted       DuplicateRequest  ResumeRefused   RunawayStopped  RateLimited
     │   └── Unsupported           ClientTooSlow
     ├── CapacityError      the mesh is full; `retry_after_s` says when to come back
     │   ├── QueueFull             OutboxFull        NoWorker
@@ -89,6 +89,10 @@ class PlacementRefused(CallerError):
 
 
 class CreditExhausted(CallerError):
+    pass
+
+
+class RateLimited(CallerError):
     pass
 
 
@@ -190,6 +194,7 @@ FACES: Final[dict[type[TokenworksError], Face]] = {
     PlacementRefused: Face("PERMISSION_DENIED", 403, "permission_error"),
     CreditExhausted: Face("RESOURCE_EXHAUSTED", 402, "insufficient_quota"),
     RunawayStopped: Face("RESOURCE_EXHAUSTED", 429, "rate_limit_error"),
+    RateLimited: Face("RESOURCE_EXHAUSTED", 429, "rate_limit_error"),
     DuplicateRequest: Face("ALREADY_EXISTS", 409, "invalid_request_error"),
     ResumeRefused: Face("FAILED_PRECONDITION", 409, "invalid_request_error"),
     Unsupported: Face("UNIMPLEMENTED", 400, "invalid_request_error"),

@@ -631,6 +631,7 @@ class LeaseLine:
         granted, returned: in all, since its epoch began, as it knows.
         idle: of what was granted, held for no request.
         least, want: idle credit that requests wait for, and that it would like to have.
+        stuck: held for requests that wait for more: none of it comes back before they get it, or give up.
     """
 
     budget: int
@@ -641,6 +642,7 @@ class LeaseLine:
     idle: int
     least: int
     want: int
+    stuck: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

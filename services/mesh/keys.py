@@ -23,6 +23,7 @@ class KeyRecord:
     """One key, without the key.
 
     Attributes:
+        team: whose budget its requests count for beside the tenant's and the key's own; empty: of none.
         direct_http: its HTTP requests are sent on (307) to the worker that makes the tokens, where that is possible.
     """
 
@@ -30,6 +31,7 @@ class KeyRecord:
     name: str
     created_unix_ms: int
     direct_http: bool = False
+    team: str = ""
 
 
 def digest(key: str) -> str:
@@ -63,7 +65,7 @@ class KeyStore:
         self._refresh()
         return sorted(self._records.values(), key=lambda record: record.created_unix_ms)
 
-    def create(self, tenant: str, name: str, unix_ms: int, *, direct_http: bool = False) -> str:
+    def create(self, tenant: str, name: str, unix_ms: int, *, direct_http: bool = False, team: str = "") -> str:
         """A new key for `tenant`, returned in clear this once.
 
         Raises:
@@ -73,7 +75,7 @@ class KeyStore:
             raise ValueError(f"tenant {tenant!r} must have 1 to 128 characters")
         self._refresh()
         key = PREFIX + secrets.token_urlsafe(32)
-        self._records[digest(key)] = KeyRecord(tenant, name, unix_ms, direct_http)
+        self._records[digest(key)] = KeyRecord(tenant, name, unix_ms, direct_http, team)
         self._write()
         return key
 

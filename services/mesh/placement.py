@@ -17,6 +17,7 @@ none that was made for an earlier start of it.
     admitted  when the router let the request in, milliseconds since 1970
     resume  index of the token to begin with; those before it are at the client
     fund    most completion tokens the answer may have: the first funded slice
+    funds   where budgets bound the request: tokens paid for, the budgets, and what is held of them
     prompt  prompt tokens as the router estimated them
     rates   nano-dollars per million tokens: input, cached input, output
     slo     TTFT promise in seconds, what each prompt token adds to it, TPOT promise
@@ -35,6 +36,8 @@ from typing import Any, Final
 import jwt
 
 from services.mesh.errors import PlacementRefused, SettingInvalid
+from services.mesh.events import Funding, Hold
+from services.mesh.holds import Bound, RequestCredit
 from services.mesh.pricing import Rates
 
 _quoted: Final = json.encoder.encode_basestring_ascii  # a string as JSON writes it
@@ -68,6 +71,27 @@ class PlacementClaims:
     tpot_promise_s: float
     priority: int
     expires_unix_ms: int
+    funds: "PlacementFunds | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementFunds:
+    """The credit of a request that budgets bound; the worker asks the meter for more.
+
+    Attributes:
+        prompt_tokens, completion_tokens: what is paid for.
+        funding: what is held for it, by whom.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+    bounds: tuple[Bound, ...]
+    funding: tuple[Funding, ...]
+
+
+def placement_funds(credit: RequestCredit) -> PlacementFunds:
+    """What a placement carries of a request's credit."""
+    return PlacementFunds(credit.prompt_tokens, credit.completion_tokens, tuple(credit.bounds), credit.funding())
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +108,33 @@ def _derive(secret: str) -> _Key:
 def _base64(part: str) -> bytes:
     """A part of a token, as RFC 7515 writes it."""
     return urlsafe_b64encode(part.encode()).rstrip(b"=")
+
+
+def _packed(funds: PlacementFunds) -> list[Any]:
+    funding = [
+        [each.funder, [[hold.budget, hold.subject, hold.window, hold.amount] for hold in each.holds]]
+        for each in funds.funding
+    ]
+    return [funds.prompt_tokens, funds.completion_tokens, [list(bound) for bound in funds.bounds], funding]
+
+
+def _unpacked(packed: list[Any]) -> PlacementFunds:
+    prompt_tokens, completion_tokens, bounds, funding = packed
+    return PlacementFunds(
+        int(prompt_tokens),
+        int(completion_tokens),
+        tuple(Bound(*bound) for bound in bounds),
+        tuple(
+            Funding(
+                funder=funder,
+                holds=tuple(
+                    Hold(budget=budget, subject=subject, window=window, amount=amount)
+                    for budget, subject, window, amount in holds
+                ),
+            )
+            for funder, holds in funding
+        ),
+    )
 
 
 class PlacementSigner:
@@ -110,8 +161,11 @@ class PlacementSigner:
             f'"admitted":{claims.admitted_unix_ms},"resume":{claims.resume_from},"fund":{claims.funded_tokens},'
             f'"prompt":{claims.prompt_tokens},"rates":[{rates.input_nusd_per_mtok},'
             f'{rates.cached_input_nusd_per_mtok},{rates.output_nusd_per_mtok}],"slo":[{claims.ttft_promise_s!r},'
-            f'{claims.ttft_promise_s_per_prompt_token!r},{claims.tpot_promise_s!r}],"prio":{claims.priority}}}'
+            f'{claims.ttft_promise_s_per_prompt_token!r},{claims.tpot_promise_s!r}],"prio":{claims.priority}'
         )
+        if claims.funds is not None:
+            payload += ',"funds":' + json.dumps(_packed(claims.funds), separators=(",", ":"))
+        payload += "}"
         signed = self._head + b"." + _base64(payload)
         mac = self._mac.copy()
         mac.update(signed)
@@ -192,6 +246,7 @@ class PlacementVerifier:
                 tpot_promise_s=tpot_s,
                 priority=int(payload["prio"]),
                 expires_unix_ms=round(payload["exp"] * 1000),
+                funds=_unpacked(payload["funds"]) if "funds" in payload else None,
             )
         except (jwt.InvalidTokenError, KeyError, TypeError, ValueError) as error:
             raise PlacementRefused(f"the placement is not genuine: {error}") from error

@@ -30,6 +30,7 @@ class _Line:
     out: int = 0
     returned: int = 0
     least: int = 0
+    stuck: int = 0
     latest: int = 0
     used: int = 0
     dry_until_s: float = float("-inf")
@@ -52,15 +53,17 @@ class Purse:
 
     Attributes:
         funder: the name that its holds go by.
+        linger_ms: as given; it may be raised.
     """
 
     def __init__(self, holder: str, epoch: str, *, linger_ms: int = 0) -> None:
         self.funder = f"{holder}/{epoch}"
+        self.linger_ms = linger_ms
         self._holder = holder
         self._epoch = epoch
-        self._linger_ms = linger_ms
         self._lines: dict[Account, _Line] = {}
         self._changed: dict[Account, None] = {}  # to be told of, in order
+        self._wanting: dict[Account, None] = {}  # requests wait for credit of them
         self._unused: dict[int, Unused] = {}
         self._unused_total = 0
         self._valid_until_s = float("-inf")
@@ -108,12 +111,17 @@ class Purse:
             self._unused_total += 1
             self._unused[self._unused_total] = unused
 
-    def wait_for(self, account: Account, amount: int) -> None:
-        """A request needs so much; give up waiting with the negative."""
+    def wait_for(self, account: Account, amount: int, stuck: int) -> None:
+        """A request needs so much, and holds `stuck` of the account already; it waits no more with the negatives."""
         line = self._lines.setdefault(account, _Line())
         line.least += amount
-        if amount > 0:
-            self._changed[account] = None
+        line.stuck += stuck
+        if stuck < 0:
+            self._changed[account] = None  # what was stuck may come back
+        if line.least > 0:
+            self._wanting[account] = None
+        else:
+            self._wanting.pop(account, None)
 
     def recall(self, account: Account) -> None:
         """Others wait for what is idle here."""
@@ -131,8 +139,9 @@ class Purse:
     def forget(self, over: Iterable[Account]) -> None:
         """Windows that have ended."""
         for account in over:
-            self._lines.pop(account, None)
-            self._changed.pop(account, None)
+            if account not in self._wanting:
+                self._lines.pop(account, None)
+                self._changed.pop(account, None)
 
     def accounts(self) -> list[Account]:
         return list(self._lines)
@@ -147,6 +156,7 @@ class Purse:
         if ended:
             for account in self._lines:
                 self.recall(account)
+        self._changed.update((each, None) for each in self._wanting if self._lines[each].least > self._lines[each].idle)
         told = list(self._changed)[:_MOST_LINES]
         lines = []
         for account in told:
@@ -162,6 +172,7 @@ class Purse:
                     idle=line.idle,
                     least=line.least,
                     want=0 if ended else line.want,
+                    stuck=line.stuck,
                 )
             )
             line.used = 0
@@ -170,7 +181,7 @@ class Purse:
             epoch=self._epoch,
             lines=tuple(lines),
             unused=tuple(self._unused.values()),
-            linger_ms=self._linger_ms,
+            linger_ms=self.linger_ms,
             ended=ended,
         )
 

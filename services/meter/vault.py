@@ -165,7 +165,7 @@ class Vault:
         """What a holder gets; its unused holds are closed first."""
         now_s = self._clock.monotonic_s()
         for unused in asked.unused:
-            self._funded.unused(f"{asked.holder}/{asked.epoch}", unused, now_s)
+            self._funded.unused(f"{asked.holder}/{asked.epoch}", unused)
         return self._leases.answer(asked, now_s, self._clock.unix_ms() // 1000)
 
     def take_recalled(self) -> list[Account]:

@@ -2,7 +2,7 @@
 
 from services.mesh.bus import Bus
 from services.mesh.clock import Clock
-from services.mesh.events import RequestAdmitted, RequestFinished
+from services.mesh.events import Funding, RequestAdmitted, RequestFinished
 from services.mesh.price_calendar import PriceCalendar
 from services.mesh.telemetry import trace_id_of
 from services.router.relay import Relay
@@ -51,6 +51,7 @@ class Announcer:
                 at_unix_ms=relay.admitted_unix_ms,
                 price_book=self._prices.at(relay.admitted_unix_ms).label,
                 session_id=asked.session_id,
+                funding=_funding(relay),
             ),
             traceparent=relay.traceparent,
         )
@@ -84,6 +85,11 @@ class Announcer:
                 admitted_unix_ms=relay.admitted_unix_ms,
                 price_book=self._prices.at(relay.admitted_unix_ms).label,
                 plan=relay.record.plan,
+                funding=_funding(relay),
             ),
             traceparent=relay.traceparent,
         )
+
+
+def _funding(relay: Relay) -> tuple[Funding, ...]:
+    return () if relay.credit is None else relay.credit.funding()

@@ -19,7 +19,8 @@ from services.mesh.bus import Bus, Delivered
 from services.mesh.clock import Clock
 from services.mesh.errors import DuplicateRequest, OutboxFull, QueueFull, TokenworksError, Unsupported
 from services.mesh.events import Outcome, PlacementEnded, PlacementsUsed, RequestFinished
-from services.mesh.placement import LEEWAY_MS, PlacementClaims, PlacementSigner
+from services.mesh.keys import KeyRecord
+from services.mesh.placement import LEEWAY_MS, PlacementClaims, PlacementSigner, placement_funds
 from services.mesh.price_calendar import PriceCalendar
 from services.mesh.settings import RouterSettings
 from services.mesh.subjects import PLACEMENTS
@@ -34,6 +35,7 @@ from services.router.core.request import Asked
 from services.router.core.resumes import check_asks, check_resumed
 from services.router.core.scores import Ask
 from services.router.dispatch import Dispatcher
+from services.router.funds import Funds
 from services.router.measures import Measures
 from services.router.placing import Placing
 from services.router.requests import asked_of
@@ -65,6 +67,7 @@ class Direct:
         clock: Clock,
         rng: Random,
         prices: PriceCalendar,
+        funds: Funds,
         default_slo_class: str,
     ) -> None:
         self._settings = settings
@@ -77,6 +80,7 @@ class Direct:
         self._clock = clock
         self._rng = rng
         self._prices = prices
+        self._funds = funds
         self._default_slo_class = default_slo_class
         self._open = OpenPlacements()
         self._unsaid: deque[tuple[RequestFinished, str]] = deque()
@@ -90,12 +94,15 @@ class Direct:
         """Whether placements can be signed at all."""
         return self._signer is not None
 
-    def place(self, request: wire.GenerateRequest, tenant: str, traceparent: str) -> wire.Placement:
+    async def place(
+        self, request: wire.GenerateRequest, tenant: str, traceparent: str, *, key: str = "", team: str = ""
+    ) -> wire.Placement:
         """Lets a request in and says where its client streams it from.
 
         Args:
             request: with `resume_from` > 0, or with `avoid_workers`, it is placed again after a break.
             traceparent: context of the span that the request is placed under; never empty.
+            key, team: of the caller, by name, for budgets.
 
         Raises:
             Unsupported: this mesh has no secret.
@@ -112,13 +119,25 @@ class Direct:
             request.slo_class = self._default_slo_class
         if self._dispatcher.restraints:
             self._dispatcher.cap(request, tenant)
-        asked = asked_of(request, tenant)
+        asked = asked_of(request, tenant, key=key, team=team)
+        credit = None
         try:
             before = self._admit(asked, request)
             ask, decision, record = self._placing.first(
                 asked, traceparent, excluded=request.avoid_workers, made_tokens=request.resume_from
             )
+            if self._funds.budgets:
+                credit, waited = await self._funds.fund_placement(asked, record.prompt_tokens, record.decided_unix_ms)
+                if waited:  # much may have changed since
+                    since_unix_ms = record.decided_unix_ms
+                    before = self._admit(asked, request)
+                    ask, decision, record = self._placing.first(
+                        asked, traceparent, excluded=request.avoid_workers, made_tokens=request.resume_from
+                    )
+                    record.decided_unix_ms = since_unix_ms  # it pays the prices of then
         except TokenworksError as error:
+            if credit is not None:
+                self._funds.unused(asked, credit)
             self._measures.refused(error)
             raise
         if before is not None:
@@ -131,15 +150,19 @@ class Direct:
             cached_tokens=decision.cached_tokens,
             traceparent=traceparent,
             expires_s=self._clock.monotonic_s() + self._settings.placement_ttl_s + LEEWAY_MS / 1000,
+            credit=credit,
         )
         self._open.add(placement)
         return self._signed(self._signer, placement, ask, decision)
 
-    def place_http(self, request: wire.GenerateRequest, tenant: str, traceparent: str) -> wire.Placement | None:
+    async def place_http(
+        self, request: wire.GenerateRequest, caller: KeyRecord, traceparent: str
+    ) -> wire.Placement | None:
         """As `place`, for a client that is sent on by HTTP; None where its worker has no endpoint for that."""
         if not self.possible:
             return None
-        placement = self.place(request, tenant, traceparent)
+        tenant = caller.tenant
+        placement = await self.place(request, tenant, traceparent, key=caller.name, team=caller.team)
         if placement.http_url:
             return placement
         self.superseded(placement.request_id, tenant)
@@ -167,6 +190,9 @@ class Direct:
         over = self._open.sweep(now_s, self._gone, self._idle)
         for placement in (*over.unclaimed, *over.untold):
             self._finish(placement, Outcome.CANCELLED)
+        for placement in over.unclaimed:
+            if placement.credit is not None:
+                self._funds.unused(placement.asked, placement.credit)
         for placement in over.abandoned:
             self._finish(placement, Outcome.ERROR)
             self._unsaid.append((self._last_word(placement), placement.traceparent))
@@ -242,6 +268,7 @@ class Direct:
             tpot_promise_s=ask.promise.tpot_s,
             priority=ask.promise.priority,
             expires_unix_ms=expires_unix_ms,
+            funds=None if placement.credit is None else placement_funds(placement.credit),
         )
         return wire.Placement(
             request_id=asked.request_id,
@@ -267,6 +294,8 @@ class Direct:
         for ended in event.ended:
             if (placement := self._open.ended(at, ended.request_id)) is not None:
                 self._learn(placement, ended)
+                if placement.credit is not None and ended.outcome == Outcome.ERROR and not ended.prompt_tokens:
+                    self._funds.unused(placement.asked, placement.credit)  # its worker refused it
                 self._finish(placement, ended.outcome, ended.delivered_tokens)
 
     def _learn(self, placement: OpenPlacement, ended: PlacementEnded) -> None:
@@ -291,6 +320,8 @@ class Direct:
             placement.record.outcome = outcome
             placement.record.delivered = max(placement.record.delivered, delivered_tokens)
             self._dispatcher.records.ended(placement.record)
+        if placement.credit is not None:
+            self._funds.ended(placement.asked)
 
     def _gone(self, at: At) -> bool:
         worker = self._fleet.worker(at.worker)
@@ -330,6 +361,7 @@ class Direct:
             admitted_unix_ms=record.decided_unix_ms,
             price_book=self._prices.at(record.decided_unix_ms).label,
             plan=record.plan,
+            funding=() if placement.credit is None else placement.credit.funding(),
         )
 
     def _say(self) -> None:

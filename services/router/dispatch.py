@@ -42,6 +42,7 @@ from services.router.core.request import Asked
 from services.router.core.restraints import Restraints
 from services.router.core.resumes import check_resumed
 from services.router.core.scores import Ask
+from services.router.funds import Funds, funds_of
 from services.router.measures import Measures
 from services.router.messages import MOST_HELD_BYTES, Unread
 from services.router.placing import Placing
@@ -82,6 +83,7 @@ class Dispatcher:
         clock: Clock,
         rng: Random,
         prices: PriceCalendar,
+        funds: Funds,
         default_slo_class: str,
     ) -> None:
         self.credit: dict[str, CreditChanged] = {}
@@ -97,6 +99,7 @@ class Dispatcher:
         self._clock = clock
         self._rng = rng
         self._prices = prices
+        self._funds = funds
         self._default_slo_class = default_slo_class
         self._relays: dict[str, Relay] = {}
         self._unread = Unread()
@@ -114,10 +117,14 @@ class Dispatcher:
         """Whether a request of that id runs now."""
         return request_id in self._relays
 
-    def admit(self, request: wire.GenerateRequest, tenant: str, traceparent: str) -> Relay:
-        """Lets a request in and sends it to a worker; give the relay back with `close`, whatever happens.
+    async def admit(
+        self, request: wire.GenerateRequest, tenant: str, traceparent: str, *, key: str = "", team: str = ""
+    ) -> Relay:
+        """Lets a request in and sends it to a worker; give the relay back with `close`, whatever happens. Waits only
+        for credit that others hold.
 
         Args:
+            key, team: of the caller, by name, for budgets.
             request: its `request_id` and `slo_class` are filled in here where they are empty.
             traceparent: context of the span that the request is served under; never empty.
 
@@ -131,17 +138,30 @@ class Dispatcher:
             request.slo_class = self._default_slo_class
         if self.restraints:
             self.cap(request, tenant)
-        asked = asked_of(request, tenant)
+        asked = asked_of(request, tenant, key=key, team=team)
+        credit = None
         try:
             self._check(asked, request)
             ask, decision, record = self._placing.first(
                 asked, traceparent, excluded=request.avoid_workers, made_tokens=asked.resume_from
             )
+            if self._funds.budgets:
+                credit, waited = await self._funds.fund(asked, record.prompt_tokens, record.decided_unix_ms)
+                if waited:  # much may have changed since
+                    since_unix_ms = record.decided_unix_ms
+                    self._check(asked, request)
+                    ask, decision, record = self._placing.first(
+                        asked, traceparent, excluded=request.avoid_workers, made_tokens=asked.resume_from
+                    )
+                    record.decided_unix_ms = since_unix_ms  # it pays the prices of then
         except TokenworksError as error:
+            if credit is not None:
+                self._funds.unused(asked, credit)
             self._measures.refused(error)
             raise
         now = self._clock.monotonic_s
         relay = Relay(self, asked, request, ask.promise, record, traceparent=traceparent, unread=self._unread, now=now)
+        relay.credit = credit
         self._relays[asked.request_id] = relay
         self._idle.clear()
         self.records.add(record)
@@ -172,9 +192,15 @@ class Dispatcher:
         relay.record.outcome = relay.outcome
         relay.record.delivered = relay.delivered_tokens
         self.records.ended(relay.record)
-        if relay.announced or not _refused(relay, relay.error):
+        # Where several workers had it, one may have made something of it that is held against its credit.
+        held = relay.credit is not None and relay.placements > 1
+        if relay.announced or held or not _refused(relay, relay.error):
             self._announcer.finished(relay, now_s)
             self._measures.finished(relay, now_s)
+            if relay.credit is not None:
+                self._funds.ended(relay.asked)
+        elif relay.credit is not None:
+            self._funds.unused(relay.asked, relay.credit)
 
     async def drain(self, grace_s: float) -> int:
         """Lets no new requests in, waits `grace_s` for those that run, then ends the rest; how many those were."""
@@ -227,7 +253,8 @@ class Dispatcher:
         cached_tokens = min(finish.usage.cached_prompt_tokens, prompt_tokens)
         rates = self._prices.at(relay.admitted_unix_ms).rates(asked.model, asked.tenant, asked.slo_class)
         finish.usage.completion_tokens = tokens
-        finish.price_nusd = rates.price_nusd(prompt_tokens, cached_tokens, tokens)
+        unpaid = finish.reason == "budget" and not tokens  # then not even the prompt was
+        finish.price_nusd = 0 if unpaid else rates.price_nusd(prompt_tokens, cached_tokens, tokens)
         relay.usage = Usage(prompt_tokens, cached_tokens, finish.price_nusd)
         del finish.segments[:]
         finish.segments.extend(relay.wire_segments(last.token_count))
@@ -243,6 +270,18 @@ class Dispatcher:
         self._release(relay)
         relay.put(last.SerializeToString(), last.token_count)
         relay.end(finish.reason)
+
+    def funds_asked(self, relay: Relay, asked: wire.FundsAsked) -> None:
+        credit = relay.credit
+        if credit is None or relay.outcome:
+            return
+
+        def done(more: bool) -> None:
+            if relay.session is not None and not relay.outcome:
+                fund = wire.FundStream(stream=relay.number, funds=funds_of(credit), final=not more)
+                relay.session.fund(relay.number, fund)
+
+        self._funds.extend(credit, relay.asked, asked.prompt_tokens, asked.completion_tokens, done)
 
     def failed(self, relay: Relay, error: TokenworksError) -> None:
         if relay.outcome:

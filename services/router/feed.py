@@ -5,6 +5,7 @@ import logging
 from services.mesh.bus import Bus, Delivered
 from services.mesh.clock import Clock
 from services.mesh.events import (
+    BudgetsSet,
     CreditChanged,
     LatencyObserved,
     PrefixesChanged,
@@ -14,9 +15,10 @@ from services.mesh.events import (
     WorkerHeartbeat,
 )
 from services.mesh.price_calendar import OpenedBook, PriceCalendar
-from services.mesh.subjects import CREDIT, FLEET, LATENCY, PLAN, PREFIXES, PRICES, RUNAWAY
+from services.mesh.subjects import BUDGETS, CREDIT, FLEET, LATENCY, PLAN, PREFIXES, PRICES, RUNAWAY
 from services.router.core.fleet import Fleet
 from services.router.dispatch import Dispatcher
+from services.router.funds import Funds
 from services.router.sessions import Sessions
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,7 @@ class Feed:
         *,
         clock: Clock,
         prices: PriceCalendar,
+        funds: Funds,
     ) -> None:
         self._bus = bus
         self._fleet = fleet
@@ -41,9 +44,10 @@ class Feed:
         self._dispatcher = dispatcher
         self._clock = clock
         self._prices = prices
+        self._funds = funds
 
     async def watch(self) -> None:
-        await self._bus.watch([FLEET, LATENCY, PLAN, PREFIXES, CREDIT, PRICES, RUNAWAY], self._fold)
+        await self._bus.watch([FLEET, LATENCY, PLAN, PREFIXES, CREDIT, PRICES, RUNAWAY, BUDGETS], self._fold)
 
     async def _fold(self, delivered: Delivered) -> None:
         event, now_s = delivered.event, self._clock.monotonic_s()
@@ -62,6 +66,9 @@ class Feed:
                 last = self._dispatcher.credit.get(event.tenant)
                 if last is None or last.at_unix_ms <= event.at_unix_ms:
                     self._dispatcher.credit[event.tenant] = event
+            case BudgetsSet():
+                if self._funds.budgets.set(event):
+                    self._funds.refilled()
             case RunawayFound():
                 self._dispatcher.restraints.fold(event, now_s)
             case PriceBookOpened():

@@ -77,14 +77,17 @@ class Gateway:
         if (
             wanted.n == 1  # several answers come together here only
             and caller.direct_http
-            and (there := self._direct.place_http(wanted.request, caller.tenant, traceparent))
+            and (there := await self._direct.place_http(wanted.request, caller, traceparent))
         ):
             return _sent_on(request, there, traceparent)
         relays: list[Relay] = []
         try:
             for index in range(wanted.n):
                 asked = wanted.request if index == 0 else _another(wanted.request, relays[0].asked.request_id, index)
-                relays.append(self._dispatcher.admit(asked, caller.tenant, traceparent))
+                relay = await self._dispatcher.admit(
+                    asked, caller.tenant, traceparent, key=caller.name, team=caller.team
+                )
+                relays.append(relay)
             answer = Answer(
                 kind,
                 relays[0].asked.request_id,

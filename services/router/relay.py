@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from services.mesh.errors import EngineFailed, TokenworksError, from_reason
+from services.mesh.holds import RequestCredit
 from services.router.core.known_worker import KnownWorker, Placed
 from services.router.core.records import DecisionRecord
 from services.router.core.request import Asked, Promise
+from services.router.funds import funds_of
 from services.router.messages import Journal, Mailbox, Sink, Unread
 from services.router.session import WorkerSession
 from tokenworks.v1 import inference_pb2 as wire
@@ -23,6 +25,9 @@ class Owner(Protocol):
 
     def completed(self, relay: "Relay", last: wire.GenerateResponse) -> None:
         """A worker ended the answer; `last` holds its Finish."""
+
+    def funds_asked(self, relay: "Relay", asked: wire.FundsAsked) -> None:
+        """A worker needs credit for the next part of the answer."""
 
     def failed(self, relay: "Relay", error: TokenworksError) -> None:
         """The worker refused the request or broke off."""
@@ -62,6 +67,7 @@ class Relay:
         excluded: names of workers that failed it lately.
         placements: how many times it was placed.
         retry_until_s: give up looking for another worker then; None while it is served.
+        credit: what is held for it; None where no budget bounds it.
         announced: its RequestAdmitted is published.
         outcome: why its stream ended; empty while it runs.
         delivered_tokens, first_s, last_s: what the client has, and when it took its first and latest tokens.
@@ -97,6 +103,7 @@ class Relay:
         self.excluded: set[str] = set(request.avoid_workers)
         self.placements = 0
         self.retry_until_s: float | None = None
+        self.credit: RequestCredit | None = None
         self.announced = False
         self.usage = Usage()
         self.outcome = ""
@@ -155,6 +162,8 @@ class Relay:
             tpot_promise_s=self.promise.tpot_s,
             priority=self.promise.priority,
         )
+        if self.credit is not None:
+            stream.funds.CopyFrom(funds_of(self.credit))
         if self.journal.next_index:
             ids, text = self.journal.resumed()
             # Ids mean nothing to another tokenizer; those of several tokenizers, nothing to any.
@@ -212,6 +221,9 @@ class Relay:
             self._owner.completed(self, wire.GenerateResponse.FromString(chunk.response))
         elif not self.put(chunk.response, chunk.token_count):
             self._owner.overflowed(self)
+
+    def asks(self, asked: wire.FundsAsked) -> None:
+        self._owner.funds_asked(self, asked)
 
     def lost(self, error: TokenworksError) -> None:
         self._owner.failed(self, error)

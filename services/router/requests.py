@@ -6,7 +6,7 @@ from services.router.core.request import Asked, PromptFacts, PromptKind, Samplin
 from tokenworks.v1 import inference_pb2 as wire
 
 
-def asked_of(request: wire.GenerateRequest, tenant: str) -> Asked:
+def asked_of(request: wire.GenerateRequest, tenant: str, *, key: str = "", team: str = "") -> Asked:
     """The request in plain values; its `request_id` and `slo_class` must be filled."""
     return Asked(
         request_id=request.request_id,
@@ -23,6 +23,8 @@ def asked_of(request: wire.GenerateRequest, tenant: str) -> Asked:
             response_format=bool(request.response_format_json),
             tools=bool(request.tools_json),
         ),
+        key=key,
+        team=team,
     )
 
 

@@ -14,10 +14,10 @@ from services.mesh.clock import Clock
 from services.mesh.errors import TokenworksError, UnknownRequest
 from services.mesh.fast_grpc import FastGrpcServer
 from services.mesh.grpc_call import ServerCall
-from services.mesh.keys import KeyStore
+from services.mesh.keys import KeyRecord, KeyStore
 from services.mesh.rpc import metadata_value
 from services.mesh.telemetry import current_traceparent, fresh_traceparent, trace_id_of
-from services.router.access import tenant_of
+from services.router.access import caller_of
 from services.router.core.fleet import Fleet
 from services.router.core.records import DecisionRecord
 from services.router.direct import Direct
@@ -58,10 +58,10 @@ class RouterService:
         )
 
     async def generate(self, request: wire.GenerateRequest, context: ServerCall) -> None:
-        tenant = self._tenant(context)
+        caller = self._caller(context)
         traceparent = current_traceparent() or fresh_traceparent()
-        self._direct.superseded(request.request_id, tenant)
-        relay = self._dispatcher.admit(request, tenant, traceparent)
+        self._direct.superseded(request.request_id, caller.tenant)
+        relay = await self._dispatcher.admit(request, caller.tenant, traceparent, key=caller.name, team=caller.team)
         try:
             trace_id = trace_id_of(traceparent)
             context.open(((TRACE_ID, trace_id), (WORKER, relay.worker.name)))
@@ -74,7 +74,9 @@ class RouterService:
             describe(relay)
 
     async def place(self, request: wire.GenerateRequest, context: ServerCall) -> wire.Placement:
-        return self._direct.place(request, self._tenant(context), current_traceparent() or fresh_traceparent())
+        caller = self._caller(context)
+        traceparent = current_traceparent() or fresh_traceparent()
+        return await self._direct.place(request, caller.tenant, traceparent, key=caller.name, team=caller.team)
 
     async def explain(self, request: wire.ExplainRequest, context: ServerCall) -> wire.Explanation:
         tenant = self._tenant(context)
@@ -94,8 +96,11 @@ class RouterService:
         self._tenant(context)
         return wire.ListModelsResponse(models=served_models(self._fleet, self._clock.monotonic_s()))
 
+    def _caller(self, context: ServerCall) -> KeyRecord:
+        return caller_of(metadata_value(context, "authorization"), self._keys)
+
     def _tenant(self, context: ServerCall) -> str:
-        return tenant_of(metadata_value(context, "authorization"), self._keys)
+        return self._caller(context).tenant
 
 
 class _CallSink:

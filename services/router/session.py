@@ -29,10 +29,13 @@ _LONGEST_PAUSE_S: Final = 2.0
 
 
 class Recipient(Protocol):
-    """Who a stream's chunks are for. Neither method awaits or raises."""
+    """Who a stream's chunks are for. No method awaits or raises."""
 
     def chunk(self, chunk: wire.StreamChunk) -> None:
         """The next chunk; none follows one that is `last`."""
+
+    def asks(self, asked: wire.FundsAsked) -> None:
+        """Its worker needs credit for the next part of the answer."""
 
     def lost(self, error: TokenworksError) -> None:
         """The session broke; no chunk follows."""
@@ -73,6 +76,11 @@ class WorkerSession:
         """Ends a stream; its recipient gets nothing more. A stream that has ended is left alone."""
         if self._recipients.pop(number, None) is not None:
             self._say(wire.SessionRequest(cancel=wire.CancelStream(stream=number, reason=reason)))
+
+    def fund(self, number: int, fund: wire.FundStream) -> None:
+        """Tells the worker what is held for a stream. One that has ended is left alone."""
+        if number in self._recipients:
+            self._say(wire.SessionRequest(fund=fund))
 
     async def run(self) -> None:
         """Keeps the session open until cancelled."""
@@ -128,6 +136,9 @@ class WorkerSession:
             return
         for chunk in frame.chunks:
             self._deliver(chunk)
+        for asked in frame.asks:
+            if (recipient := self._recipients.get(asked.stream)) is not None:
+                recipient.asks(asked)
 
     def _deliver(self, chunk: wire.StreamChunk) -> None:
         number = chunk.stream

@@ -2,22 +2,26 @@
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from random import Random
 from typing import Final
 
 from services.mesh.accelerators import load_catalogue
-from services.mesh.bus import Bus
+from services.mesh.bus import Bus, Delivered
 from services.mesh.clock import Clock
+from services.mesh.events import BudgetsSet
 from services.mesh.fast_grpc import FastGrpcServer
 from services.mesh.footing import find_footing
 from services.mesh.httpd import HttpServer
 from services.mesh.keys import KeyStore
+from services.mesh.lessee import Lessee
 from services.mesh.lifecycle import Lifecycle
 from services.mesh.placement import PlacementSigner
 from services.mesh.price_calendar import PriceCalendar
 from services.mesh.settings import Settings, SloSettings
+from services.mesh.subjects import BUDGETS
 from services.mesh.telemetry import Telemetry
 from services.router.announcer import Announcer
 from services.router.answers import Answers
@@ -29,6 +33,7 @@ from services.router.core.request import Promise
 from services.router.direct import Direct
 from services.router.dispatch import Dispatcher
 from services.router.feed import Feed
+from services.router.funds import LINGER_MS, Funds
 from services.router.gateway import Gateway
 from services.router.measures import Measures
 from services.router.others import Others
@@ -53,6 +58,7 @@ class RunningRouter:
     direct: Direct
     fleet: Fleet
     bus: Bus
+    funds: Funds
 
 
 def promises_of(slo: SloSettings) -> Promises:
@@ -109,6 +115,8 @@ async def wire(
     )
     prices = PriceCalendar(settings.prices)
     announcer = Announcer(bus, clock, router.id, outbox_events=settings.nats.outbox_events, prices=prices)
+    lessee = Lessee(router.id, bus, clock, linger_ms=LINGER_MS)
+    funds = Funds(router, lessee=lessee, prices=prices, clock=clock, spawn=life.spawn)
     dispatcher = Dispatcher(
         router,
         fleet=fleet,
@@ -119,6 +127,7 @@ async def wire(
         clock=clock,
         rng=rng,
         prices=prices,
+        funds=funds,
         default_slo_class=settings.slo.default,
     )
     direct = Direct(
@@ -132,13 +141,17 @@ async def wire(
         clock=clock,
         rng=rng,
         prices=prices,
+        funds=funds,
         default_slo_class=settings.slo.default,
     )
     measures.watch_in_flight(dispatcher.__len__)
     measures.watch_direct(direct.__len__)
     life.spawn(direct.watch(), "placements used")
     life.spawn(direct.look_after(), "look after placements")
-    life.spawn(Feed(bus, fleet, sessions, dispatcher, clock=clock, prices=prices).watch(), "feed")
+    await _learn_budgets(bus, funds)
+    life.spawn(Feed(bus, fleet, sessions, dispatcher, clock=clock, prices=prices, funds=funds).watch(), "feed")
+    life.spawn(lessee.run(), "credit")
+    life.spawn(lessee.listen(), "recalls of credit")
     life.spawn(_look_after(fleet, sessions, dispatcher, clock), "look after workers")
 
     grpc = FastGrpcServer(telemetry, life, max_message_bytes=mesh.max_message_bytes)
@@ -169,11 +182,23 @@ async def wire(
     life.spawn(others.speak(f"{settings.advertise_host}:{own_port}"), "word to other routers")
 
     # Last in, first out: first the requests, then what carries them.
+    life.on_stop("credit", lessee.give_back, _STOPPING_S)
     life.on_stop("last events", partial(_flush, bus), _STOPPING_S)
     life.on_stop("http server", http.stop, _STOPPING_S)
     life.on_stop("grpc server", partial(grpc.drain, 1.0), _STOPPING_S)
     life.on_stop("requests", partial(_drain, dispatcher, mesh.drain_grace_s), mesh.drain_grace_s + _STOPPING_S)
-    return RunningRouter(mesh.host, grpc_port, http_port, dispatcher, direct, fleet, bus)
+    return RunningRouter(mesh.host, grpc_port, http_port, dispatcher, direct, fleet, bus, funds)
+
+
+async def _learn_budgets(bus: Bus, funds: Funds) -> None:
+    """Before the first request: one that is let in unaware of a budget is not bounded by it."""
+
+    async def note(messages: Sequence[Delivered]) -> None:
+        for message in messages:
+            if isinstance(message.event, BudgetsSet):
+                funds.budgets.set(message.event)
+
+    await bus.replay([BUDGETS], note)
 
 
 async def _drain(dispatcher: Dispatcher, grace_s: float) -> None:

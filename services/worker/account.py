@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from opentelemetry.trace import Span
 
-from services.mesh.events import MODELLED, TokenEntry
+from services.mesh.events import MODELLED, Funding, TokenEntry
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -18,6 +18,7 @@ class Account:
         modelled_uj: its part of their energy by the model, until it is settled what its energy is.
         energy_uj, energy_source: settled and not reported; the source is that of all of it, or of the lesser part.
         last: nothing comes after what is in here.
+        funding: what is held for it, where the mesh has not been told yet.
         noted: the reporter has it in its list.
         span: of the message that the request's entries are, while spans are exported.
     """
@@ -37,6 +38,7 @@ class Account:
     energy_uj: int = 0
     energy_source: str = ""
     last: bool = False
+    funding: tuple[Funding, ...] = ()
     noted: bool = False
     span: Span | None = None
 
@@ -68,6 +70,7 @@ class Account:
             energy_uj=self.energy_uj,
             last=self.complete,
             traceparent=traceparent,
+            funding=self.funding,
         )
 
     def reported(self) -> None:
@@ -75,4 +78,5 @@ class Account:
         self.from_index += self.count
         self.count = self.device_ns = self.energy_uj = 0
         self.energy_source = ""
+        self.funding = ()
         self.noted = False

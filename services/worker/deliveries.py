@@ -20,6 +20,7 @@ from services.mesh.clock import Clock
 from services.mesh.errors import OutboxFull, PlacementRefused, TokenworksError
 from services.mesh.events import Outcome, PlacementEnded, PlacementsUsed, RequestAdmitted, RequestFinished
 from services.mesh.placement import METADATA_KEY, PlacementClaims
+from services.worker.credit import DirectCredit
 from services.worker.delivery import Delivery
 from services.worker.identity import Identity
 from services.worker.outgoing import Outgoing
@@ -54,12 +55,22 @@ class _News:
 class Deliveries:
     """Opens and closes direct streams; `run` in the background, `flush` at the end."""
 
-    def __init__(self, identity: Identity, streams: Streams, verifier: Verifier, bus: Bus, clock: Clock) -> None:
+    def __init__(
+        self,
+        identity: Identity,
+        streams: Streams,
+        verifier: Verifier,
+        bus: Bus,
+        clock: Clock,
+        *,
+        credit: DirectCredit,
+    ) -> None:
         self._identity = identity
         self._streams = streams
         self._verifier = verifier
         self._bus = bus
         self._clock = clock
+        self._credit = credit
         self._news: dict[str, _News] = {}
         self._unsaid: deque[tuple[RequestAdmitted | RequestFinished, str]] = deque()
         self._something = asyncio.Event()
@@ -84,7 +95,7 @@ class Deliveries:
         outgoing = Outgoing()
         try:
             order = direct(request, claims, traceparent, self._streams.new_sequence(), self._streams.context_tokens)
-            stream = await self._streams.open(order, outgoing, _STREAM)
+            stream = await self._streams.open(order, outgoing, _STREAM, self._credit.asking(claims))
         except TokenworksError:
             self._tell(claims, ended=PlacementEnded(
                 request_id=claims.request_id,
@@ -113,6 +124,7 @@ class Deliveries:
             self._announce(delivery)
             finished = delivery.finished_event(self._clock.monotonic_s(), self._clock.unix_ms())
             self._say(finished, delivery.traceparent)
+        self._credit.ended(delivery.claims)
         self._tell(delivery.claims, ended=delivery.placement_ended())
         _describe(delivery)
 

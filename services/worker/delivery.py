@@ -10,7 +10,7 @@ from math import isfinite
 from typing import Final
 
 from services.mesh.errors import CallerError, CapacityError, TokenworksError, WorkerLost
-from services.mesh.events import Outcome, PlacementEnded, RequestAdmitted, RequestFinished
+from services.mesh.events import Funding, Outcome, PlacementEnded, RequestAdmitted, RequestFinished
 from services.mesh.placement import PlacementClaims
 from services.mesh.telemetry import trace_id_of
 from services.worker.identity import Identity
@@ -106,7 +106,9 @@ class Delivery:
         elif chunk.finish is not None:
             usage = chunk.finish.usage
             cached_tokens = min(usage.cached_prompt_tokens, usage.prompt_tokens)
-            self.price_nusd = self.claims.rates.price_nusd(usage.prompt_tokens, cached_tokens, usage.completion_tokens)
+            price_nusd = self.claims.rates.price_nusd(usage.prompt_tokens, cached_tokens, usage.completion_tokens)
+            unpaid = chunk.finish.reason == Outcome.BUDGET and not usage.completion_tokens  # then the prompt was not
+            self.price_nusd = 0 if unpaid else price_nusd
             chunk.finish.price_nusd = self.price_nusd
 
     # What the mesh is told of it.
@@ -128,6 +130,7 @@ class Delivery:
             at_unix_ms=claims.admitted_unix_ms,
             price_book=claims.price_book,
             session_id=self._session_id,
+            funding=self._funding,
         )
 
     def finished_event(self, now_s: float, now_unix_ms: int) -> RequestFinished:
@@ -160,6 +163,7 @@ class Delivery:
             admitted_unix_ms=claims.admitted_unix_ms,
             price_book=claims.price_book,
             plan=claims.plan,
+            funding=self._funding,
         )
 
     def placement_ended(self) -> PlacementEnded:
@@ -171,6 +175,10 @@ class Delivery:
             prompt_tokens=account.prompt_tokens,
             cached_prompt_tokens=account.cached_prompt_tokens,
         )
+
+    @property
+    def _funding(self) -> tuple[Funding, ...]:
+        return () if self.stream.funds is None else self.stream.funds.funded.funding
 
     @property
     def _delivered_tokens(self) -> int:

@@ -63,6 +63,7 @@ class Outgoing:
 
     def __init__(self) -> None:
         self._chunks: dict[int, Chunk] = {}
+        self._asks: list[pb.FundsAsked] = []
         self._changed = asyncio.Event()
         self._closed = False
         self._response = pb.GenerateResponse()
@@ -77,6 +78,11 @@ class Outgoing:
         if chunk is None:
             chunk = self._chunks[number] = Chunk(request_id, next_index)
         return chunk
+
+    def ask(self, asked: pb.FundsAsked) -> None:
+        """The reader is asked for a stream's funds, with the next frame."""
+        self._asks.append(asked)
+        self._changed.set()
 
     @property
     def is_empty(self) -> bool:
@@ -93,7 +99,7 @@ class Outgoing:
 
     async def wait(self) -> bool:
         """Waits until there is something to send; False when there is not and never will be."""
-        while not self._chunks:
+        while not self._chunks and not self._asks:
             if self._closed:
                 return False
             self._changed.clear()
@@ -152,6 +158,9 @@ class Outgoing:
                     first_index=chunk.first_index,
                     token_count=chunk.token_count,
                 )
+        if self._asks:
+            frame.asks.extend(self._asks)
+            self._asks.clear()
         return frame, ended
 
     def _add_last(self, frame: pb.StepFrame, number: int, chunk: Chunk) -> None:

@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Final
 
+from services.mesh.codec import from_message
 from services.mesh.errors import InvalidRequest, InvalidSampling, Unsupported
+from services.mesh.events import Funding
 from services.mesh.placement import PlacementClaims
 from services.worker.engine import ChatMessage, EngineRequest, Prompt, Sampling
+from services.worker.funding import Funded
 from tokenworks.v1 import inference_pb2 as pb
 
 _MAX_STOPS: Final = 16
@@ -26,6 +29,7 @@ class Order:
     Attributes:
         traceparent: W3C context that the request's span becomes a child of.
         plan: model:version of the plan that sent it here; empty when there was none.
+        funded: what is held for it; None where no budget bounds it.
     """
 
     tenant: str
@@ -35,6 +39,7 @@ class Order:
     traceparent: str
     plan: str
     engine: EngineRequest
+    funded: Funded | None = None
 
 
 def relayed(opened: pb.OpenStream, sequence: int, context_tokens: int) -> Order:
@@ -57,7 +62,14 @@ def relayed(opened: pb.OpenStream, sequence: int, context_tokens: int) -> Order:
             resumed_text=opened.resumed_text,
             resumed_tokenizer=opened.resumed_tokenizer,
         ),
+        funded=funded_of(opened.funds) if opened.HasField("funds") else None,
     )
+
+
+def funded_of(funds: pb.Funds) -> Funded:
+    """What a router says is held for a stream."""
+    funding = tuple(from_message(Funding, each) for each in funds.funding)
+    return Funded(funds.prompt_tokens, funds.completion_tokens, funding)
 
 
 def direct(
@@ -94,6 +106,9 @@ def direct(
             resumed_text=request.resumed_text,
             resumed_tokenizer=request.resumed_tokenizer,
         ),
+        funded=None
+        if claims.funds is None
+        else Funded(claims.funds.prompt_tokens, claims.funds.completion_tokens, claims.funds.funding),
     )
 
 

@@ -14,7 +14,7 @@ import grpc
 from services.mesh.errors import InvalidRequest, InvariantBroken, TokenworksError
 from services.mesh.events import Outcome
 from services.worker.outgoing import Outgoing
-from services.worker.requests import relayed
+from services.worker.requests import funded_of, relayed
 from services.worker.stream import Stream
 from services.worker.streams import Streams
 from tokenworks.v1 import inference_pb2 as pb
@@ -79,8 +79,10 @@ class RouterSession:
                     await self._open_stream(request.open)
                 elif action == "cancel":
                     self._cancel_stream(request.cancel)
+                elif action == "fund":
+                    self._fund_stream(request.fund)
                 else:
-                    raise InvalidRequest("a SessionRequest without an action; set open or cancel")
+                    raise InvalidRequest("a SessionRequest without an action; set open, cancel or fund")
         except TokenworksError as error:
             self._failure = error
         except Exception:
@@ -96,12 +98,22 @@ class RouterSession:
             raise InvalidRequest(f"stream {number} of the session is open already; number streams from 1 upward")
         try:
             order = relayed(opened, self._streams.new_sequence(), self._streams.context_tokens)
-            stream = await self._streams.open(order, self._outgoing, number)
+            stream = await self._streams.open(order, self._outgoing, number, self._ask)
             if not stream.ended:
                 self._open[number] = stream
         except TokenworksError as error:
             self._outgoing.chunk(number, opened.request.request_id, opened.request.resume_from).end(error)
             self._outgoing.wake()
+
+    def _ask(self, stream: Stream, prompt_tokens: int, completion_tokens: int) -> None:
+        self._outgoing.ask(
+            pb.FundsAsked(stream=stream.number, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
+        )
+
+    def _fund_stream(self, fund: pb.FundStream) -> None:
+        stream = self._open.get(fund.stream)
+        if stream is not None:  # else its last chunk is on its way
+            self._streams.fund(stream, funded_of(fund.funds), final=fund.final)
 
     def _cancel_stream(self, cancelled: pb.CancelStream) -> None:
         stream = self._open.get(cancelled.stream)

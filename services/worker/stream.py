@@ -8,6 +8,7 @@ from services.mesh.errors import TokenworksError
 from services.mesh.events import RequestLatency, RunawayGrade
 from services.worker.account import Account
 from services.worker.core.repetition import Repetition
+from services.worker.funding import NEVER, StreamFunds
 from services.worker.identity import Identity
 from services.worker.outgoing import Outgoing
 from services.worker.requests import Order
@@ -25,6 +26,8 @@ class Stream:
         first_s, newest_s, worst_gap_s: when its tokens came, as the engine's steps were reported.
         repetition: watches whether it goes in circles; None where nobody wants to know.
         runaway: what was said of that.
+        funds: what of it is paid for; None where no budget bounds it.
+        ask_at: it is looked at whether more is paid for once it has so many tokens.
         cancelled: why, as the last chunk says; empty while nobody has cancelled it.
     """
 
@@ -41,6 +44,8 @@ class Stream:
     newest_s: float = 0.0
     worst_gap_s: float = 0.0
     queue_s: float = 0.0
+    funds: StreamFunds | None = None
+    ask_at: int = NEVER
     cancelled: str = ""
     ended: bool = False
 

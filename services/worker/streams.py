@@ -10,7 +10,9 @@ once, with everything it took.
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import count
 from typing import Final
 
@@ -31,6 +33,7 @@ from services.mesh.telemetry import traceparent_of
 from services.worker.account import Account
 from services.worker.engine import EngineInfo, FinishReason, SequenceOutput, StepOutput
 from services.worker.engine_life import EngineLife
+from services.worker.funding import AT_ONCE, NEVER, Funded, StreamFunds
 from services.worker.identity import Identity
 from services.worker.instruments import Ended, Instruments
 from services.worker.outgoing import Outgoing
@@ -104,8 +107,13 @@ class Streams:
         """The handle of the next order's sequence."""
         return next(self._sequences)
 
-    async def open(self, order: Order, outgoing: Outgoing, number: int) -> Stream:
+    async def open(
+        self, order: Order, outgoing: Outgoing, number: int, ask: Callable[[Stream, int, int], None] | None = None
+    ) -> Stream:
         """Hands the request to the engine; its tokens go to `outgoing` as stream `number`.
+
+        Args:
+            ask: asks for more of it to be paid for, where the order says what is; see `StreamFunds`.
 
         Raises:
             NoWorker, EngineFailed: the worker is starting, draining, or its engine has failed.
@@ -134,6 +142,11 @@ class Streams:
                 from_index=request.resume_from,
             ),
         )
+        if order.funded is not None and ask is not None:
+            most_tokens = request.sampling.max_tokens
+            stream.funds = StreamFunds(order.funded, request.resume_from, most_tokens, partial(ask, stream))
+            stream.ask_at = stream.funds.ask_at
+            stream.account.funding = order.funded.funding
         # Before the engine has it: it may report a step while it is being asked.
         self._streams[request.sequence] = stream
         self._by_request[request.request_id] = stream
@@ -219,6 +232,8 @@ class Streams:
                 account, made = stream.account, output.token_count
                 account.device_ns += output.device_ns
                 account.modelled_uj += output.energy_uj
+                if stream.next_index + made >= stream.ask_at and not self._paid_for(stream, output, now_s):
+                    continue
                 account.count += made
                 if not account.noted:
                     account.prompt_tokens = output.prompt_tokens
@@ -256,10 +271,66 @@ class Streams:
             if not stream.ended and self._runaways.found(stream):
                 self.cancel(stream, Outcome.RUNAWAY)
 
+    def funded(self, stream: Stream) -> Funded | None:
+        """What of a stream is paid for; None where it has ended, or nothing bounds it."""
+        return None if stream.funds is None or stream.ended else stream.funds.funded
+
+    def fund(self, stream: Stream, funded: Funded, *, final: bool) -> None:
+        """More of a stream is paid for; with `final`, no more than this will be."""
+        funds = stream.funds
+        if funds is None or stream.ended:
+            return
+        stream.account.funding = funded.funding
+        self._reporter.note(stream.account)
+        funds.grow(funded, stream.next_index, final=final)
+        if (kept := funds.take_kept(stream.next_index)) is not None:
+            stream.ask_at = NEVER
+            self.on_step((StepOutput(step_s=0.0, outputs=(kept,), model=stream.order.engine.model),))
+        if self._streams.get(stream.order.engine.sequence) is not stream:
+            return  # what was kept held its end
+        funds.ask_for_kept(stream.next_index)
+        stream.ask_at = funds.ask_at
+        if funds.over(stream.next_index):
+            self._end_unfunded(stream, self._clock.monotonic_s())
+
+    def _paid_for(self, stream: Stream, output: SequenceOutput, now_s: float) -> bool:
+        """Whether the stream's reader may have the output; asks for more where it is time to."""
+        funds = stream.funds
+        assert funds is not None, "only streams with funds are looked at"
+        if stream.cancelled:
+            # What is made from here on is nobody's; its end passes.
+            funds.kept.clear()
+            if output.finish is not None:
+                self._finish(stream, output, 0, now_s)
+                if stream.outgoing is not None:
+                    stream.outgoing.wake()
+            return False
+        passes = funds.passes(output, stream.next_index)
+        stream.ask_at = funds.ask_at
+        if funds.over(stream.next_index + (output.token_count if passes else 0)) and output.finish is None:
+            self._end_unfunded(stream, now_s)
+        return passes
+
+    def _end_unfunded(self, stream: Stream, now_s: float) -> None:
+        """The stream ends at its last funded token; what was kept of it is given to nobody."""
+        assert stream.funds is not None, "only streams with funds run out of them"
+        made = stream.funds.kept[-1] if stream.funds.kept else None
+        self.cancel(stream, Outcome.BUDGET)
+        if made is not None and made.finish is not None:  # the engine has said its last word
+            self._finish(stream, replace(made, finish=FinishReason.CANCELLED), 0, now_s)
+            if stream.outgoing is not None:
+                stream.outgoing.wake()
+        stream.funds.kept.clear()
+        stream.ask_at = AT_ONCE
+
     def _finish(self, stream: Stream, output: SequenceOutput, batch: int, now_s: float) -> None:
         """The engine has said its last word about the sequence."""
         account = stream.account
         account.prompt_tokens, account.cached_prompt_tokens = output.prompt_tokens, output.cached_prompt_tokens
+        if stream.funds is not None:
+            # An engine that counts the prompt at the end only may find more than is paid for: the house pays the rest.
+            account.prompt_tokens = min(account.prompt_tokens, stream.funds.funded.prompt_tokens)
+            account.cached_prompt_tokens = min(account.cached_prompt_tokens, account.prompt_tokens)
         error, outcome = None, str(output.finish)
         if output.finish is FinishReason.ERROR:
             error = from_reason(*(output.error or ("EngineFailed", "the engine gave up the request without a reason")))

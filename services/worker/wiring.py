@@ -19,10 +19,12 @@ from services.mesh.events import ControlAnswered, Drain, WorkerState
 from services.mesh.fast_grpc import FastGrpcServer
 from services.mesh.footing import find_footing
 from services.mesh.httpd import HttpServer
+from services.mesh.lessee import Lessee
 from services.mesh.lifecycle import Lifecycle, cancel_all
 from services.mesh.placement import PlacementVerifier
 from services.mesh.settings import Settings
 from services.mesh.telemetry import Telemetry
+from services.worker.credit import DirectCredit
 from services.worker.deliveries import Deliveries
 from services.worker.engine import Engine
 from services.worker.engine_life import EngineLife
@@ -45,6 +47,7 @@ from tokenworks.v1 import inference_pb2_grpc as pb_grpc
 log = logging.getLogger(__name__)
 
 _STEP_S: Final = 5.0  # for each part of stopping that is not given a grace period
+_LINGER_MS: Final = 2000  # from this process's death until its last reports are at the meter
 _FLUSH_S: Final = 10.0  # for the last events to be acknowledged
 
 
@@ -103,7 +106,9 @@ async def wire(
         runaways=runaways,
     )
     verifier = PlacementVerifier(worker.id, identity.epoch, settings.secrets)
-    deliveries = Deliveries(identity, streams, verifier, bus, clock)
+    lessee = Lessee(f"worker:{worker.id}", bus, clock, linger_ms=_LINGER_MS)
+    credit = DirectCredit(streams, lessee, clock, life.spawn)
+    deliveries = Deliveries(identity, streams, verifier, bus, clock, credit=credit)
     life.on_stop("last events", partial(_flush, reporter, deliveries, bus), _FLUSH_S + _STEP_S)
     talking: list[asyncio.Task[None]] = []
     life.on_stop("background", partial(cancel_all, talking), _STEP_S)
@@ -147,6 +152,8 @@ async def wire(
     talking.append(life.spawn(tuning.watch(bus), "tuning"))
     talking.append(life.spawn(runaways.watch(streams.end_runaways), "runaways"))
     talking.append(life.spawn(deliveries.run(), "placements used"))
+    talking.append(life.spawn(lessee.run(), "credit"))
+    talking.append(life.spawn(lessee.listen(), "recalls of credit"))
 
     async def engine_changed(state: WorkerState) -> None:
         heartbeat.changed()

@@ -134,10 +134,10 @@ class FundedRequests:
             and not all(self._leases.backs(each.funder) for each in entry.funding)
         )
 
-    def unused(self, funder: str, unused: Unused, now_s: float) -> None:
+    def unused(self, funder: str, unused: Unused) -> None:
         """A hold that was told to others, of a request that nobody has made anything of."""
         key = (unused.request_id, unused.tenant)
-        if key in self._open or self._past.get(key) is not None:
+        if key in self._open:
             return  # somebody has taken it, and will tell its end
         held = self._of(key, (Funding(funder=funder, holds=unused.holds),))
         if held is not None:

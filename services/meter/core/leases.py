@@ -29,11 +29,13 @@ _WINDOWS_KEPT: Final = 2
 
 @dataclass(slots=True)
 class Lease:
-    """One holder's totals of one account: granted, given back, and held for requests that have ended."""
+    """One holder's totals of one account: granted, given back, and held for requests that have ended; and what it said
+    last is `stuck` (see `LeaseLine`), which is not stored."""
 
     granted: int = 0
     returned: int = 0
     closed: int = 0
+    stuck: int = 0
 
     @property
     def out(self) -> int:
@@ -201,6 +203,8 @@ class Leases:
         if (lease.granted, lease.returned) != before:
             self._changed_leases[account, funder] = None
         short = idle + given < line.least
+        lease.stuck = line.stuck
+        stuck = sum(each.stuck for each in state.leases.values())
         others = state.out - lease.out
         if short:
             state.short_until_s, state.short_funder = now_s + RECALL_FOR_S, funder
@@ -216,8 +220,8 @@ class Leases:
             limit=found[1].limit,
             spent=state.spent,
             short=short,
-            # Also what its own requests hold: most of it comes back when they end.
-            coming=short and state.out > idle,
+            # Also what its own requests hold: most of it comes back when they end, but not while they wait.
+            coming=short and state.out - stuck > idle + given,
             recalled=now_s < state.short_until_s and state.short_funder != funder,
         )
 

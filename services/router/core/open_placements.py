@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from services.mesh.holds import RequestCredit
 from services.router.core.known_worker import Placed
 from services.router.core.records import DecisionRecord
 from services.router.core.request import Asked
@@ -34,6 +35,7 @@ class OpenPlacement:
         cached_tokens: prompt tokens expected in the worker's prefix cache.
         traceparent: context of the span it was placed under.
         expires_s: the worker refuses it from then on.
+        credit: what is held for it; None where no budget bounds it.
         taken_s: when its client was told to have come; None before.
     """
 
@@ -43,6 +45,7 @@ class OpenPlacement:
     cached_tokens: int
     traceparent: str
     expires_s: float
+    credit: RequestCredit | None = None
     taken_s: float | None = None
 
     @property

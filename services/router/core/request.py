@@ -51,6 +51,7 @@ class Asked:
     """One request for tokens; `request_id` and `slo_class` are filled.
 
     Attributes:
+        key, team: of whoever asks, by name; empty where not known.
         features: what it needs of an engine beyond plain generation, see `mesh/features.py`.
     """
 
@@ -64,6 +65,8 @@ class Asked:
     sampling: SamplingValues
     resume_from: int = 0
     features: tuple[str, ...] = ()
+    key: str = ""
+    team: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,8 @@ class FakeMeter(metering_pb2_grpc.MeterServicer):
     rows: list[metering.UsageRow] = field(default_factory=list)
     bills: dict[str, metering.RequestBill] = field(default_factory=dict)
     budgets: dict[str, int] = field(default_factory=dict)
+    states: list[metering.BudgetState] = field(default_factory=list)
+    set_budgets: list[metering.SetBudgetRequest] = field(default_factory=list)
     lag_events: list[int] = field(default_factory=list)  # one per answer, then 0
     asked: list[metering.GetUsageRequest] = field(default_factory=list)
     answered: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))  # released by each usage asked
@@ -67,9 +69,14 @@ class FakeMeter(metering_pb2_grpc.MeterServicer):
     async def SetBudget(self, request: metering.SetBudgetRequest, context: Any) -> metering.Budget:
         require_mesh_secret(context, [SECRET])
         self.budgets.pop(request.tenant, None)
+        self.set_budgets.append(request)
         if not request.unlimited:
-            self.budgets[request.tenant] = request.limit_nusd
+            self.budgets[request.tenant] = request.limit or request.limit_nusd
         return self._budget(request.tenant)
+
+    async def ListBudgets(self, request: metering.ListBudgetsRequest, context: Any) -> metering.ListBudgetsResponse:
+        require_mesh_secret(context, [SECRET])
+        return metering.ListBudgetsResponse(budgets=[each for each in self.states if each.tenant == request.tenant])
 
     def _budget(self, tenant: str) -> metering.Budget:
         limit_nusd = self.budgets.get(tenant)
