@@ -509,7 +509,7 @@ class LeaseAsked(_message.Message):
     def __init__(self, holder: _Optional[str] = ..., epoch: _Optional[str] = ..., lines: _Optional[_Iterable[_Union[LeaseLine, _Mapping]]] = ..., unused: _Optional[_Iterable[_Union[Unused, _Mapping]]] = ..., linger_ms: _Optional[int] = ..., ended: bool = ...) -> None: ...
 
 class LeaseLine(_message.Message):
-    __slots__ = ("budget", "subject", "window", "granted", "returned", "idle", "least", "want")
+    __slots__ = ("budget", "subject", "window", "granted", "returned", "idle", "least", "want", "stuck")
     BUDGET_FIELD_NUMBER: _ClassVar[int]
     SUBJECT_FIELD_NUMBER: _ClassVar[int]
     WINDOW_FIELD_NUMBER: _ClassVar[int]
@@ -518,6 +518,7 @@ class LeaseLine(_message.Message):
     IDLE_FIELD_NUMBER: _ClassVar[int]
     LEAST_FIELD_NUMBER: _ClassVar[int]
     WANT_FIELD_NUMBER: _ClassVar[int]
+    STUCK_FIELD_NUMBER: _ClassVar[int]
     budget: int
     subject: str
     window: int
@@ -526,7 +527,8 @@ class LeaseLine(_message.Message):
     idle: int
     least: int
     want: int
-    def __init__(self, budget: _Optional[int] = ..., subject: _Optional[str] = ..., window: _Optional[int] = ..., granted: _Optional[int] = ..., returned: _Optional[int] = ..., idle: _Optional[int] = ..., least: _Optional[int] = ..., want: _Optional[int] = ...) -> None: ...
+    stuck: int
+    def __init__(self, budget: _Optional[int] = ..., subject: _Optional[str] = ..., window: _Optional[int] = ..., granted: _Optional[int] = ..., returned: _Optional[int] = ..., idle: _Optional[int] = ..., least: _Optional[int] = ..., want: _Optional[int] = ..., stuck: _Optional[int] = ...) -> None: ...
 
 class Unused(_message.Message):
     __slots__ = ("request_id", "tenant", "holds")
