@@ -128,7 +128,7 @@ class Funds:
             prompt_tokens,
             min(most, paid_tokens + self._slice_tokens),
             # A prompt that is longer than it seemed is found to be with the first token.
-            min(most, asked.resume_from + 1 if longer else paid_tokens + 1),
+            min(most, asked.resume_from + 1 if longer else credit.completion_tokens + 1),
         )
         if self._payer.take(credit, wanted.prompt_tokens, wanted.tokens):
             done(True)

@@ -65,7 +65,7 @@ class DirectCredit:
         paid_tokens = max(held.completion_tokens, made_tokens)
         slice_tokens = max(_SHORTEST_SLICE, funds.completion_tokens - claims.resume_from)
         longer = prompt_tokens > held.prompt_tokens
-        least_tokens = claims.resume_from + 1 if longer else paid_tokens + 1
+        least_tokens = claims.resume_from + 1 if longer else held.completion_tokens + 1
         wanted = Slice(prompt_tokens, prompt_tokens, paid_tokens + slice_tokens, least_tokens)
         if await self._payer.pay(credit, wanted, _WAIT_S) is Paid.NOT:
             self._streams.fund(stream, held, final=True)
