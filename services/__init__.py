@@ -44,6 +44,10 @@
         services/meter/feed.py  services/meter/bookkeeper.py  services/meter/store/books.py
     Facts in any order end in the same books: billed = delivered. Prices and costs are integer nano-dollars.
         services/meter/core/ledger.py  services/mesh/pricing.py  services/mesh/money.py  services/meter/core/costs.py
+    Budgets: credit is leased to routers, held for a request slice by slice, and spent when its bill is final.
+        services/router/funds.py  services/mesh/paying.py  services/mesh/holds.py  services/mesh/purse.py
+        services/worker/funding.py  services/meter/lessor.py  services/meter/vault.py
+        services/meter/core/leases.py  services/meter/core/funded.py
 13. What a tenant has left goes back to the routers.
         services/meter/announcer.py
 14. The optimizer hears all of it: what accelerators can do, what is asked for.
