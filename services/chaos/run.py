@@ -20,7 +20,6 @@ from services.chaos.report import Report
 from services.mesh.clock import Clock
 from services.mesh.settings import NatsSettings
 
-_BUDGET_REQUESTS: Final = 8  # of the dearest kind, that the small budget pays for
 _AFTER_S: Final = 1.0  # of load after the last fault
 
 
@@ -35,6 +34,7 @@ class Plan:
         in_turn: this kind, to each target once, instead of a schedule drawn from the seed.
         streams: that run at once.
         tenant, capped: see `Load`.
+        budget_requests: of the dearest kind, that the budget of `capped` pays for.
         command: that makes the run again.
     """
 
@@ -46,6 +46,7 @@ class Plan:
     in_turn: FaultKind | None = None
     tenant: str = "local"
     capped: str = ""
+    budget_requests: int = 8
     command: str = "tokenworks chaos"
 
     def schedule(self, targets: Sequence[Target]) -> tuple[Fault, ...]:
@@ -88,7 +89,7 @@ async def run(
         price_nusd = await load.learn()
         if plan.capped:
             before = await books.budget(plan.capped)
-            await books.set_budget(plan.capped, before.spent_nusd + _BUDGET_REQUESTS * price_nusd)
+            await books.set_budget(plan.capped, before.spent_nusd + plan.budget_requests * price_nusd)
         held = await audit.before()
         say(f"{plan.streams} streams at a time; {len(faults)} faults, about one each {plan.every_s:g} s")
 

@@ -40,6 +40,9 @@ def chaos(
     ] = "",
     out: Annotated[Path | None, typer.Option(help="Write the JSON report here as well.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask before breaking a running mesh.")] = False,
+    budget: Annotated[
+        int, typer.Option(min=0, help="Requests that one tenant can pay for; 0: it is not there.", rich_help_panel=_OWN)
+    ] = 8,
     routers: Annotated[int, typer.Option(min=1, max=8, rich_help_panel=_OWN)] = 2,
     workers: Annotated[int, typer.Option(min=2, max=32, rich_help_panel=_OWN)] = 3,
     nats_nodes: Annotated[int, typer.Option(help="1, or 3 or 5 as a cluster.", rich_help_panel=_OWN)] = 1,
@@ -86,6 +89,7 @@ def chaos(
             streams=streams,
             only=tuple(only or ()),
             in_turn=turn,
+            budget_requests=budget,
             tenant=tenant,
             command=_again(
                 faults=faults,
@@ -172,7 +176,7 @@ async def _run_own(output: Output, plan: "Plan", size: tuple[int, int, int], dat
         return await run(
             mesh,
             MeterBooks(peers, mesh.nats, database),
-            replace(plan, tenant=TENANT, capped=CAPPED),
+            replace(plan, tenant=TENANT, capped=CAPPED if plan.budget_requests else ""),
             nats=mesh.settings.nats,
             clock=SystemClock(),
             say=output.say,
