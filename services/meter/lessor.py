@@ -15,7 +15,7 @@ from services.mesh import conventions as names
 from services.mesh.bus import Bus
 from services.mesh.clock import Clock
 from services.mesh.credit import Account
-from services.mesh.errors import OutboxFull
+from services.mesh.errors import InvariantBroken, OutboxFull
 from services.mesh.events import (
     BudgetReached,
     BudgetsSet,
@@ -74,8 +74,14 @@ class Lessor:
         """Has the credit of dead holders come back, until cancelled."""
         while True:
             await asyncio.sleep(_LOOK_EVERY_S)
-            if not self._behind():
+            if self._behind():
+                continue
+            try:
                 await self._writing.run(self._bookkeeper.close_overdue)
+            except InvariantBroken:
+                raise  # another meter has the books
+            except Exception:
+                log.exception("credit of dead holders could not be taken back; tried again in %g s", _LOOK_EVERY_S)
 
     async def set(self, tenant: str, terms: BudgetTerms) -> BudgetTerms:
         """Sets a budget, or changes the one of the same scope, subject, unit and period."""

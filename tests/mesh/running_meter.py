@@ -85,6 +85,7 @@ async def running_meter(
     through: Callable[[Bus], Bus] = lambda bus: bus,
     audit_every_s: float = 5.0,
     audit_patience_s: float = 60.0,
+    database_url: str = "",
 ) -> AsyncIterator[Meter]:
     """A meter with its books in `folder`; with `broker`, one that goes on with the streams of another.
 
@@ -101,7 +102,13 @@ async def running_meter(
             stack.push_async_callback(each.close)
         chosen = load_settings(
             mesh=MeshSettings(data_dir=folder, drain_grace_s=2.0, secret=secret),
-            meter=MeterSettings(port=0, http_port=0, audit_every_s=audit_every_s, audit_patience_s=audit_patience_s),
+            meter=MeterSettings(
+                port=0,
+                http_port=0,
+                audit_every_s=audit_every_s,
+                audit_patience_s=audit_patience_s,
+                database_url=database_url,
+            ),
         )
         life = Lifecycle("meter")
         running = await wire(life, chosen, bus=through(buses[0]), telemetry=telemetry)

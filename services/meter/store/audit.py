@@ -16,6 +16,7 @@ from services.meter.core.conservation import Audited
 from services.meter.core.requests import Key, Request
 from services.meter.store import rows, schema
 from services.meter.store.database import Database
+from services.meter.store.sums import whole_sum
 
 _IDS_PER_QUERY: Final = 500
 _NAMES: Final = Amounts._fields
@@ -54,7 +55,7 @@ def audited(connection: Connection, keys: Collection[Key]) -> dict[Key, Audited]
                 owner.segments[segment.place] = segment
         lines = schema.entries
         by = [lines.c[name] for name in ("request_id", "tenant", "worker", "pool", "accelerator", "minute")]
-        query = select(*by, *(func.sum(lines.c[name]).label(name) for name in _NAMES))
+        query = select(*by, *(whole_sum(lines.c[name]).label(name) for name in _NAMES))
         for row in connection.execute(query.where(lines.c.request_id.in_(some)).group_by(*by)).mappings():
             if (dated := entered.get((row["request_id"], row["tenant"]))) is not None:
                 place = Place(row["worker"], row["pool"], row["accelerator"])
@@ -108,14 +109,14 @@ class Audits:
             last = connection.execute(select(func.max(lines.c.id))).scalar_one() or 0
             through = min(last, summing.through + limit)
             within = (lines.c.id > summing.through) & (lines.c.id <= through)
-            query = select(lines.c.tenant, *(func.sum(lines.c[name]).label(name) for name in _NAMES))
+            query = select(lines.c.tenant, *(whole_sum(lines.c[name]).label(name) for name in _NAMES))
             for row in connection.execute(query.where(within).group_by(lines.c.tenant)).mappings():
                 before = summing.lines.get(row["tenant"], NOTHING)
                 summing.lines[row["tenant"]] = before.plus(rows.amounts_of(row))
             summing.through = through
             if through < last:
                 return None
-            used_query = select(usage.c.tenant, *(func.sum(usage.c[name]).label(name) for name in _NAMES))
+            used_query = select(usage.c.tenant, *(whole_sum(usage.c[name]).label(name) for name in _NAMES))
             used = {
                 row["tenant"]: rows.amounts_of(row)
                 for row in connection.execute(used_query.group_by(usage.c.tenant)).mappings()

@@ -20,6 +20,7 @@ from services.meter.store.bill_tables import bill_hours, postings, worker_hours
 from services.meter.store.books import Transaction
 from services.meter.store.bulk import Bulk, upsert
 from services.meter.store.database import Database
+from services.meter.store.sums import whole_sum
 
 _MINUTES: Final = MINUTES_BY_UNIT["hour"]
 _IDS_PER_QUERY: Final = 500
@@ -101,7 +102,7 @@ class BillReader:
         place = ("request_id", "tenant", "worker", "pool", "accelerator")
         keys = [lines.c[name] for name in place]
         summed = (
-            select(*keys, *(func.sum(lines.c[name]).label(name) for name in sums))
+            select(*keys, *(whole_sum(lines.c[name]).label(name) for name in sums))
             .where(_dated_in(hour))
             .group_by(*keys)
             .subquery()
@@ -132,7 +133,7 @@ class BillReader:
     def missed(self, hour: BillHour) -> tuple[list[Missed], dict[str, tuple[int, int]]]:
         """Requests that ended in an hour without their promise kept; and by class, how many ended, and how many so."""
         lines, requests, segments = schema.entries, schema.requests, schema.segments
-        ended, met = func.sum(lines.c.finished_requests), func.sum(lines.c.slo_met_requests)
+        ended, met = whole_sum(lines.c.finished_requests), whole_sum(lines.c.slo_met_requests)
         summed = (
             select(lines.c.request_id, lines.c.tenant, ended.label("ended"), met.label("met"))
             .where(_dated_in(hour), lines.c.finished_requests != 0)
@@ -143,7 +144,7 @@ class BillReader:
         mine = (summed.c.request_id == requests.c.request_id) & (summed.c.tenant == requests.c.tenant)
         with self._engine.begin() as connection:
             counted = connection.execute(
-                select(requests.c.slo_class, func.count(), func.sum(summed.c.ended - summed.c.met))
+                select(requests.c.slo_class, func.count(), whole_sum(summed.c.ended - summed.c.met))
                 .select_from(summed.join(requests, mine))
                 .group_by(requests.c.slo_class)
             ).all()
@@ -154,7 +155,7 @@ class BillReader:
             ids = sorted({each.request_id for each in subjects})
             for start in range(0, len(ids), _IDS_PER_QUERY):
                 some = segments.c.request_id.in_(ids[start : start + _IDS_PER_QUERY])
-                price = func.sum(segments.c.price_nusd)
+                price = whole_sum(segments.c.price_nusd)
                 by = (segments.c.request_id, segments.c.tenant)
                 for request_id, tenant, nusd in connection.execute(select(*by, price).where(some).group_by(*by)):
                     prices[request_id, tenant] = int(nusd)
@@ -167,7 +168,7 @@ class BillReader:
         """What the postings of a kind come to in the hours [from, to)."""
         table = postings
         keys = [table.c.account, *(table.c[name] for name in Subject._fields)]
-        query = select(*keys, func.sum(table.c.amount_nusd), func.sum(table.c.carbon_ug)).group_by(*keys)
+        query = select(*keys, whole_sum(table.c.amount_nusd), whole_sum(table.c.carbon_ug)).group_by(*keys)
         query = query.where(table.c.kind == kind, table.c.hour >= from_hour, table.c.hour < to_hour)
         if pool is not None:
             query = query.where(table.c.pool == pool)
@@ -182,7 +183,7 @@ class BillReader:
         """A request's postings, added up, by hour since 1970."""
         table = postings
         keys = [table.c.hour, table.c.account, *(table.c[name] for name in Subject._fields)]
-        query = select(*keys, func.sum(table.c.amount_nusd), func.sum(table.c.carbon_ug)).group_by(*keys)
+        query = select(*keys, whole_sum(table.c.amount_nusd), whole_sum(table.c.carbon_ug)).group_by(*keys)
         query = query.where(table.c.request_id == request_id, table.c.tenant == tenant).order_by(*keys)
         with self._engine.begin() as connection:
             return [
@@ -196,7 +197,7 @@ class BillReader:
         """What postings come to by account, in the hours [from, to), grouped as usage is."""
         table = postings
         groups = [_group(name) for name in grouping.names]
-        totals = (func.sum(table.c.amount_nusd), func.sum(table.c.carbon_ug))
+        totals = (whole_sum(table.c.amount_nusd), whole_sum(table.c.carbon_ug))
         query = select(*groups, table.c.account, *totals).group_by(*groups, table.c.account)
         if from_hour is not None:
             query = query.where(table.c.hour >= from_hour)
@@ -213,7 +214,7 @@ class BillReader:
     def unbalanced(self, from_hour: int, to_hour: int) -> list[tuple[str, int]]:
         """Transactions of some hours whose amounts do not come to 0, with what they come to."""
         table = postings
-        total = func.sum(table.c.amount_nusd)
+        total = whole_sum(table.c.amount_nusd)
         query = select(table.c.transaction_id, total).group_by(table.c.transaction_id).having(total != 0)
         with self._engine.begin() as connection:
             found = connection.execute(query.where(table.c.hour >= from_hour, table.c.hour < to_hour))
@@ -222,7 +223,7 @@ class BillReader:
     def accrued(self, hour: int) -> int:
         """Use and energy that usage has of an hour, nano-dollars."""
         table = schema.usage
-        total = func.sum(table.c.use_cost_nusd + table.c.energy_cost_nusd)
+        total = whole_sum(table.c.use_cost_nusd + table.c.energy_cost_nusd)
         within = (table.c.minute >= hour * _MINUTES) & (table.c.minute < (hour + 1) * _MINUTES)
         with self._engine.begin() as connection:
             return int(connection.execute(select(total).where(within)).scalar_one() or 0)
@@ -231,7 +232,7 @@ class BillReader:
         """The same by worker, as postings that the bill's differences add to."""
         table = schema.usage
         by = (table.c.accelerator, table.c.worker, table.c.pool)
-        sums = (func.sum(table.c.use_cost_nusd), func.sum(table.c.energy_cost_nusd))
+        sums = (whole_sum(table.c.use_cost_nusd), whole_sum(table.c.energy_cost_nusd))
         within = (table.c.minute >= hour * _MINUTES) & (table.c.minute < (hour + 1) * _MINUTES)
         found = []
         with self._engine.begin() as connection:
@@ -250,9 +251,9 @@ class BillReader:
         table = schema.usage
         by = (table.c.tenant, table.c.model, table.c.slo_class)
         sums = (
-            func.sum(table.c.prompt_tokens - table.c.cached_prompt_tokens),
-            func.sum(table.c.cached_prompt_tokens),
-            func.sum(table.c.delivered_tokens),
+            whole_sum(table.c.prompt_tokens - table.c.cached_prompt_tokens),
+            whole_sum(table.c.cached_prompt_tokens),
+            whole_sum(table.c.delivered_tokens),
         )
         query = select(*by, *sums).group_by(*by).order_by(*by)
         with self._engine.begin() as connection:

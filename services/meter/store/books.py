@@ -27,6 +27,7 @@ from services.meter.store.audit import audited
 from services.meter.store.bulk import Bulk, upsert
 from services.meter.store.credit import CreditStore
 from services.meter.store.database import Database
+from services.meter.store.sums import whole_sum
 
 _KEYS_PER_QUERY: Final = 500
 
@@ -150,7 +151,7 @@ class Transaction:
             entries.c.minute,
             *(entries.c[name] if name in own else func.coalesce(requests.c[name], "") for name in DIMENSIONS),
         ]
-        sums = [func.sum(entries.c[name]) for name in Amounts._fields]
+        sums = [whole_sum(entries.c[name]) for name in Amounts._fields]
         joined = entries.join(
             requests,
             (entries.c.request_id == requests.c.request_id) & (entries.c.tenant == requests.c.tenant),

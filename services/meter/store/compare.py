@@ -8,12 +8,13 @@ depends on how events fell into batches: the number of ledger lines, and the min
 from collections.abc import Iterator
 from typing import Any, Final
 
-from sqlalchemy import Connection, Table, func, select
+from sqlalchemy import Column, ColumnElement, Connection, Table, select
 
 from services.meter.core.amounts import Amounts
 from services.meter.core.usage import DIMENSIONS
 from services.meter.store import schema
 from services.meter.store.database import Database
+from services.meter.store.sums import whole_sum
 
 _MOST_FINDINGS: Final = 100
 _UNDATED: Final = frozenset({"minute", "earlier"})
@@ -45,10 +46,11 @@ def _old(connection: Connection, since_unix_ms: int) -> set[tuple[str, str]]:
 def _rows_that_differ(table: Table, live: Connection, rebuilt: Connection, old: set[tuple[str, str]]) -> Iterator[str]:
     names = [column.name for column in table.primary_key]
     columns = [column.name for column in table.columns if column.name not in _UNDATED]
-    query = select(*(table.c[name] for name in columns)).order_by(*(table.c[name] for name in names))
+    query = select(*(table.c[name] for name in columns))
 
     def rows(connection: Connection) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
-        for row in connection.execution_options(stream_results=True).execute(query).mappings():
+        ordered = query.order_by(*(_by_bytes(table.c[name], connection) for name in names))
+        for row in connection.execution_options(stream_results=True).execute(ordered).mappings():
             if (row["request_id"], row["tenant"]) not in old:
                 yield tuple(row[name] for name in names), dict(row)
 
@@ -72,7 +74,7 @@ def _rows_that_differ(table: Table, live: Connection, rebuilt: Connection, old: 
 def _sums_that_differ(table: Table, names: tuple[str, ...], live: Connection, rebuilt: Connection) -> Iterator[str]:
     sums = ("spent_nusd",) if table is schema.tenants else Amounts._fields
     keys = [table.c[name] for name in names]
-    query = select(*keys, *(func.sum(table.c[name]).label(name) for name in sums)).group_by(*keys)
+    query = select(*keys, *(whole_sum(table.c[name]).label(name) for name in sums)).group_by(*keys)
 
     def by_key(connection: Connection) -> dict[tuple[str, ...], tuple[int, ...]]:
         found = {
@@ -96,3 +98,8 @@ def _shown(names: tuple[str, ...], values: tuple[int, ...] | None) -> str:
     if values is None:
         return "nothing"
     return ", ".join(f"{name} {value}" for name, value in zip(names, values, strict=True) if value)
+
+
+def _by_bytes(column: Column[str], connection: Connection) -> ColumnElement[str]:
+    """A text in the order that Python gives it, whatever the database's own is."""
+    return column.collate("C") if connection.dialect.name == "postgresql" else column

@@ -1,13 +1,14 @@
-"""Opening the database: SQLite with a write-ahead log that is synced at every commit, or what the URL names.
+"""Opening the database: SQLite with a write-ahead log that is synced at every commit, or PostgreSQL.
 
 `Database` holds two engines on the same data: `writer` with its one connection, whose transactions take the write lock
-at once, and `reader`, whose connections cannot write and do not wait for the writer.
+at once (PostgreSQL: that of the row in `state`), and `reader`, whose connections cannot write and do not wait for the
+writer. A connection that its server has dropped is made anew for the next transaction.
 """
 
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import Engine, create_engine, event, inspect, make_url, select, update
+from sqlalchemy import URL, Engine, create_engine, event, inspect, make_url, select, update
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from services.mesh.errors import SettingInvalid
@@ -19,6 +20,8 @@ assert bill_tables.postings.metadata is credit.budgets.metadata is schema.metada
 _READERS: Final = 2
 _BUSY_TIMEOUT_MS: Final = 5_000
 _CACHE_KIB: Final = 16_384
+_CONNECT_S: Final = 10
+_STATEMENT_MS: Final = 60_000
 
 
 class Database:
@@ -49,10 +52,12 @@ class Database:
             except OSError as error:
                 raise SettingInvalid(f"meter.database_url = {self._name}: {error}") from error
         try:
-            self.writer = create_engine(parsed, pool_size=1, max_overflow=0)
-            self.reader = create_engine(parsed, pool_size=_READERS, max_overflow=0)
+            self.writer = create_engine(parsed, **_options(parsed, connections=1, read_only=False))
+            self.reader = create_engine(parsed, **_options(parsed, connections=_READERS, read_only=True))
         except (NoSuchModuleError, ImportError) as error:
-            raise SettingInvalid(f"meter.database_url = {self._name} needs a driver: {error}; install it") from error
+            raise SettingInvalid(
+                f"meter.database_url = {self._name} needs a driver: {error}; pip install 'tokenworks[postgresql]'"
+            ) from error
         if parsed.get_backend_name() == "sqlite":
             _prepare_sqlite(self.writer, read_only=False)
             _prepare_sqlite(self.reader, read_only=True)
@@ -61,6 +66,9 @@ class Database:
         except SQLAlchemyError as error:
             self.close()
             raise SettingInvalid(f"meter.database_url = {self._name} cannot be opened: {error}") from error
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         self.reader.dispose()
@@ -84,6 +92,18 @@ class Database:
                 return
             schema.metadata.create_all(connection)
             connection.execute(schema.state.insert().values(id=1, schema_version=schema.SCHEMA_VERSION, writer=""))
+
+
+def _options(url: URL, *, connections: int, read_only: bool) -> dict[str, Any]:
+    """What its engine is made with."""
+    options: dict[str, Any] = {"pool_size": connections, "max_overflow": 0}
+    if url.get_backend_name() == "postgresql":
+        server_settings = f"-c statement_timeout={_STATEMENT_MS}"
+        if read_only:
+            server_settings += " -c default_transaction_read_only=on"
+        options["pool_pre_ping"] = True
+        options["connect_args"] = {"connect_timeout": _CONNECT_S, "options": server_settings}
+    return options
 
 
 def _prepare_sqlite(engine: Engine, *, read_only: bool) -> None:

@@ -4,13 +4,14 @@ In: a `Grouping` and two times, or a request's id. Out: sums of `Amounts` by gro
 is one snapshot of the books. May be called from several threads.
 """
 
-from sqlalchemy import ColumnElement, func, select
+from sqlalchemy import ColumnElement, select
 
 from services.meter.core.amounts import Amounts
 from services.meter.core.requests import Request
 from services.meter.core.usage import DIMENSIONS, MINUTES_BY_UNIT, Group, Grouping
 from services.meter.store import rows, schema
 from services.meter.store.database import Database
+from services.meter.store.sums import whole_sum
 
 
 class Questions:
@@ -30,7 +31,7 @@ class Questions:
         """
         table = schema.usage
         groups = [_group(name) for name in grouping.names]
-        query = select(*groups, *(func.sum(table.c[name]).label(name) for name in Amounts._fields))
+        query = select(*groups, *(whole_sum(table.c[name]).label(name) for name in Amounts._fields))
         if from_minute is not None:
             query = query.where(table.c.minute >= from_minute)
         if to_minute is not None:

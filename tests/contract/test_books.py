@@ -1,0 +1,168 @@
+"""The books are the same whatever database keeps them: SQLite, or a PostgreSQL server of the test's own."""
+
+import asyncio
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import select, text
+from sqlalchemy.exc import DBAPIError
+
+from services.mesh.errors import InvariantBroken, SettingInvalid
+from services.mesh.events import Event
+from services.mesh.price_book import PriceBook
+from services.meter.bookkeeper import Bookkeeper
+from services.meter.core.usage import DIMENSIONS, grouping
+from services.meter.store import schema
+from services.meter.store.audit import Audits
+from services.meter.store.compare import differences
+from services.meter.store.database import Database
+from services.meter.store.questions import Questions
+from tests.mesh.running_meter import running_meter
+from tests.postgres import find_binaries, new_database, restart, running_postgres
+from tests.unit.meter.facts import START_MS, admitted, entry, finished, lives, tokens
+from tests.unit.meter.test_bookkeeper import CARD, RATES, _delivered, _total
+
+BOOK = PriceBook()
+NewUrl = Callable[[], str]
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[str]:
+    """The URL of a server; its databases are made by `new_database`."""
+    binaries = find_binaries()
+    if binaries is None:
+        if os.environ.get("CI"):
+            pytest.fail("PostgreSQL is not installed: apt-get install postgresql")
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+    with tempfile.TemporaryDirectory() as folder, running_postgres(Path(folder) / "postgres", binaries) as url:
+        yield url
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def new_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> NewUrl:
+    """Gives the URL of another empty database each time."""
+    numbers = count(1)
+    if request.param == "sqlite":
+        folder = tmp_path_factory.mktemp("books")
+        return lambda: f"sqlite:///{folder}/{next(numbers)}.db"
+    url = request.getfixturevalue("postgres")
+    return lambda: new_database(url, f"books{next(numbers)}")
+
+
+@pytest.fixture
+def database(new_url: NewUrl) -> Iterator[Database]:
+    opened = Database(new_url())
+    yield opened
+    opened.close()
+
+
+def _keeper(database: Database, writer: str = "meter-0:1") -> Bookkeeper:
+    return Bookkeeper(database, writer, BOOK, CARD, START_MS)
+
+
+def test_a_batch_is_billed_once_whatever_comes_again(database: Database) -> None:
+    batch = _delivered(admitted("r"), tokens(entry("r", 0, 10, last=True)), finished("r", 8))
+    assert _keeper(database).book(batch, START_MS).fresh == 3
+    for writer in ("meter-0:2", "meter-0:3"):
+        assert _keeper(database, writer).book(batch, START_MS).duplicates == 3
+    total = _total(Questions(database))
+    assert (total.generated_tokens, total.delivered_tokens) == (10, 8)
+    assert total.price_nusd == RATES.price_nusd(100, 0, 8)
+
+
+def test_a_meter_whose_books_were_taken_over_books_no_more(database: Database) -> None:
+    old, new = _keeper(database), _keeper(database, "meter-0:2")
+    batch = _delivered(tokens(entry("r", 0, 5)))
+    with pytest.raises(InvariantBroken, match="taken over by meter-0:2"):
+        old.book(batch, START_MS)
+    assert new.book(batch, START_MS).fresh == 1
+
+
+def test_a_transaction_that_fails_leaves_no_trace(database: Database) -> None:
+    keeper = _keeper(database)
+    keeper.book(_delivered(tokens(entry("r", 0, 5))), START_MS)
+    batch = _delivered(tokens(entry("r", 5, 5)), tokens(entry("s", 0, 7)), first=2)
+    with database.writer.begin() as connection:
+        connection.execute(text("ALTER TABLE usage RENAME TO elsewhere"))
+    with pytest.raises(DBAPIError):
+        keeper.book(batch, START_MS)
+    with database.writer.begin() as connection:
+        connection.execute(text("ALTER TABLE elsewhere RENAME TO usage"))
+    assert _total(Questions(database)).delivered_tokens == 5
+    assert keeper.book(batch, START_MS).fresh == 2
+    assert _total(Questions(database)).delivered_tokens == 17
+
+
+def test_who_reads_cannot_write(database: Database) -> None:
+    with pytest.raises(DBAPIError), database.reader.begin() as connection:
+        connection.execute(schema.state.update().values(writer="nobody"))
+
+
+def test_tables_of_a_newer_version_are_left_alone(new_url: NewUrl) -> None:
+    url = new_url()
+    opened = Database(url)
+    with opened.writer.begin() as connection:
+        connection.execute(schema.state.update().values(schema_version=schema.SCHEMA_VERSION + 1))
+    opened.close()
+    with pytest.raises(SettingInvalid, match=f"version {schema.SCHEMA_VERSION + 1}"):
+        Database(url)
+
+
+def test_sums_are_whole_numbers(database: Database) -> None:
+    _keeper(database).book(_delivered(tokens(entry("r", 0, 5)), tokens(entry("s", 0, 5))), START_MS)
+    ((_, total),) = Questions(database).usage(grouping([], []), None, None, 10)
+    assert {type(each) for each in total} == {int}
+    assert Audits(database) is not None
+
+
+def test_any_events_make_the_same_books_in_both(postgres: str, tmp_path: Path) -> None:
+    numbers = count(1)
+
+    @given(events=lives(), batch=st.integers(1, 9))
+    @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    def same(events: list[Event], batch: int) -> None:
+        number = next(numbers)
+        opened = [
+            Database(f"sqlite:///{tmp_path}/{number}.db"),
+            Database(new_database(postgres, f"same{number}")),
+        ]
+        try:
+            messages = _delivered(*events)
+            for each in opened:
+                keeper = _keeper(each)
+                for at in range(0, len(messages), batch):
+                    keeper.book(messages[at : at + batch], START_MS)
+                    keeper.book(messages[at : at + 2], START_MS)
+            assert differences(*opened, since_unix_ms=0) == []
+            assert differences(*reversed(opened), since_unix_ms=0) == []
+            for names in ([], ["tenant"], list(DIMENSIONS), ["hour", "worker"]):
+                asked = grouping(names, [])
+                ours, theirs = (Questions(each).usage(asked, None, None, 1000) for each in opened)
+                assert sorted(ours) == sorted(theirs)
+        finally:
+            for each in opened:
+                each.close()
+
+    same()
+
+
+async def test_a_meter_goes_on_when_its_server_was_away(postgres: str, tmp_path: Path) -> None:
+    url = await asyncio.to_thread(new_database, postgres, "live")
+    async with running_meter(tmp_path, database_url=url) as meter:
+        meter.publish(admitted("r-1"), tokens(entry("r-1", 0, 10)))
+        await meter.total(lambda row: row.delivered_tokens == 10)
+        await asyncio.to_thread(restart, postgres)
+        meter.publish(tokens(entry("r-1", 10, 5, last=True)), finished("r-1", 15))
+        total = await meter.total(lambda row: row.finished_requests == 1 and row.generated_tokens == 15)
+        assert total.delivered_tokens == 15
+        assert (await meter.audit(lambda answer: answer.rounds > 0)).standing == []
+    opened = Database(url)
+    with opened.reader.begin() as connection:
+        assert connection.execute(select(schema.requests.c.outcome)).scalar_one() == "length"
+    opened.close()
