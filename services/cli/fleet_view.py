@@ -39,6 +39,8 @@ class TenantSpend:
     tokens: int = 0
     price_nusd: int = 0
     cost_nusd: int = 0
+    credit_nusd: int = 0
+    margin_nusd: int = 0
 
 
 class FleetView:
@@ -49,6 +51,8 @@ class FleetView:
         self._plans: dict[str, RoutingPlan] = {}
         self._tenants: dict[str, TenantSpend] = {}
         self.lag_events = 0
+        self.at_risk_nusd = 0
+        self.running_requests = 0
 
     @property
     def workers(self) -> int:
@@ -101,6 +105,8 @@ class FleetView:
                     "tokens": spend.tokens,
                     "price_nusd": spend.price_nusd,
                     "cost_nusd": spend.cost_nusd,
+                    "credit_nusd": spend.credit_nusd,
+                    "margin_nusd": spend.margin_nusd,
                 }
                 for tenant, spend in sorted(self._tenants.items())
             ],
@@ -117,6 +123,8 @@ class FleetView:
                 for _, plan in sorted(self._plans.items())
             ],
             "lag_events": self.lag_events,
+            "at_risk_nusd": self.at_risk_nusd,
+            "running_requests": self.running_requests,
         }
 
 
@@ -164,15 +172,18 @@ def _workers(document: dict[str, Any]) -> RenderableType:
 
 
 def _tenants(document: dict[str, Any]) -> RenderableType:
-    made = table("Tenants, all time", "tenant", ">requests", ">tokens", ">price", ">cost", ">margin")
+    risk = f"{document['running_requests']:,} under way, {format_usd(document['at_risk_nusd'])} of credits at risk"
+    columns = ("tenant", ">requests", ">tokens", ">price", ">cost", ">credits", ">margin")
+    made = table(f"Tenants, all time; {risk}", *columns)
     for row in document["tenants"]:
         made.add_row(
-            escape(row["tenant"]),
+            escape(row["tenant"]) or "house",
             f"{row['requests']:,}",
             f"{row['tokens']:,}",
             format_usd(row["price_nusd"]),
             format_usd(row["cost_nusd"]),
-            format_usd(row["price_nusd"] - row["cost_nusd"]),
+            format_usd(row["credit_nusd"]),
+            format_usd(row["margin_nusd"]),
         )
     return made
 

@@ -137,7 +137,7 @@ async def _load(access: "Access", book: "PriceBook", effective_unix_ms: int) -> 
 
 
 def _time(unix_ms: int) -> str:
-    return datetime.fromtimestamp(unix_ms / 1000, UTC).isoformat(" ", "seconds")
+    return datetime.fromtimestamp(unix_ms / 1000, UTC).isoformat(" ", "seconds") if unix_ms else "the beginning"
 
 
 def _books(answer: "pricing.ListPricesResponse") -> "Table":

@@ -113,8 +113,19 @@ async def _watch_spend(peers: "Peers", view: "FleetView") -> None:
             if not error.passing:
                 raise
         else:
-            view.lag_events = answer.lag_events
+            view.lag_events, view.at_risk_nusd = answer.lag_events, answer.at_risk_nusd
+            view.running_requests = answer.running_requests
             for row in answer.rows:
-                cost_nusd = row.use_cost_nusd + row.energy_cost_nusd
-                view.spent(row.key.tenant, TenantSpend(row.requests, row.delivered_tokens, row.price_nusd, cost_nusd))
+                cost_nusd = row.use_cost_nusd + row.energy_cost_nusd + row.idle_cost_nusd + row.house_cost_nusd
+                view.spent(
+                    row.key.tenant,
+                    TenantSpend(
+                        row.requests,
+                        row.delivered_tokens,
+                        row.price_nusd + row.adjustment_nusd,
+                        cost_nusd,
+                        row.credit_nusd,
+                        row.margin_nusd,
+                    ),
+                )
         await asyncio.sleep(_SPEND_EVERY_S)

@@ -51,7 +51,7 @@ def usage(
 
         answer = asyncio.run(_ask(read_access(meter=meter), group_by, filters, from_ms, to_ms))
         late = f"[yellow]{answer.lag_events:,} events are not booked yet.[/]" if answer.lag_events else ""
-        output.result(document_of(answer), _table(group_by, answer), at_risk(answer), *([late] if late else []))
+        output.result(document_of(answer), *_tables(group_by, answer), at_risk(answer), *([late] if late else []))
 
 
 def at_risk(answer: "metering.GetUsageResponse") -> str:
@@ -111,30 +111,40 @@ async def _ask(
         )
 
 
-def _table(group_by: list[str], answer: "metering.GetUsageResponse") -> "Table":
-    from services.cli.report_view import accelerator_name, table
+def _labels(group_by: list[str], row: "metering.UsageRow") -> list[str]:
+    from services.cli.report_view import accelerator_name
 
-    tokens = (">requests", ">prompt", ">cached", ">tokens")
-    money = (">price", ">use", ">energy", ">idle", ">house", ">credits", ">margin", ">cost $/M")
-    made = table("Usage", *group_by, *tokens, *money, ">joules", ">CO2e", ">SLO met")
-    for row in answer.rows:
-        labels = []
-        for field in group_by:
-            if field in SPANS:
-                labels.append(datetime.fromtimestamp(row.key.from_unix_ms / 1000, UTC).isoformat(" ", "minutes"))
-            else:
-                value = getattr(row.key, field) or ("house" if field in _OF_REQUESTS else "-")
-                labels.append(accelerator_name(value) if field == "accelerator" else value)
-        made.add_row(*labels, *_cells(row))
-    if group_by:
-        made.add_section()
-        made.add_row("total", *[""] * (len(group_by) - 1), *_cells(answer.total), style="bold")
-    else:
-        made.add_row(*_cells(answer.total))
+    labels = []
+    for field in group_by:
+        if field in SPANS:
+            labels.append(datetime.fromtimestamp(row.key.from_unix_ms / 1000, UTC).isoformat(" ", "minutes"))
+        else:
+            value = getattr(row.key, field) or ("house" if field in _OF_REQUESTS else "-")
+            labels.append(accelerator_name(value) if field == "accelerator" else value)
+    return labels
+
+
+def _tables(group_by: list[str], answer: "metering.GetUsageResponse") -> "list[Table]":
+    """What was used at what price, and what it cost and left."""
+    from services.cli.report_view import table
+
+    used = (">requests", ">prompt", ">cached", ">tokens", ">price", ">cost", ">energy", ">cost $/M", ">SLO met")
+    cost = (">use", ">energy", ">idle", ">house", ">credits", ">margin", ">CO2e", ">tokens/J")
+    made = []
+    for title, columns, cells in (("Usage", used, _used), ("Costs", cost, _costs)):
+        one = table(title, *group_by, *columns)
+        for row in answer.rows:
+            one.add_row(*_labels(group_by, row), *cells(row))
+        if group_by:
+            one.add_section()
+            one.add_row("total", *[""] * (len(group_by) - 1), *cells(answer.total), style="bold")
+        else:
+            one.add_row(*cells(answer.total))
+        made.append(one)
     return made
 
 
-def _cells(row: "metering.UsageRow") -> list[str]:
+def _used(row: "metering.UsageRow") -> list[str]:
     from services.cli.report import usd_per_mtok
     from services.cli.report_view import dollars_per_mtok, joules
     from services.mesh.money import format_usd
@@ -146,14 +156,26 @@ def _cells(row: "metering.UsageRow") -> list[str]:
         f"{row.cached_prompt_tokens:,}",
         f"{row.delivered_tokens:,}",
         format_usd(row.price_nusd + row.adjustment_nusd),
-        format_usd(row.use_cost_nusd),
-        format_usd(row.energy_cost_nusd),
-        format_usd(row.idle_cost_nusd),
-        format_usd(row.house_cost_nusd),
-        format_usd(row.credit_nusd),
-        format_usd(row.margin_nusd),
-        dollars_per_mtok(usd_per_mtok(cost_nusd, row.delivered_tokens)),
+        format_usd(cost_nusd),
         joules(row.energy_uj / 1e6, row.measured_energy_uj / 1e6),
-        f"{row.carbon_ug / 1e6:,.2f} g",
+        dollars_per_mtok(usd_per_mtok(cost_nusd, row.delivered_tokens)),
         f"{row.slo_met_requests / row.finished_requests:.1%}" if row.finished_requests else "-",
+    ]
+
+
+def _costs(row: "metering.UsageRow") -> list[str]:
+    from services.mesh.money import format_usd
+
+    amounts = (
+        row.use_cost_nusd,
+        row.energy_cost_nusd,
+        row.idle_cost_nusd,
+        row.house_cost_nusd,
+        row.credit_nusd,
+        row.margin_nusd,
+    )
+    return [
+        *(format_usd(each) for each in amounts),
+        f"{row.carbon_ug / 1e6:,.2f} g",
+        f"{row.delivered_tokens / row.energy_uj * 1e6:,.2f}" if row.energy_uj else "-",
     ]

@@ -13,6 +13,8 @@ def document_of(message: Message) -> dict[str, Any]:
 def _value(message: Message, field: Any) -> Any:
     value = getattr(message, field.name)
     nested = field.message_type is not None
+    if nested and field.message_type.GetOptions().map_entry:
+        return dict(value)  # every map on the wire is of plain values
     if field.is_repeated:
         return [document_of(each) for each in value] if nested else list(value)
     if field.has_presence and not message.HasField(field.name):

@@ -81,6 +81,7 @@ class PriceCalendar:
         self._by_label: dict[str, Pricing] = {self._first.label: self._first}
         self._opened: tuple[OpenedBook, ...] = ()
         self.reratings: tuple[Rerating, ...] = ()
+        self._unsettled: frozenset[str] = frozenset()
         for each in opened:
             self.open(each)
         for rerating in reratings:
@@ -107,6 +108,23 @@ class PriceCalendar:
         others = (each for each in self.reratings if each.rerating != rerating.rerating)
         self.reratings = tuple(sorted((*others, rerating), key=lambda each: (each.recorded_unix_ms, each.rerating)))
 
+    def begin(self, rerating: Rerating) -> None:
+        """Adds a re-rating that not all requests were settled under yet."""
+        self._unsettled |= {rerating.rerating}
+        self.rerate(rerating)
+
+    def end(self, rerating: Rerating) -> None:
+        self._unsettled -= {rerating.rerating}
+
+    @property
+    def settled(self) -> frozenset[str]:
+        """The re-ratings that all requests were settled under."""
+        return frozenset(each.rerating for each in self.reratings) - self._unsettled
+
+    def rerated_by(self, admitted_unix_ms: int) -> Rerating | None:
+        """The re-rating that decides what prices a request admitted then; None where its router does."""
+        return next((each for each in reversed(self.reratings) if each.covers(admitted_unix_ms)), None)
+
     def pricing(self, label: str) -> Pricing | None:
         return self._by_label.get(label)
 
@@ -119,7 +137,5 @@ class PriceCalendar:
 
     def label_for(self, named: str, admitted_unix_ms: int) -> str:
         """What prices a request whose router named `named`; empty where none did and nothing re-rates it."""
-        for rerating in reversed(self.reratings):
-            if rerating.covers(admitted_unix_ms):
-                return self.at(admitted_unix_ms, rerating.recorded_unix_ms).label
-        return named
+        rerating = self.rerated_by(admitted_unix_ms)
+        return named if rerating is None else self.at(admitted_unix_ms, rerating.recorded_unix_ms).label

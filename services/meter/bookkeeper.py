@@ -135,9 +135,13 @@ class Bookkeeper:
         self._vault = Vault(clock or SystemClock(), lease_ttl_s)
         with self._books.transaction() as transaction:
             self.prices = PriceCalendar(price_book, transaction.price_books(), transaction.reratings())
+            for rerating in transaction.reratings(unfinished=True):
+                self.prices.begin(rerating)
             known = next((each.book for each in self.prices.opened if each.book.label == price_book.label), None)
             if known is None:
-                opened = OpenedBook(price_book, now_unix_ms, now_unix_ms)
+                # The first book is in force from the beginning, so that a later one can correct it from any date on.
+                effective_unix_ms = now_unix_ms if self.prices.opened else 0
+                opened = OpenedBook(price_book, effective_unix_ms, now_unix_ms)
                 transaction.add_price_book(opened)
                 self.prices.open(opened)
             elif known != price_book:
@@ -172,11 +176,12 @@ class Bookkeeper:
         """Stores that requests are priced again; `rerate` then does it, some at a time."""
         with self._books.transaction() as transaction:
             transaction.put_rerating(rerating, finished=False)
-        self.prices.rerate(rerating)
+        self.prices.begin(rerating)
 
     def end_rerating(self, rerating: Rerating) -> None:
         with self._books.transaction() as transaction:
             transaction.put_rerating(rerating, finished=True)
+        self.prices.end(rerating)
 
     def unfinished_reratings(self) -> list[Rerating]:
         """Those that a crash cut short."""

@@ -91,6 +91,7 @@ class Reconciler:
         self._lost_before = 0
         self._counts = Counts()
         self._repairs = Repairs(bus, bookkeeper, writing, clock)
+        self._settled: frozenset[str] = frozenset()  # re-ratings that were when the pass began
         self._last = _START  # request of the round
         self._last_line = 0
         self._summing = Summing()
@@ -107,6 +108,7 @@ class Reconciler:
 
     async def reconcile(self) -> None:
         """One pass."""
+        self._settled = self._prices.settled
         await self._look_at_publishers()
         self._last_line, newest = await self._reading.run(
             partial(self._audits.entered_after, self._last_line, _LINES_A_PASS)
@@ -258,6 +260,9 @@ class Reconciler:
         """By the price book that its router named; None where none did, or one that is not known here."""
         request = audited.request
         if request is None:
+            return None
+        rerating = self._prices.rerated_by(request.admitted_unix_ms)
+        if rerating is not None and rerating.rerating not in self._settled:
             return None
         pricing = self._prices.pricing(self._prices.label_for(request.price_book, request.admitted_unix_ms))
         return None if pricing is None else pricing.rates(request.model, request.key[1], request.slo_class)

@@ -262,7 +262,7 @@ class Settler:
         for period in _PERIODS:
             first, end = period_of(now_minute, period)
             for start, stop in (period_of(first - 1, period), (first, end)):
-                if stop * MS_PER_MINUTE <= books[0].effective_unix_ms:
+                if stop * MS_PER_MINUTE <= min(each.recorded_unix_ms for each in books):
                     continue
                 ended = now_minute >= stop + self.terms.settle_after_s / 60
                 hour = min(now_minute, stop - 1) // 60

@@ -13,13 +13,14 @@ from services.mesh.bus import Bus, Delivered
 from services.mesh.events import CreditChanged, Event, TokensGenerated
 from services.mesh.lifecycle import Lifecycle
 from services.mesh.memory_bus import MemoryBroker
+from services.mesh.section import Section
 from services.mesh.settings import MeshSettings, MeterSettings, load_settings
 from services.mesh.subjects import CREDIT
 from services.mesh.telemetry import Telemetry, start_telemetry
 from services.meter.wiring import wire
 from tests.mesh.local_mesh import eventually
 from tokenworks.v1 import metering_pb2 as metering
-from tokenworks.v1 import metering_pb2_grpc
+from tokenworks.v1 import metering_pb2_grpc, pricing_pb2_grpc
 
 DEADLINE_S: Final = 10.0
 
@@ -34,6 +35,7 @@ class Meter:
     workers: Bus
     routers: Bus
     credit: list[CreditChanged] = field(default_factory=list)
+    pricing: Any = None
 
     def publish(self, *events: Event) -> None:
         for event in events:
@@ -86,11 +88,13 @@ async def running_meter(
     audit_every_s: float = 5.0,
     audit_patience_s: float = 60.0,
     database_url: str = "",
+    **sections: Section,
 ) -> AsyncIterator[Meter]:
     """A meter with its books in `folder`; with `broker`, one that goes on with the streams of another.
 
     Args:
         through: what stands between the meter and its bus.
+        sections: more of its settings.
     """
     async with AsyncExitStack() as stack:
         broker = broker or MemoryBroker()
@@ -109,6 +113,7 @@ async def running_meter(
                 audit_patience_s=audit_patience_s,
                 database_url=database_url,
             ),
+            **sections,
         )
         life = Lifecycle("meter")
         running = await wire(life, chosen, bus=through(buses[0]), telemetry=telemetry)
@@ -116,6 +121,7 @@ async def running_meter(
         await life.set_ready()
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{running.grpc_port}"))
         meter = Meter(broker, life, metering_pb2_grpc.MeterStub(channel), buses[1], buses[2])
+        meter.pricing = pricing_pb2_grpc.PricingStub(channel)
 
         async def heard(message: Delivered) -> None:
             assert isinstance(message.event, CreditChanged)

@@ -64,7 +64,7 @@ def test_frame_shows_workers_tenants_and_plans():
     view = FleetView()
     view.heartbeat(heartbeat(failed_because="out of [memory]", state="failed"), 1.0)
     view.heartbeat(heartbeat("cpu-0", simulated=False), 1.0)
-    view.spent("acme", TenantSpend(2, 1_000, 5_000_000, 1_000_000))
+    view.spent("acme", TenantSpend(2, 1_000, 5_000_000, 1_000_000, margin_nusd=4_000_000))
     view.plan(
         RoutingPlan(
             model="m",
