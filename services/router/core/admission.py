@@ -70,7 +70,7 @@ def check(asked: Asked, situation: Situation) -> None:
     if situation.draining:
         raise NoWorker("this router drains and takes no new requests; send the request to another one", retry_after_s=1)
     _check_prompt(asked)
-    _check_lengths(asked)
+    _check_names(asked)
     check_sampling(asked.sampling)
     if asked.slo_class not in situation.slo_classes:
         raise UnknownSloClass(f"slo_class {asked.slo_class!r} is not known; use one of: {_list(situation.slo_classes)}")
@@ -138,10 +138,13 @@ def _check_prompt(asked: Asked) -> None:
         raise InvalidRequest(f"prompt.{prompt.kind} is empty; send at least one token")
 
 
-def _check_lengths(asked: Asked) -> None:
+def _check_names(asked: Asked) -> None:
     for name, most in _LONGEST.items():
-        if (length := len(getattr(asked, name))) > most:
-            raise InvalidRequest(f"{name} has {length} characters, must be at most {most}")
+        value = getattr(asked, name)
+        if len(value) > most:
+            raise InvalidRequest(f"{name} has {len(value)} characters, must be at most {most}")
+        if "\0" in value:  # PostgreSQL, which may keep the books, knows no such text
+            raise InvalidRequest(f"{name} = {value!r} has a NUL character; leave it out")
 
 
 def _check_credit(tenant: str, credit: Mapping[str, CreditChanged]) -> None:

@@ -87,6 +87,7 @@ REFUSED: Final = {
     "role": (prompt(PromptKind.CHAT, 9, "user", "robot"), InvalidRequest, "messages[1].role = 'robot'"),
     "id": (asked(request_id="x" * 129), InvalidRequest, "request_id has 129 characters, must be at most 128"),
     "workload": (asked(workload="x" * 200), InvalidRequest, "workload has 200 characters"),
+    "nul": (asked(session_id="a\0b"), InvalidRequest, "has a NUL character"),
     "class": (asked(slo_class="now"), UnknownSloClass, "use one of: batch, interactive, standard"),
     "model": (asked(model="gpt"), UnknownModel, "served are: llama-3.1-8b, smollm2-135m-instruct"),
     "resume": (asked(resume_from=7), ResumeRefused, "resume_from = 7"),
