@@ -69,6 +69,7 @@ bench: ## Measure; results go to bench/results/
 	$(SET_UP) $(EXTRAS) dev
 	$(PY) -m bench.streams
 	$(PY) -m bench.meter_booking --out bench/results/meter_booking.json
+	$(PY) -m bench.fleet_bill --out $(TRACE)
 
 .PHONY: bench-datapath
 bench-datapath: ## What relaying and placing costs our router; ARGS="--quick" to try it

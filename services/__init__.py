@@ -44,6 +44,9 @@
         services/meter/feed.py  services/meter/bookkeeper.py  services/meter/store/books.py
     Facts in any order end in the same books: billed = delivered. Prices and costs are integer nano-dollars.
         services/meter/core/ledger.py  services/mesh/pricing.py  services/mesh/money.py  services/meter/core/costs.py
+    Which book prices a request, and what a correction changes; what the fleet cost in an hour, and whom that goes to.
+        services/mesh/price_calendar.py  services/meter/reratings.py
+        services/meter/settler.py  services/meter/core/fleet_bill.py  services/meter/core/journal.py
     Budgets: credit is leased to routers, held for a request slice by slice, and spent when its bill is final.
         services/router/funds.py  services/mesh/paying.py  services/mesh/holds.py  services/mesh/purse.py
         services/worker/funding.py  services/meter/lessor.py  services/meter/vault.py
