@@ -24,7 +24,7 @@ from grpc_reflection.v1alpha._async import ReflectionServicer
 
 from services.mesh.grpc_call import Method, ServerCall
 from services.mesh.grpc_wire import CONTENT_TYPE, MalformedMessage, OversizedMessage, trailers_only
-from services.mesh.http2 import Headers, Http2Connection
+from services.mesh.http2 import Departures, Headers, Http2Connection
 from services.mesh.lifecycle import Lifecycle
 from services.mesh.rpc import Guard, health_of, status_of, too_large
 from services.mesh.telemetry import Telemetry
@@ -50,7 +50,10 @@ class FastGrpcServer:
         *,
         max_message_bytes: int,
         untraced_methods: Sequence[str] = (),
+        gather_s: float = 0.0,
     ) -> None:
+        """`gather_s`: a stream's messages past the first leave together that come within this time; 0: at once."""
+        self.departures = Departures(gather_s)
         self.max_message_bytes = max_message_bytes
         self.methods: dict[bytes, Method] = {}
         self.connections: set[_ServerConnection] = set()
@@ -141,7 +144,7 @@ class _ServerConnection(Http2Connection):
     """One client's connection and the calls on it."""
 
     def __init__(self, server: FastGrpcServer) -> None:
-        super().__init__(ngh2.Role.SERVER)
+        super().__init__(ngh2.Role.SERVER, server.departures)
         self._server = server
         self._calls: dict[int, ServerCall] = {}
         self._peer = ""

@@ -81,7 +81,7 @@ class ServerCall:
         self._requests: deque[bytes] = deque()
         self._request_came: asyncio.Event | None = None  # only where requests are a stream
         self._asked_all = False
-        self._opened = False
+        self._opened = self._pushed = False
         self._over = False
         self._trailing: Metadata = ()
         self._status = (grpc.StatusCode.OK, "")
@@ -113,16 +113,22 @@ class ServerCall:
         self.open(metadata)
 
     def push(self, message: bytes) -> bool:
-        """Sends a serialised message at once; False, with nothing sent, when the client's side is full or gone."""
+        """Sends a serialised message, one past the first with what the server gathers; False, with nothing sent, when
+        the client's side is full or gone."""
         if self._over or not self._connection.has_room(self._stream):
             return False
         if not self._opened:
             self.open()
+        connection = self._connection
         try:
-            self._connection.h2.send_data(self._stream, framed(message))
+            connection.h2.send_data(self._stream, framed(message))
         except ngh2.StreamProtocolError:
             return False
-        self._connection.flush_soon()
+        if self._pushed:
+            connection.flush_gathered()
+        else:  # nobody waits for company with the first message
+            self._pushed = True
+            connection.flush_soon()
         return True
 
     def tell_of_room(self, on_room: Callable[[], None]) -> None:

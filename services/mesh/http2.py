@@ -5,8 +5,9 @@ drives it. In: bytes from the transport, which become calls of a subclass's `on_
 submits to `h2`. Out: bytes to the transport.
 
 What makes it cheap is when it writes: whatever streams submit within one turn of the loop leaves in one write, at the
-turn's end. While the transport is full nothing is written at all; streams see `has_room` turn false and keep what they
-have, to send it merged once `on_room` is called for them.
+turn's end; what may wait for company, in one some time later (`Departures`). While the transport is full nothing is
+written at all; streams see `has_room` turn false and keep what they have, to send it merged once `on_room` is called
+for them.
 """
 
 import asyncio
@@ -39,21 +40,67 @@ _SETTINGS: Final = {
 _CONFIGURATION: Final = ngh2.Configuration(stream_reset_rate_limit=(100_000, 1_000), glitch_rate_limit=(100_000, 1_000))
 
 
+class Departures:
+    """When the connections of one server send what was submitted: one callback for all that a turn of the loop fills.
+
+    Written one after the other, they find readers awake that would have gone to sleep between them.
+
+    Args:
+        gather_s: for what may wait for company; 0: it leaves with the rest of its turn.
+    """
+
+    def __init__(self, gather_s: float = 0.0) -> None:
+        self._gather_s = gather_s
+        self._soon: list[Http2Connection] = []
+        self._gathered: list[Http2Connection] = []
+
+    @property
+    def gathers(self) -> bool:
+        """Whether anything is kept longer than a turn."""
+        return self._gather_s > 0
+
+    def soon(self, connection: "Http2Connection") -> None:
+        """At the end of this turn of the loop."""
+        if not self._soon:
+            asyncio.get_running_loop().call_soon(self._leave_soon)
+        self._soon.append(connection)
+
+    def gathered(self, connection: "Http2Connection") -> None:
+        """With what comes for any of the connections within `gather_s`."""
+        if not self._gathered:
+            asyncio.get_running_loop().call_later(self._gather_s, self._leave_gathered)
+        self._gathered.append(connection)
+
+    def _leave_soon(self) -> None:
+        leaving, self._soon = self._soon, []
+        for connection in leaving:
+            connection.flush_if_due()
+
+    def _leave_gathered(self) -> None:
+        leaving, self._gathered = self._gathered, []
+        for connection in leaving:
+            connection.flush_if_due()
+
+
 class Http2Connection(asyncio.Protocol):
-    """One side of one connection. Submit to `h2`, then call `flush_soon`.
+    """One side of one connection. Submit to `h2`, then call `flush_soon` or `flush_gathered`.
+
+    Args:
+        departures: shared with other connections; None: on its own.
 
     Attributes:
         h2: the protocol's state.
         lost: the connection is over; nothing can be submitted.
     """
 
-    def __init__(self, role: ngh2.Role) -> None:
+    def __init__(self, role: ngh2.Role, departures: Departures | None = None) -> None:
         self.h2 = ngh2.Connection(role, _CONFIGURATION)
         self.lost = False
+        self._departures = departures or Departures()
         self._loop = asyncio.get_running_loop()
         self._transport: Any = None
         self._full = False
-        self._flush_due = False
+        self._flush_due = self._gathering = False
         self._waiting: dict[int, Callable[[], None]] = {}
         self._to_reset: list[int] = []
         self._heard = False
@@ -102,7 +149,25 @@ class Http2Connection(asyncio.Protocol):
         """Sends what was submitted, at the end of this turn of the loop."""
         if not self._flush_due:
             self._flush_due = True
-            self._loop.call_soon(self._flush)
+            self._departures.soon(self)
+
+    def flush_gathered(self) -> None:
+        """Sends what was submitted once more has come, or soon where nothing is gathered."""
+        if not self._departures.gathers:
+            self.flush_soon()
+        elif not (self._gathering or self._flush_due):
+            self._gathering = True
+            self._departures.gathered(self)
+
+    def flush_if_due(self) -> None:
+        """Sends what was submitted, unless that has left meanwhile."""
+        if not (self._flush_due or self._gathering):
+            return
+        try:
+            self._flush()
+        except Exception:
+            log.exception("a defect in one connection")
+            self.abort("an internal error")
 
     def close(self) -> None:
         """Sends what is submitted as far as it goes, and hangs up."""
@@ -165,7 +230,7 @@ class Http2Connection(asyncio.Protocol):
                     self._hang_up()
 
     def _flush(self) -> None:
-        self._flush_due = False
+        self._flush_due = self._gathering = False
         if self.lost or self._full or self._transport.is_closing():
             return
         try:

@@ -52,9 +52,7 @@ class RouterSettings(Section):
     processes: Annotated[int, Field(ge=1, le=256)] = 1  # that share the two ports; router-0.0, router-0.1…
     process_http_port: Port = 0  # where the first of them alone serves HTTP, the next on the next; 0: none does
     shared_ports: bool = False  # other routers listen on the same ports; set for each of several processes
-    gather_ms: Annotated[float, Field(ge=0, le=1000)] = (
-        0.0  # tokens of an HTTP client that go out together; 0: a step's
-    )
+    gather_ms: Annotated[float, Field(ge=0, le=1000)] = 0.0  # a client's tokens that go out together; 0: a step's
     max_in_flight: Annotated[int, Field(ge=1)] = 4096  # of one process
     max_queue_s: Annotated[float, Field(gt=0)] = 60.0  # a worker predicted to queue longer is not picked
     worker_queue_s: Annotated[float, Field(gt=0)] = 0.25  # what is predicted to queue longer at a worker waits here

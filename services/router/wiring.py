@@ -154,7 +154,8 @@ async def wire(
     life.spawn(lessee.listen(), "recalls of credit")
     life.spawn(_look_after(fleet, sessions, dispatcher, clock), "look after workers")
 
-    grpc = FastGrpcServer(telemetry, life, max_message_bytes=mesh.max_message_bytes)
+    gather_s = router.gather_ms / 1000
+    grpc = FastGrpcServer(telemetry, life, max_message_bytes=mesh.max_message_bytes, gather_s=gather_s)
     keys = KeyStore(settings.keys_file)
     others = Others(router.id, placing.tally, fleet, bus, clock)
     RouterService(dispatcher, direct, others, fleet=fleet, keys=keys, clock=clock).register(grpc)
@@ -165,7 +166,7 @@ async def wire(
         keys=keys,
         clock=clock,
         telemetry=telemetry,
-        gather_s=router.gather_ms / 1000,
+        gather_s=gather_s,
     )
     http = HttpServer(telemetry, life, routes=gateway.routes(), max_body_bytes=mesh.max_message_bytes)
     grpc_port = await grpc.start(mesh.host, router.port, shared=router.shared_ports)

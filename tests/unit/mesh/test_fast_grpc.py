@@ -132,6 +132,42 @@ async def test_what_is_wrong_with_a_call_is_in_its_status(channel: grpc.aio.Chan
     assert str(LIMIT_BYTES + 1) in details
 
 
+async def test_messages_past_the_first_are_gathered_and_leave_with_the_end(echo: Echo) -> None:
+    telemetry = start_telemetry("router", "router-0")
+    server = FastGrpcServer(telemetry, Lifecycle("router"), max_message_bytes=LIMIT_BYTES, gather_s=3600)
+    server.add_generic("test.Echo", echo.handlers())
+    await server.start("127.0.0.1", 0)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        stream: Any = channel.unary_stream("/test.Echo/Wait")(b"", timeout=DEADLINE_S)
+        call = await echo.next_call()
+        assert call.push(b"first")
+        assert await stream.read() == b"first"
+        assert call.push(b"second")
+        assert call.push(b"third")
+        (connection,) = server.connections
+        assert connection.h2.queued_body_size() > 0
+        echo.go_on.set()
+        assert [await stream.read(), await stream.read(), await stream.read()] == [b"second", b"third", grpc.aio.EOF]
+    await server.drain(0)
+    telemetry.shutdown()
+
+
+async def test_what_is_gathered_leaves_in_time(echo: Echo) -> None:
+    telemetry = start_telemetry("router", "router-0")
+    server = FastGrpcServer(telemetry, Lifecycle("router"), max_message_bytes=LIMIT_BYTES, gather_s=0.01)
+    server.add_generic("test.Echo", echo.handlers())
+    await server.start("127.0.0.1", 0)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        stream: Any = channel.unary_stream("/test.Echo/Wait")(b"", timeout=DEADLINE_S)
+        call = await echo.next_call()
+        sent = [b"%d" % number for number in range(5)]
+        assert all(map(call.push, sent))
+        assert [await stream.read() for _ in sent] == sent
+        stream.cancel()
+    await server.drain(0)
+    telemetry.shutdown()
+
+
 @pytest.mark.parametrize("value", ["Bearer key ", "Bearer ", " Bearer key"])
 async def test_a_header_with_a_blank_at_an_end_is_the_callers_error(channel: grpc.aio.Channel, value: str) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
