@@ -10,6 +10,8 @@
         services/router/dispatch.py
  5. Where to? Filter, score in expected dollars, pick; and the record of why.
         services/router/placing.py  services/router/core/policy.py  services/router/core/records.py
+    Every worker is held against the request, by formulas that stand once and are compiled when the router starts.
+        services/router/core/scores.py  services/router/core/ranking.py  services/router/core/fused.py
     It rests on heartbeats, samples of steps, the plan in force, and what other routers have just placed.
         services/router/feed.py  services/router/core/fleet.py  services/router/core/plans.py  services/router/others.py
     Or straight: the router signs a placement, the client streams from the worker; that delivers, prices and reports.

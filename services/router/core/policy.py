@@ -158,7 +158,7 @@ def decide(fleet: Fleet, model: str, ask: Ask, *, max_queue_s: float, now_s: flo
     )
     near_usd = best_usd[0] * (1 + _NEAR)
     if best_usd[-1] > near_usd or len(rows) == len(table):
-        near = rows[: bisect_right(best_usd, near_usd)]
+        near = sorted(rows[: bisect_right(best_usd, near_usd)])  # so that chance goes by rows, not by scores
     else:
         near = _some(np.flatnonzero(table.usd <= near_usd), rng)
     row = near[0] if len(near) == 1 else _pick(table, near, plan, workload_class, rng)
