@@ -76,6 +76,11 @@ bench-datapath: ## What relaying and placing costs our router; ARGS="--quick" to
 	$(SET_UP) $(EXTRAS) dev
 	$(PY) -m bench.datapath $(ARGS)
 
+.PHONY: bench-policy
+bench-policy: ## Policies in virtual time, ours against other routers' rules; TRACES=dir of the public traces, ARGS="--quick"
+	$(SET_UP) $(EXTRAS) dev
+	$(PY) -m bench.policy $(if $(TRACES),--traces "$(TRACES)") $(ARGS)
+
 .PHONY: bench-peers
 bench-peers: ## The same beside other routers, installed under .bench/; goes on where it was broken off, FRESH=1 begins anew
 	$(SET_UP) $(EXTRAS) dev

@@ -17,6 +17,7 @@ from services.cli import (
     prices,
     rebuild,
     replay,
+    replay_log,
     rerate,
     runaway,
     simulate,
@@ -37,6 +38,7 @@ app = typer.Typer(
 app.command("up")(up.up)
 app.command("generate")(generate.generate)
 app.command("replay")(replay.replay)
+app.command("replay-log")(replay_log.replay_log)
 app.command("simulate")(simulate.simulate)
 app.command("compare")(simulate.compare)
 app.command("usage")(usage.usage)

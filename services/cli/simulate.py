@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from services.twin.compare import Compared
     from services.twin.report import Report
-    from services.twin.scenario import Event, Scenario
+    from services.twin.scenario import EngineSettings, Event, Scenario
     from services.twin.traces import TraceRequest
 
 DEFAULT_FLEET: Final = "nvidia-h100-sxm, amd-mi300x, intel-gaudi3, google-tpu-v6e, aws-trainium2, nvidia-l4"
@@ -29,6 +29,9 @@ MixOption = Annotated[str, typer.Option(help="Weights of interactive, standard a
 ChunkOption = Annotated[int, typer.Option(min=16, help="Prompt tokens per engine step.")]
 ChunkSecondsOption = Annotated[
     float, typer.Option(min=0, max=10, help="Instead: each device's chunk takes so many seconds.")
+]
+PolicyNamesOption = Annotated[
+    str, typer.Option("--policies", help="Comma-separated; the first is what the others are held against.")
 ]
 FaultOption = Annotated[
     list[str] | None,
@@ -76,9 +79,7 @@ def compare(
     trace: TraceArgument,
     *,
     fleet: FleetOption = DEFAULT_FLEET,
-    policies: Annotated[str, typer.Option(help="Comma-separated; the first is what the others are held against.")] = (
-        DEFAULT_POLICIES
-    ),
+    policies: PolicyNamesOption = DEFAULT_POLICIES,
     seeds: Annotated[int, typer.Option(min=1, max=100, help="Runs of each policy.")] = 3,
     model: ModelOption = "llama-3.1-8b",
     speed: SpeedOption = 1.0,
@@ -154,6 +155,13 @@ def _scenario(
         seed=seed,
         events=tuple(map(_event, faults)),
     )
+
+
+def engine_of(chunk_tokens: int) -> "EngineSettings":
+    """Engines with chunks of so many prompt tokens."""
+    from services.twin.scenario import EngineSettings
+
+    return EngineSettings(prefill_chunk_tokens=chunk_tokens)
 
 
 def _event(words: str) -> "Event":

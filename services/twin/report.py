@@ -31,12 +31,13 @@ class ClassReport:
 
 @dataclass(frozen=True, slots=True)
 class PoolReport:
-    """One kind of accelerator. `busy`: part of its devices' time with a step under way, 0 to 1."""
+    """One kind of accelerator. `busy`: part of its devices' time with a step under way, 0 to 1; `busy_s` in all."""
 
     workers: int
     requests: int
     tokens: int
     busy: float
+    busy_s: float
     energy_j: float
 
 
@@ -134,6 +135,7 @@ def _pools(outcome: Outcome) -> dict[str, PoolReport]:
             requests=sum(served.get(each.name, 0) for each in mine),
             tokens=sum(each.totals.tokens for each in mine),
             busy=min(1.0, busy_s / up_s) if up_s else 0.0,
+            busy_s=busy_s,
             energy_j=sum(each.totals.energy_j for each in mine),
         )
     return pools

@@ -11,6 +11,7 @@ from typing import Final
 
 from services.mesh.accelerators import Accelerator, Catalogue
 from services.mesh.errors import SettingInvalid
+from services.mesh.settings import SloClass
 from services.mesh.timing import Timing
 from services.router.core.request import Promise
 from services.twin.traces import TraceRequest
@@ -130,6 +131,17 @@ def usual_classes(*, interactive: float = 0.5, standard: float = 0.3, batch: flo
         TrafficClass(Promise("interactive", 0.5, per_prompt_token_s, 0.030, 0.002, 0), interactive),
         TrafficClass(Promise("standard", 2.0, per_prompt_token_s, 0.100, 0.001, 1), standard),
         TrafficClass(Promise("batch", 60.0, per_prompt_token_s, 0.500, 0.0001, 2), batch),
+    )
+
+
+def classes_of(settings: Mapping[str, SloClass]) -> tuple[TrafficClass, ...]:
+    """Classes as they are set, each with an equal part of what a trace leaves open."""
+    return tuple(
+        TrafficClass(
+            Promise(name, each.ttft_s, each.ttft_s_per_prompt_token, each.tpot_s, float(each.miss_usd), each.priority),
+            1.0,
+        )
+        for name, each in settings.items()
     )
 
 
