@@ -25,6 +25,7 @@ _SECRET: Final = secrets.token_hex(32)
 _FULL_SPEED: Final = "1000"
 _PACED_SPEED: Final = "0.4"
 _MAX_IN_FLIGHT: Final = 16_384
+_GATHER_MS: Final = 60.0  # three steps of those 20 ms apart
 _QUESTIONS: Final = 6  # per process: that none is asked has then a chance of 1 in 4,000
 _ROOT: Final = Path(__file__).resolve().parents[2]
 
@@ -35,19 +36,24 @@ class Relayed:
 
     Attributes:
         processes: that share the router's ports. Of several, it is measured what they get done together.
+        gather_ms: the router's setting. Where it is more than a step, it is measured what that saves.
     """
 
     kind: Literal["http", "grpc"]
     processes: int = 1
+    gather_ms: float = 0.0
 
     @property
     def name(self) -> str:
         several = f", {self.processes} processes" if self.processes > 1 else ""
-        return f"Tokenworks, relayed {'HTTP' if self.kind == 'http' else 'gRPC'}{several}"
+        gathered = f", {self.gather_ms:g} ms gathered" if self.gather_ms else ""
+        return f"Tokenworks, relayed {'HTTP' if self.kind == 'http' else 'gRPC'}{several}{gathered}"
 
     @property
     def scenarios(self) -> tuple[str, ...]:
-        return ("throughput",) if self.processes > 1 else SCENARIOS
+        if self.processes > 1:
+            return ("throughput",)
+        return ("cost", "hold") if self.gather_ms else SCENARIOS
 
     def facts(self) -> Mapping[str, Any]:
         return {"version": tokenworks.__version__, "policy": "expected dollars", "source": source_of_ours()}
@@ -59,7 +65,7 @@ class Relayed:
             command = ["-m", "bench.datapath.session_backend", "--name", f"bench-{number}"]
             command += ["--port", str(free_port()), "--nats", mesh.nats_url]
             backends.append(Child(command, folder / f"session_backend-{number}.log"))
-        return mesh.running(self.kind, backends, self.processes)
+        return mesh.running(self.kind, backends, self.processes, self.gather_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +116,9 @@ class _Mesh:
             "TOKENWORKS_MESH_SECRET": secret,
         }
 
-    def running(self, kind: Literal["http", "grpc", "direct"], backends: list[Child], processes: int = 1) -> Running:
+    def running(
+        self, kind: Literal["http", "grpc", "direct"], backends: list[Child], processes: int = 1, gather_ms: float = 0.0
+    ) -> Running:
         """Starts the router in front of workers that are starting, and waits until it would send them requests."""
         key = KeyStore(self._folder / "keys.json").create("bench", "bench", 0)
         port, http_port = free_port(), free_port()
@@ -118,6 +126,7 @@ class _Mesh:
             "TOKENWORKS_ROUTER_PORT": str(port),
             "TOKENWORKS_ROUTER_HTTP_PORT": str(http_port),
             "TOKENWORKS_ROUTER_PROCESSES": str(processes),
+            "TOKENWORKS_ROUTER_GATHER_MS": str(gather_ms),
             "TOKENWORKS_ROUTER_MAX_IN_FLIGHT": str(_MAX_IN_FLIGHT),
         }
         router = Child(["-m", "services.router"], self._folder / "router.log", self.environment | settings)
@@ -137,8 +146,10 @@ SUBJECTS: Final[Sequence[Subject]] = (
     Direct(),
     Relayed("http"),
     Relayed("grpc"),
-    Relayed("http", 2),
-    Relayed("grpc", 2),
+    Relayed("http", processes=2),
+    Relayed("grpc", processes=2),
+    Relayed("http", gather_ms=_GATHER_MS),
+    Relayed("grpc", gather_ms=_GATHER_MS),
 )
 
 

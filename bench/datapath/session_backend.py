@@ -20,6 +20,8 @@ from bench.datapath.pacing import Due, Steps
 from services.mesh.bus import Bus
 from services.mesh.clock import SystemClock
 from services.mesh.events import LatencyObserved, RequestLatency, StepSample, WorkerHeartbeat
+from services.mesh.fast_grpc import FastGrpcServer
+from services.mesh.lifecycle import Lifecycle
 from services.mesh.nats_bus import NatsBus
 from services.mesh.settings import NatsSettings
 from services.mesh.telemetry import start_telemetry
@@ -30,6 +32,7 @@ from tokenworks.v1 import inference_pb2 as wire
 _BEAT_S: Final = 0.25
 _REPORT_S: Final = 0.05
 _FRAMES_AHEAD: Final = 4
+_LARGEST_BYTES: Final = 4 << 20
 _ACCELERATOR: Final = "nvidia-h100-sxm"
 _KV_TOKENS: Final = 1_000_000
 _MAX_BATCH: Final = 4096
@@ -249,18 +252,15 @@ async def serve(name: str, port: int, nats_url: str) -> None:
     handler = grpc.stream_stream_rpc_method_handler(
         session, wire.SessionRequest.FromString, wire.StepFrame.SerializeToString
     )
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler("tokenworks.v1.Worker", {"Session": handler}),)
-    )
-    server.add_insecure_port(address)
-    await server.start()
+    server = FastGrpcServer(telemetry, Lifecycle("worker"), max_message_bytes=_LARGEST_BYTES)
+    server.add_generic("tokenworks.v1.Worker", {"Session": handler})
+    await server.start("127.0.0.1", port)
     try:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(reports.beat())
             tasks.create_task(reports.report())
     finally:
-        await server.stop(None)
+        await server.drain(0)
         await bus.close()
 
 

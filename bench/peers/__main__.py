@@ -59,7 +59,7 @@ def main() -> None:
     table = tables(subjects, plain, missing)
     names_of_ours = {each.name for each in SUBJECTS}
     others = [each for each in subjects if each["name"] not in names_of_ours]
-    ours = [each for each in subjects if each["name"] in names_of_ours]
+    ours = [each for each in subjects if each["name"] in names_of_ours and each.get("costs")]
     routers = [each for each in others if each["name"] != nginx.PEER.name]
     compared = [("other LLM routers", routers), (nginx.PEER.name, [each for each in others if each not in routers])]
     for whom, figures_of_them in compared:
