@@ -22,7 +22,8 @@ _DEADLINE_S: Final = 120.0
 _ATTEMPTS: Final = 40  # calls while nothing has come and waiting can help
 _QUESTIONS: Final = 16
 _SHORTEST, _LONGEST = 48, 320  # tokens
-_REFUSED: Final = frozenset({"CreditExhausted", "QueueFull", "NoWorker", "OutboxFull"})
+_OUT_OF_CREDIT: Final = "CreditExhausted"
+_REFUSED: Final = frozenset({_OUT_OF_CREDIT, "QueueFull", "NoWorker", "OutboxFull"})
 _AFTER_REFUSAL_S: Final = 0.5
 
 
@@ -116,11 +117,14 @@ class Load:
             except GenerateError as error:
                 if not heard.tokens and error.reason in _REFUSED:
                     refused = error.reason
+                elif error.reason == _OUT_OF_CREDIT and tenant == self._capped:
+                    wrong = wrong_with(heard, asked.answer, heard.tokens, cut_short=True)
                 else:
                     wrong = f"failed after {heard.tokens} tokens: {error.reason}: {error.message}"
         result = generation.result
         if result is not None:
-            wrong = wrong_with(heard, asked.answer or heard.text, result.completion_tokens)
+            unfunded = tenant == self._capped and result.reason == "budget"
+            wrong = wrong_with(heard, asked.answer or heard.text, result.completion_tokens, cut_short=unfunded)
         return Outcome(
             request_id=generation.request_id,
             tenant=tenant,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from services.chaos.report import Report
     from services.chaos.run import Plan
     from services.cli.access import Access
+    from services.cli.chaos_mesh import Size
     from services.cli.data_dir import DataDir
 
 _OWN = "The mesh that it starts"
@@ -45,6 +46,10 @@ def chaos(
     ] = 8,
     routers: Annotated[int, typer.Option(min=1, max=8, rich_help_panel=_OWN)] = 2,
     workers: Annotated[int, typer.Option(min=2, max=32, rich_help_panel=_OWN)] = 3,
+    speed: Annotated[
+        float,
+        typer.Option(min=0.01, max=100, help="Of its engines; slow ones cost this machine less.", rich_help_panel=_OWN),
+    ] = 0.3,
     nats_nodes: Annotated[int, typer.Option(help="1, or 3 or 5 as a cluster.", rich_help_panel=_OWN)] = 1,
     keep: Annotated[
         Path | None,
@@ -75,12 +80,14 @@ def chaos(
         from services.chaos.core.faults import FaultKind
         from services.chaos.run import Plan
         from services.cli.access import read_access
+        from services.cli.chaos_mesh import Size
         from services.mesh.settings import load_settings
 
         if in_turn and in_turn not in set(FaultKind):
             raise typer.BadParameter(f"{in_turn!r} is none of {', '.join(FaultKind)}", param_hint="--in-turn")
         if nats_nodes not in (1, 3, 5):
             raise typer.BadParameter(f"{nats_nodes} is none of 1, 3, 5", param_hint="--nats-nodes")
+        size = Size(routers=routers, workers=workers, nats_nodes=nats_nodes, speed=speed)
         turn = FaultKind(in_turn) if in_turn else None
         plan = Plan(
             seed=seed,
@@ -98,9 +105,8 @@ def chaos(
                 every=every,
                 only=only or [],
                 in_turn=turn,
-                routers=routers,
-                workers=workers,
-                nats_nodes=nats_nodes,
+                budget=budget,
+                size=size,
             ),
         )
         if attach:
@@ -108,7 +114,7 @@ def chaos(
             running = _break_running(output, plan, access, named=pid or [], model=model, yes=yes, key=key)
             report = asyncio.run(running)
         else:
-            report = _break_own(output, plan, (routers, workers, nats_nodes), keep)
+            report = _break_own(output, plan, size, keep)
         if out is not None:
             out.write_text(json.dumps(report.document(), indent=1) + "\n", encoding="utf-8")
         output.result(report.document(), *report.lines())
@@ -124,17 +130,22 @@ def _again(
     every: float,
     only: list[str],
     in_turn: "FaultKind | None",
-    routers: int,
-    workers: int,
-    nats_nodes: int,
+    budget: int,
+    size: "Size",
 ) -> str:
     words = ["tokenworks chaos", f"--faults {faults} --seed {seed} --streams {streams} --every {every:g}"]
     words += [f"--only {each}" for each in only]
     words += [f"--in-turn {in_turn}"] if in_turn else []
-    return " ".join([*words, f"--routers {routers} --workers {workers} --nats-nodes {nats_nodes}"])
+    return " ".join(
+        [
+            *words,
+            f"--budget {budget} --routers {size.routers} --workers {size.workers}",
+            f"--nats-nodes {size.nats_nodes} --speed {size.speed:g}",
+        ]
+    )
 
 
-def _break_own(output: Output, plan: "Plan", size: tuple[int, int, int], keep: Path | None) -> "Report":
+def _break_own(output: Output, plan: "Plan", size: "Size", keep: Path | None) -> "Report":
     from services.cli.data_dir import DataDir
 
     # Nothing of this machine's settings reaches the mesh: it must not write into books that count.
@@ -154,21 +165,16 @@ def _break_own(output: Output, plan: "Plan", size: tuple[int, int, int], keep: P
     return report
 
 
-async def _run_own(output: Output, plan: "Plan", size: tuple[int, int, int], data_dir: "DataDir") -> "Report":
+async def _run_own(output: Output, plan: "Plan", size: "Size", data_dir: "DataDir") -> "Report":
     from dataclasses import replace
 
     from services.chaos.run import run
     from services.cli.chaos_books import MeterBooks
-    from services.cli.chaos_mesh import CAPPED, TENANT, OwnMesh, Size
+    from services.cli.chaos_mesh import CAPPED, TENANT, OwnMesh
     from services.cli.peers import Peers
     from services.mesh.clock import SystemClock
 
-    routers, workers, nats_nodes = size
-    mesh = OwnMesh(
-        Size(routers=routers, workers=workers, nats_nodes=nats_nodes),
-        data_dir,
-        lambda words: output.say(f"[dim]{words}[/]"),
-    )
+    mesh = OwnMesh(size, data_dir, lambda words: output.say(f"[dim]{words}[/]"))
     _say_what_may_happen(output, mesh)
     output.say(f"Starting a mesh in {data_dir.path}")
     database = {"TOKENWORKS_MESH_DATA_DIR": str(data_dir.path)}

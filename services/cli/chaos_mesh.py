@@ -29,7 +29,6 @@ TENANT: Final = "chaos"
 CAPPED: Final = "chaos-capped"
 _MODEL: Final = "llama-3.1-8b"
 _ACCELERATOR: Final = "nvidia-h100-sxm"  # of all: alike, they share the streams and none is spared
-_SPEED: Final = 0.3  # of a simulated engine: streams that run for seconds, at little cost to this machine
 _DRAIN_GRACE_S: Final = 3.0
 _BACKOFF_S: Final = 0.5
 _STARTED_WITHIN_S: Final = 60.0
@@ -38,11 +37,12 @@ _NATS: Final = "nats-"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """How many of what."""
+    """How many of what; `speed`: of the simulated engines, 1 is that of the hardware."""
 
     routers: int = 2
     workers: int = 3
     nats_nodes: int = 1
+    speed: float = 0.3
 
 
 class OwnMesh:
@@ -147,7 +147,7 @@ def _settings(size: Size, data_dir: DataDir) -> Settings:
             accelerator=_ACCELERATOR,
             models=(_MODEL,),
             engine="simulated",
-            worker={"faults": True, "speed": _SPEED},
+            worker={"faults": True, "speed": size.speed},
         )
         for number in range(size.workers)
     )

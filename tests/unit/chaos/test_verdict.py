@@ -52,6 +52,11 @@ def test_a_whole_stream_is_well() -> None:
     assert (found.ttft_s, found.longest_pause_s, found.pause_began_s) == pytest.approx((0.1, 1.0, 0.1))
 
 
+def test_a_stream_that_is_out_of_credit_may_end_early_and_may_not_say_anything_else() -> None:
+    assert wrong_with(heard((0, 2, "a b")), "a b c", 2, cut_short=True) == ""
+    assert "character 2" in wrong_with(heard((0, 2, "a x")), "a b c", 2, cut_short=True)
+
+
 @pytest.mark.parametrize(
     ("pieces", "expected", "told", "says"),
     [
