@@ -81,6 +81,11 @@ bench-policy: ## Policies in virtual time, ours against other routers' rules; TR
 	$(SET_UP) $(EXTRAS) dev
 	$(PY) -m bench.policy $(if $(TRACES),--traces "$(TRACES)") $(ARGS)
 
+.PHONY: bench-twin
+bench-twin: ## The twin against the live mesh: the same requests on the same fleet, in virtual and in real time
+	$(SET_UP) $(EXTRAS) dev
+	$(PY) -m bench.live_vs_twin $(ARGS)
+
 .PHONY: bench-peers
 bench-peers: ## The same beside other routers, installed under .bench/; goes on where it was broken off, FRESH=1 begins anew
 	$(SET_UP) $(EXTRAS) dev

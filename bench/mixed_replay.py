@@ -186,11 +186,13 @@ def _addresses(file: Path) -> tuple[str, ...]:
     return tuple(Access(**tomllib.loads(file.read_text(encoding="utf-8"))).http.values())
 
 
-async def replay(environment: dict[str, str], trace: Path) -> dict[str, Any]:
+async def replay(
+    environment: dict[str, str], trace: Path, *, model: str = MODEL, slo_mix: str = "standard=1"
+) -> dict[str, Any]:
     """The document of `tokenworks replay`."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "services.cli.main", "replay", str(trace), "--model", MODEL, "--json"),
-        *("--slo-mix", "standard=1"),
+        *(sys.executable, "-m", "services.cli.main", "replay", str(trace), "--model", model, "--json"),
+        *("--slo-mix", slo_mix),
         env=environment,
         stdout=asyncio.subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -208,7 +210,7 @@ async def run(folder: Path, requests: int) -> dict[str, Any]:
     write_trace(folder / "trace.csv", requests)
     async with llamacpp_server(folder / "tiny.gguf") as url:
         config = folder / "tokenworks.toml"
-        config.write_text(_toml(settings_of(folder, url)), encoding="utf-8")
+        config.write_text(toml(settings_of(folder, url)), encoding="utf-8")
         kept = {name: value for name, value in os.environ.items() if not name.startswith("TOKENWORKS_")}
         environment = kept | {
             "TOKENWORKS_CONFIG": str(config),
@@ -220,7 +222,7 @@ async def run(folder: Path, requests: int) -> dict[str, Any]:
             return await replay(environment, folder / "trace.csv")
 
 
-def _toml(tables: dict[str, Any]) -> str:
+def toml(tables: dict[str, Any]) -> str:
     """TOML of nested tables: each value in JSON's form, which TOML shares, but for tables."""
 
     def value(of: Any) -> str:

@@ -46,7 +46,7 @@ def replay_log(
         from services.twin.run import simulate
         from services.twin.scenario import Fleet, Scenario, classes_of
 
-        recording = asyncio.run(_read(read_access(nats=nats).nats, model))
+        recording = asyncio.run(read_log(read_access(nats=nats).nats, model))
         trace = since(recording.trace(), last_s)
         if len(trace) < 2:
             raise CommandFailed(f"{len(trace)} requests are recorded{f' of {model}' if model else ''}; send some first")
@@ -74,7 +74,8 @@ def replay_log(
         output.result(document, *_table(happened, used_usd, reports, catalogue))
 
 
-async def _read(nats: str, model: str) -> "Recording":
+async def read_log(nats: str, model: str) -> "Recording":
+    """What the streams at `nats` hold of a model, or of all where it is empty."""
     from services.mesh.bus import Delivered
     from services.mesh.clock import SystemClock
     from services.mesh.nats_bus import NatsBus

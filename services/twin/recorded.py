@@ -73,9 +73,13 @@ class Recording:
         """Workers that ended requests, each with its accelerator, by name."""
         return sorted(self._accelerators.items())
 
+    def ended(self) -> list[RequestFinished]:
+        """How the requests of `trace` ended, one each, in its order."""
+        return sorted(self._whole(), key=lambda each: (each.admitted_unix_ms, each.request_id))
+
     def trace(self) -> list[TraceRequest]:
         """The requests that can be run again, in order of arrival."""
-        ended = sorted(self._whole(), key=lambda each: (each.admitted_unix_ms, each.request_id))
+        ended = self.ended()
         first_ms = ended[0].admitted_unix_ms if ended else 0
         return [
             TraceRequest(
