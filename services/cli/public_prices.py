@@ -48,9 +48,8 @@ def public_prices(provider: str, name: str, version: int, now: datetime) -> tupl
             )
     if not prices:
         raise CommandFailed(f"provider {provider!r} has no model that is priced by text tokens")
-    dearest = max(prices.values(), key=lambda each: each.output_usd_per_mtok)
-    rest = dearest.model_copy(update={"model": ""})
-    told = f"public prices by genai-prices {version_of('genai-prices')}; what no entry names costs as {dearest.model}"
+    rest = PriceBook().prices[0]
+    told = f"public prices by genai-prices {version_of('genai-prices')}; what no entry names costs as in our own list"
     return PriceBook(name=name, version=version, prices=(rest, *prices.values())), told
 
 

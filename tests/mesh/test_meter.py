@@ -179,12 +179,14 @@ async def test_a_bill_names_tokens_price_costs_and_hardware(meter: Meter) -> Non
     bill = await meter.stub.GetRequest(metering.GetRequestRequest(request_id="r"), timeout=DEADLINE_S)
     assert (bill.outcome, bill.prompt_tokens, bill.generated_tokens, bill.delivered_tokens) == ("length", 100, 110, 100)
     assert bill.price_nusd == total.price_nusd == RATES.price_nusd(100, 0, 100)
-    assert bill.margin_nusd == bill.price_nusd - bill.use_cost_nusd - bill.energy_cost_nusd
+    costs_nusd = bill.use_cost_nusd + bill.energy_cost_nusd + bill.idle_cost_nusd + bill.house_cost_nusd
+    assert bill.margin_nusd == bill.price_nusd - costs_nusd
     assert [(each.worker, each.accelerator, each.from_index, each.count) for each in bill.segments] == [
         ("h100-0", "nvidia-h100-sxm", 0, 60),
         ("l4-0", "nvidia-l4", 50, 50),
     ]
-    assert sum(each.use_cost_nusd for each in bill.segments) == bill.use_cost_nusd
+    by_bill_nusd = sum(each.amount_nusd for each in bill.postings if each.account == "use")
+    assert sum(each.use_cost_nusd for each in bill.segments) + by_bill_nusd == bill.use_cost_nusd
     assert bill.price_book == "list@1"
     assert bill.HasField("slo_met")
     assert not bill.slo_met
