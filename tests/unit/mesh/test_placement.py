@@ -1,4 +1,5 @@
 import dataclasses
+import hmac
 
 import jwt
 import pytest
@@ -78,9 +79,31 @@ def test_a_forged_or_garbled_placement_is_refused() -> None:
     unsigned = jwt.encode(
         {"jti": "r"}, None, algorithm="none", headers={"kid": jwt.get_unverified_header(genuine)["kid"]}
     )
-    for token in (PlacementSigner(["s2"]).sign(CLAIMS), f"{header}.{payload}.{signature}", unsigned, "", "a.b.c", "é"):
+    cut = genuine[:-1]
+    for token in (
+        cut,
+        genuine + "=",
+        f"{genuine}.",
+        f".{genuine}",
+        f"{genuine}\u00e9",
+        PlacementSigner(["s2"]).sign(CLAIMS),
+        f"{header}.{payload}.{signature}",
+        unsigned,
+        "",
+        "a.b.c",
+        "é",
+    ):
         with pytest.raises(PlacementRefused):
             verifier.verify(token, NOW_UNIX_MS)
+
+
+def test_a_placement_written_by_another_jwt_library_is_read_alike() -> None:
+    genuine = PlacementSigner(["s1"]).sign(CLAIMS)
+    claims = jwt.decode(genuine, options={"verify_signature": False})
+    key = hmac.digest(b"s1", b"tokenworks placement v1", "sha256")
+    other = jwt.encode(claims, key, algorithm="HS256", headers={**jwt.get_unverified_header(genuine), "cty": "x"})
+    assert other.split(".")[0] != genuine.split(".")[0]
+    assert PlacementVerifier("w-1", "e-1", ["s1"]).verify(other, NOW_UNIX_MS) == CLAIMS
 
 
 def test_a_rotated_secret_is_accepted_until_it_is_dropped() -> None:
