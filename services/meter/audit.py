@@ -34,7 +34,7 @@ _TO_DO: Final = {
     Kind.UNFINISHED: "nothing: its router died; it stays billed by its worker's word until somebody goes on with it",
     Kind.WORKER: "nothing where the worker died: what it made last was delivered to nobody; else see its log",
     Kind.LOST: "see the logs of the publisher and of NATS; what follows from these events is found by itself",
-    Kind.BILL: "the hour is settled again at the next pass; what is left is somebody's change of the postings",
+    Kind.BILL: "somebody changed the postings of that hour: a backup tells what was there; it is not settled any more",
     Kind.BEHIND: "nothing: it was read from the streams again",
 }
 

@@ -25,7 +25,7 @@ from services.mesh.price_calendar import PriceCalendar
 from services.mesh.subjects import FLEET
 from services.meter.audit import Audit
 from services.meter.bookkeeper import Bookkeeper
-from services.meter.core.conservation import Kind, check_bill
+from services.meter.core.conservation import check_bill
 from services.meter.core.credits import AtRisk, CreditTerms, at_risk, credits_of
 from services.meter.core.fleet_bill import Rule, settle_hour
 from services.meter.core.fleet_rates import FleetRates
@@ -111,6 +111,7 @@ class Settler:
         self._stand_again_s = float("-inf")
         self._volumes_again_s = float("-inf")
         self._checked_hour = -1
+        self._broken: set[int] = set()  # hours whose postings somebody changed: they are left as they are
 
     async def run(self) -> None:
         """Passes until cancelled; one that fails is logged, and the next does what it did not."""
@@ -128,7 +129,7 @@ class Settler:
             await self._book_credits(self._hours[hour])
         await self._book_volumes()
         now_ms = self._clock.unix_ms()
-        due = [each for each in self._hours.values() if self._due(each, now_ms)]
+        due = [each for each in self._hours.values() if self._due(each, now_ms) and each.hour not in self._broken]
         for each in sorted(due, key=lambda each: each.hour)[:_HOURS_A_PASS]:
             await self._book_hour(each)
         await self._check()
@@ -138,10 +139,11 @@ class Settler:
     async def stand(self) -> None:
         """Works out the latest hours that are not booked, as they stand."""
         started_s = self._clock.monotonic_s()
-        unbooked = sorted((each for each in self._hours.values() if not _booked(each)), key=lambda each: each.hour)
+        unbooked = [each for each in self._hours.values() if not _booked(each) and each.hour not in self._broken]
+        unbooked.sort(key=lambda each: each.hour)
         standing = Standing()
         for each in unbooked[-_STANDING_HOURS:]:
-            transactions = await self._reading.run(partial(self._bill, each))
+            transactions = await self._worked_out(each)
             standing.hours[each.hour] = [posting for some in transactions.values() for posting in some]
         for each in sorted(self._hours.values(), key=lambda each: -each.hour)[:_STANDING_HOURS]:
             _, ended = await self._reading.run(partial(self._reader.missed, each))
@@ -219,7 +221,9 @@ class Settler:
         return not _booked(hour) and ended_unix_ms + self.terms.settle_after_s * 1000 <= now_unix_ms
 
     async def _book_hour(self, hour: BillHour) -> None:
-        transactions = await self._reading.run(partial(self._bill, hour))
+        transactions = await self._worked_out(hour)
+        if hour.hour in self._broken:
+            return
         now_ms = self._clock.unix_ms()
         booked = replace(hour, settled_line=hour.last_line, settled_unix_ms=now_ms)
 
@@ -230,6 +234,17 @@ class Settler:
         await self._write(store)
         self._hours[hour.hour] = booked
         self.standing.hours.pop(hour.hour, None)
+
+    async def _worked_out(self, hour: BillHour) -> dict[str, list[Posting]]:
+        """The transactions that an hour's bill lacks; none for one whose postings do not balance: it is told of."""
+        try:
+            return await self._reading.run(partial(self._bill, hour))
+        except InvariantBroken as broken:
+            self._broken.add(hour.hour)
+            unbalanced = await self._reading.run(partial(self._reader.unbalanced, hour.hour, hour.hour + 1))
+            for finding in check_bill(hour.hour, 0, 0, unbalanced or [(f"{BILL}:{hour.hour}: {broken}", 1)]):
+                self._audit.stands(finding)
+            return {}
 
     def _bill(self, hour: BillHour) -> dict[str, list[Posting]]:
         """The transactions that make an hour's bill of what is booked of it, by id. Runs in a thread."""
@@ -320,14 +335,14 @@ class Settler:
         newest = await self._reading.run(partial(self._reader.lines, self._line, 1))
         if newest[0] > self._line:
             return  # usage may be ahead of the lines that were sorted
-        for finding in check_bill(hour, accrued_nusd, taken, unbalanced):
+        findings = check_bill(hour, accrued_nusd, taken, unbalanced)
+        for finding in findings:
             self._audit.stands(finding)
-            if finding.subject not in dict(unbalanced):
-                self._hours[hour] = replace(self._hours[hour], settled_unix_ms=0)
-                await self._book_hour(self._hours[hour])
-        subject = check_bill(hour, 0, 1, ())[0].subject
-        if accrued_nusd == taken:
-            self._audit.agrees((Kind.BILL,), subject, "")
+        if unbalanced:
+            self._broken.add(hour)
+        elif findings:
+            await self._book_hour(self._hours[hour])
+            self._audit.repaired_now(findings[0], "the hour is settled again")
 
     async def _write(self, store: Callable[[Transaction], None]) -> None:
         await self._writing.run(partial(self._bookkeeper.within, store))

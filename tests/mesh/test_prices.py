@@ -10,7 +10,7 @@ import pytest
 
 from services.mesh.clock import SystemClock
 from services.mesh.events import WorkerHeartbeat, WorkerState
-from services.mesh.price_book import Price, PriceBook
+from services.mesh.price_book import Price, PriceBook, Tier
 from services.mesh.pricing import Pricing
 from services.mesh.settings import CostSettings, SloClass, SloSettings, load_settings
 from services.meter.core.presence import MS_PER_HOUR
@@ -202,3 +202,48 @@ async def test_the_fleets_bill_is_booked_and_comes_to_all_costs(meter: Meter) ->
     assert request.margin_nusd == usage.margin_nusd == usage.price_nusd - total.bill_nusd
     audit = await meter.audit(lambda found: found.rounds > 1)
     assert not audit.standing
+
+
+async def test_tiers_are_taken_off_beside_the_price(meter: Meter) -> None:
+    now_ms = SystemClock().unix_ms()
+    meter.publish(
+        admitted("r", at_unix_ms=now_ms),
+        tokens(entry("r", 0, 3000, last=True), at_unix_ms=now_ms),
+        finished("r", 3000, at_unix_ms=now_ms),
+    )
+    price_nusd = FIRST.price_nusd(100, 0, 3000)
+    await meter.total(lambda row: row.finished_requests == 1)
+    rate = Decimal(1)
+    price = Price(
+        input_usd_per_mtok=rate,
+        cached_input_usd_per_mtok=rate,
+        output_usd_per_mtok=rate,
+        tiers=(Tier(from_mtok=Decimal("0.001"), output_usd_per_mtok=Decimal("0.4")),),
+    )
+    await _open(meter, PriceBook(version=2, prices=(price,)), now_ms - 3_600_000)
+    total = await meter.total(lambda row: row.adjustment_nusd != 0)
+    assert (total.price_nusd, total.adjustment_nusd) == (price_nusd, -2000 * 600)
+
+
+async def test_an_hours_bill_that_somebody_changed_is_found_and_left_as_it_is(meter: Meter, tmp_path: Path) -> None:
+    meter.publish(admitted("r"), tokens(entry("r", 0, 30, device_ns=10**9, last=True)), finished("r", 30))
+
+    async def cost() -> pricing.FleetBill:
+        return await meter.pricing.GetFleetBill(pricing.GetFleetBillRequest(), timeout=DEADLINE_S)
+
+    async def booked() -> bool:
+        bill = await cost()
+        return bool(bill.workers) and all(each.settled for each in bill.workers)
+
+    await eventually(booked, "the hour's bill is booked", DEADLINE_S)
+    database = Database(f"sqlite:///{tmp_path / 'meter.db'}")
+    with database.writer.begin() as connection:
+        connection.exec_driver_sql("UPDATE postings SET amount_nusd = amount_nusd + 7 WHERE account = 'accrued'")
+    database.close()
+    await meter.audit(lambda found: any("comes to 7 nano-dollars" in each.what for each in found.standing))
+    meter.publish(tokens(entry("other", 0, 30, device_ns=10**9), at_unix_ms=START_MS + 2 * MS_PER_HOUR))
+
+    async def other_hours_go_on() -> bool:
+        return len((await cost()).workers) == 2 and (await cost()).workers[1].settled
+
+    await eventually(other_hours_go_on, "another hour is booked", DEADLINE_S)
