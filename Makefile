@@ -33,6 +33,11 @@ test: ## Run every test; ARGS="tests/unit -k name" to choose
 	$(SET_UP) $(EXTRAS) dev
 	$(PY) -m pytest $(ARGS)
 
+.PHONY: fuzz
+fuzz: ## Send MESSAGES=100000 (1000 when unset) with SEED=1 to every method, subject and route; ONLY=part of a name
+	$(SET_UP) $(EXTRAS) dev
+	ONLY="$(ONLY)" $(PY) -m tests.fuzz $(or $(MESSAGES),1000) $(or $(SEED),1)
+
 .PHONY: test-engines
 test-engines: ## Hold every engine to the contract, vLLM's CPU build in .venv-engines too (Linux on x86-64); 2.5 GB
 	@VENV=$(ENGINES_VENV) PYTHON=$(PYTHON) scripts/set_up --engines

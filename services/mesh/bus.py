@@ -15,12 +15,16 @@ gives a reader what a stream holds, from its first message on, once. `ask_again`
 more what a reader lacks: every publisher keeps the last of what the server has acknowledged.
 """
 
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from services.mesh.events import ControlAnswered, Drain, Event, GapAnswered, LeaseAsked, LeaseGranted
 from services.mesh.subjects import Channel
+
+_SEQUENCE: Final = re.compile(r"[0-9]{1,19}")
+_LONGEST_ID: Final = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +40,13 @@ class EventId:
 
     @classmethod
     def parse(cls, text: str) -> "EventId":
-        """Raises ValueError: `text` has not the form `publisher:epoch:sequence` with a sequence >= 1."""
+        """Raises ValueError: `text` has not the form `publisher:epoch:sequence` with a sequence from 1 to 2**63 - 1, or
+        is longer than 512 characters."""
         publisher, epoch, sequence = (["", "", "", *text.rsplit(":", 2)])[-3:]
-        if not publisher or not epoch or not sequence.isdecimal() or int(sequence) < 1:
-            raise ValueError(f"{text!r} is not an event id; expected publisher:epoch:sequence")
-        return cls(publisher, epoch, int(sequence))
+        number = int(sequence) if _SEQUENCE.fullmatch(sequence) else 0
+        if not publisher or not epoch or not 1 <= number < 1 << 63 or len(text) > _LONGEST_ID:
+            raise ValueError(f"{text[:_LONGEST_ID]!r} is not an event id; expected publisher:epoch:sequence")
+        return cls(publisher, epoch, number)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Callable
+from math import isfinite
 from operator import attrgetter
 from typing import Any, Final, TypeVar
 
@@ -96,6 +97,7 @@ class _Converter:
                 self._changed.append((position, _each_to(nested), _each_from(nested)))
             elif hint in known:
                 self._changed.append((position, known[hint].to_fields, known[hint].from_message))
+        self._floats = tuple(position for position, name in enumerate(self._names) if hints[name] is float)
 
     def to_fields(self, value: Any) -> dict[str, Any]:
         """Arguments for the message's constructor, which takes dicts for nested messages."""
@@ -109,6 +111,9 @@ class _Converter:
 
     def from_message(self, message: Message) -> Any:
         values = list(self._values(message))
+        for position in self._floats:
+            if not isfinite(values[position]):
+                values[position] = 0.0
         for position, _, from_wire in self._changed:
             values[position] = from_wire(values[position])
         return self._cls(**dict(zip(self._names, values, strict=True)))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
+NO_PLAN_VERSION: Final = 1 << 62  # versions are milliseconds since 1970, or a little more: no plan has one so large
 MODELLED: Final = "catalogue"  # the source of watts and energy that no meter measured
 
 

@@ -22,11 +22,12 @@ from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE_NAME
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
+from services.mesh.errors import InvalidRequest, QueueFull
 from services.mesh.grpc_call import Method, ServerCall
 from services.mesh.grpc_wire import CONTENT_TYPE, MalformedMessage, OversizedMessage, trailers_only
 from services.mesh.http2 import Departures, Headers, Http2Connection
 from services.mesh.lifecycle import Lifecycle
-from services.mesh.rpc import Guard, health_of, status_of, too_large
+from services.mesh.rpc import Guard, health_of, too_large
 from services.mesh.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
@@ -193,7 +194,7 @@ class _ServerConnection(Http2Connection):
             try:
                 call.begin(method)
             except MalformedMessage as error:
-                call.refuse(grpc.StatusCode.INTERNAL, str(error))
+                call.refuse_for(InvalidRequest(str(error)))
         if ended:
             call.request_ended()
 
@@ -205,15 +206,14 @@ class _ServerConnection(Http2Connection):
         try:
             call.request_data(data)
         except OversizedMessage as error:
-            status = status_of(too_large(error.size, self._server.max_message_bytes))
-            call.refuse(status.code, status.details, status.trailing_metadata)
+            call.refuse_for(too_large(error.size, self._server.max_message_bytes))
         except MalformedMessage as error:
-            call.refuse(grpc.StatusCode.INTERNAL, str(error))
+            call.refuse_for(InvalidRequest(str(error)))
         self._held_bytes += call.held_bytes - held
         if ended:
             call.request_ended()
         elif self._held_bytes > self._server.max_message_bytes * _HELD_FACTOR:
-            call.refuse(grpc.StatusCode.RESOURCE_EXHAUSTED, "this connection has too many requests half sent")
+            call.refuse_for(QueueFull("this connection has too many requests half sent; send them one by one"))
 
     def on_trailers(self, stream: int, headers: Headers) -> None:
         if (call := self._calls.get(stream)) is not None:

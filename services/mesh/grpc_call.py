@@ -15,10 +15,10 @@ from typing import Any, Final, NoReturn
 import grpc
 import ngh2
 
+from services.mesh.errors import QueueFull, TokenworksError
 from services.mesh.grpc_wire import (
     CONTENT_TYPE,
     ENCODINGS,
-    MalformedMessage,
     Messages,
     Metadata,
     framed,
@@ -28,6 +28,7 @@ from services.mesh.grpc_wire import (
     timeout_s,
 )
 from services.mesh.http2 import Headers, Http2Connection
+from services.mesh.rpc import shortened, status_of
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,8 @@ _OPENING: Final = [
 
 
 class Method:
-    """A method's handler, unpacked once. Its behaviour is a coroutine function or an async generator function."""
+    """A method's handler, unpacked once: it takes bytes. Its behaviour is a coroutine function or an async generator
+    function."""
 
     def __init__(self, path: str, handler: "grpc.RpcMethodHandler[Any, Any]") -> None:
         self.path = path
@@ -48,7 +50,6 @@ class Method:
         self.streams_out = bool(handler.response_streaming)
         behaviours = (handler.unary_unary, handler.unary_stream, handler.stream_unary, handler.stream_stream)
         self.behaviour: Any = behaviours[2 * self.streams_in + self.streams_out]
-        self.parse: Callable[[bytes], Any] = handler.request_deserializer or _as_it_is
         self.serialise: Callable[[Any], bytes] = handler.response_serializer or _as_it_is
 
 
@@ -174,7 +175,7 @@ class ServerCall:
             )
         if method.streams_in:
             self._request_came = asyncio.Event()
-            self._start(self._each_request(method, self._request_came))
+            self._start(self._each_request(self._request_came))
 
     def request_data(self, data: bytes) -> None:
         """A part of the requests. Raises what `Messages.feed` raises."""
@@ -184,7 +185,7 @@ class ServerCall:
         if self._request_came is not None:
             self._request_came.set()
             if len(self._requests) > _MOST_REQUESTS:
-                self.refuse(grpc.StatusCode.RESOURCE_EXHAUSTED, "requests come faster than they are served")
+                self.refuse_for(QueueFull(f"{len(self._requests)} requests of this call wait; send them more slowly"))
 
     def request_ended(self) -> None:
         """The client has said all."""
@@ -196,24 +197,22 @@ class ServerCall:
             self._request_came.set()
         elif self.held_bytes or len(self._requests) != 1:
             incomplete = " and an incomplete one" if self.held_bytes else ""
-            self.refuse(
-                grpc.StatusCode.UNIMPLEMENTED,
-                f"{method.path} takes one request, {len(self._requests)}{incomplete} came",
-            )
+            came = f"{len(self._requests)}{incomplete}"
+            self.refuse(grpc.StatusCode.UNIMPLEMENTED, f"{method.path} takes one request, {came} came")
         else:
-            try:
-                request = method.parse(self._requests.popleft())
-            except Exception as error:  # a parser's own kinds
-                self.refuse(grpc.StatusCode.INTERNAL, f"the request can't be parsed: {error}")
-            else:
-                self._start(request)
+            self._start(self._requests.popleft())
+
+    def refuse_for(self, error: TokenworksError) -> None:
+        """As `refuse`, with the error's status and name."""
+        status = status_of(error)
+        self.refuse(status.code, status.details, status.trailing_metadata)
 
     def refuse(
         self, code: grpc.StatusCode, details: str, trailing_metadata: Iterable[tuple[str, str | bytes]] = ()
     ) -> None:
         """Ends the call for what came over the wire; a handler that runs is cancelled."""
         self._trailing = tuple(trailing_metadata)
-        self._finish(code, details)
+        self._finish(code, shortened(details))
         if self.task is not None:
             self.task.cancel()
 
@@ -254,21 +253,16 @@ class ServerCall:
             cut = self._status[0] is not grpc.StatusCode.OK
             self._finish(*(self._status if cut else (grpc.StatusCode.CANCELLED, "the call was cancelled")))
             raise
-        except MalformedMessage as error:
-            self._finish(grpc.StatusCode.INTERNAL, str(error))
         except Exception:
             log.exception("a defect in %s", method.path)
             self._finish(grpc.StatusCode.UNKNOWN, "an internal error; the service's log has the details")
         else:
             self._finish(grpc.StatusCode.OK, "")
 
-    async def _each_request(self, method: Method, came: asyncio.Event) -> AsyncIterator[Any]:
+    async def _each_request(self, came: asyncio.Event) -> AsyncIterator[bytes]:
         while True:
             while self._requests:
-                try:
-                    yield method.parse(self._requests.popleft())
-                except Exception as error:
-                    raise MalformedMessage(f"a request can't be parsed: {error}") from error
+                yield self._requests.popleft()
             if self._asked_all:
                 return
             came.clear()

@@ -59,11 +59,15 @@ class GrpcStream(Http2Connection):
             limit_bytes: of one message.
 
         Raises:
-            OSError: nobody listens there. TokenworksError: the call was refused, or the connection broke.
+            OSError: nobody listens there, or it is no address.
+            TokenworksError: the call was refused, or the connection broke.
         """
         host, _, port = address.rpartition(":")
         loop = asyncio.get_running_loop()
-        _, stream = await loop.create_connection(lambda: cls(on_message, limit_bytes), host.strip("[]"), int(port))
+        try:
+            _, stream = await loop.create_connection(lambda: cls(on_message, limit_bytes), host.strip("[]"), int(port))
+        except (ValueError, OverflowError) as wrong:  # a peer may say anything of where it listens
+            raise ConnectionError(f"{address[:100]!r} is no host:port: {wrong}") from wrong
         try:
             stream._call(address, method, metadata)
             error = await stream._answered

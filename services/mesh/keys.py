@@ -35,7 +35,8 @@ class KeyRecord:
 
 
 def digest(key: str) -> str:
-    return hashlib.sha256(key.encode()).hexdigest()
+    # A header may hold any bytes, which aiohttp keeps as lone surrogates.
+    return hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()
 
 
 class KeyStore:

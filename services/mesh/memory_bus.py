@@ -97,6 +97,14 @@ class _MemoryStream:
         self.messages[stored.sequence] = stored
         return [stored]
 
+    def expire(self, most: int) -> None:
+        """Forgets all but the latest messages, and their ids."""
+        while len(self.messages) > most:
+            oldest = self.messages.pop(next(iter(self.messages)))
+            self._ids.discard(oldest.headers.get(MESSAGE_ID, ""))
+            if self._last_of.get(oldest.subject) == oldest.sequence:
+                del self._last_of[oldest.subject]
+
     def lose(self, event_id: str) -> None:
         for sequence, stored in list(self.messages.items()):
             if stored.headers.get(MESSAGE_ID) == event_id:
@@ -128,6 +136,11 @@ class _Cursor:
     def floor(self) -> int:
         """The sequence number up to which everything is acked."""
         return min(self.attempts, default=self._next) - 1
+
+    @property
+    def behind(self) -> int:
+        """Messages that are not given out yet, or not acked."""
+        return self._stream.last_sequence + 1 - self._next + len(self.attempts)
 
     def put_back(self, sequence: int) -> None:
         if sequence in self.attempts and sequence not in self._returned:
@@ -232,6 +245,11 @@ class MemoryBroker:
         """A stream no longer has a message that it acknowledged."""
         self._streams[stream].lose(event_id)
 
+    def expire(self, most: int) -> None:
+        """Every stream keeps so many messages, the latest, as a server's limits have it."""
+        for stream in self._streams.values():
+            stream.expire(most)
+
     def redeliver(self, durable: str) -> None:
         """Gives a durable reader everything that it was given before once more."""
         for (_, name), cursor in self._cursors.items():
@@ -265,6 +283,10 @@ class MemoryBroker:
 
     def cursor(self, stream: str, durable: str) -> _Cursor:
         return self._cursors.setdefault((stream, durable), _Cursor(self._streams[stream]))
+
+    def cursors(self) -> list[_Cursor]:
+        """Of every durable reader."""
+        return list(self._cursors.values())
 
     def notify(self) -> None:
         """Whoever waits for something looks again."""

@@ -13,6 +13,7 @@ letter. While nothing is handled at all, nothing is put aside, however long that
 import asyncio
 import logging
 import re
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -32,6 +33,8 @@ DEAD_REASON: Final = "tw-reason"
 DEAD_SUBJECT: Final = "tw-subject"
 RETRY_MOST_S: Final = 10.0
 _PATIENCE: Final = 3
+_SAY_EVERY_S: Final = 1.0
+_SHOWN: Final = 200  # characters of what a message says, in the log
 _FAILING_KEPT: Final = 4096
 _BACK_S: Final = 1.0  # a message that is not back so long after its delay is not waited for
 _KEEP_EVERY_S: Final = 3.0  # a transport's patience with an unsettled message must be some times this
@@ -197,7 +200,7 @@ class DurableReader:
         return good, events
 
     async def _put_aside(self, message: Incoming, reason: str) -> None:
-        log.error("%s: a message on %s is dead: %s", self._durable, message.subject, reason)
+        log.error("%s: a message on %s is dead: %s", self._durable, message.subject[:_SHOWN], reason[:_SHOWN])
         await self._bury(message, reason)
         await message.ack()
         self._counts.dead.add(1, self._labels)
@@ -309,14 +312,15 @@ class Watcher:
         self._counts = counts
         self._labels = {names.MESSAGING_CONSUMER_GROUP: name}
         self._turn = asyncio.Lock()
+        self._unsaid = 0  # messages passed over since the log said so
+        self._say_again_s = float("-inf")
 
     async def see(self, message: Incoming) -> None:
         """Neither a message that cannot be decoded nor a handler that raises ends the watch."""
         try:
             event = delivered(message)
         except ValueError as reason:
-            log.warning("%s: a message on %s is passed over: %s", self._name, message.subject, reason)
-            self._counts.dead.add(1, self._labels)
+            self._pass_over(message, reason)
             return
         async with self._turn:
             try:
@@ -326,3 +330,12 @@ class Watcher:
                 self._counts.failed.add(1, self._labels)
             else:
                 self._counts.consumed.add(1, self._labels)
+
+    def _pass_over(self, message: Incoming, reason: ValueError) -> None:
+        """Counts each, and says so once in a while: who sends one such message sends many."""
+        self._counts.dead.add(1, self._labels)
+        self._unsaid += 1
+        if (now_s := time.monotonic()) >= self._say_again_s:
+            shown = f"{message.subject[:_SHOWN]}: {str(reason)[:_SHOWN]}"
+            log.warning("%s: %d messages are passed over, the last on %s", self._name, self._unsaid, shown)
+            self._unsaid, self._say_again_s = 0, now_s + _SAY_EVERY_S

@@ -10,13 +10,13 @@ import hmac
 import inspect
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
@@ -26,7 +26,15 @@ from grpc_status import rpc_status
 from opentelemetry.trace import SpanKind, Status, StatusCode, use_span
 
 from services.mesh import conventions as names
-from services.mesh.errors import InvariantBroken, MessageTooLarge, TokenworksError, Unauthenticated, face, from_reason
+from services.mesh.errors import (
+    InvalidRequest,
+    InvariantBroken,
+    MessageTooLarge,
+    TokenworksError,
+    Unauthenticated,
+    face,
+    from_reason,
+)
 from services.mesh.lifecycle import Lifecycle
 from services.mesh.telemetry import TRACEPARENT, Telemetry, context_of
 from tokenworks.errors import details_of
@@ -35,6 +43,7 @@ log = logging.getLogger(__name__)
 
 DOMAIN: Final = "tokenworks"
 MESH_SECRET: Final = "x-tokenworks-mesh"  # metadata of calls between services, and of an operator
+_LONGEST_WORDS_BYTES: Final = 1500  # of an error; it travels twice, and clients take 8 KiB of headers
 _HARD_LIMIT_FACTOR: Final = 4  # gRPC itself refuses beyond this, without ErrorInfo
 _KEEPALIVE: Final = (
     ("grpc.keepalive_time_ms", 20_000),
@@ -43,6 +52,13 @@ _KEEPALIVE: Final = (
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
 )
+
+
+def shortened(words: str, most_bytes: int = _LONGEST_WORDS_BYTES) -> str:
+    """The beginning of words that are longer than a header should be: they may quote what a caller sent."""
+    if len(words) * 4 <= most_bytes or len(raw := words.encode()) <= most_bytes:
+        return words
+    return f"{raw[:most_bytes].decode(errors='ignore')}… ({len(words)} characters)"
 
 
 def status_of(error: TokenworksError) -> grpc.Status:
@@ -58,7 +74,7 @@ def status_of(error: TokenworksError) -> grpc.Status:
         retry.Pack(error_details_pb2.RetryInfo(retry_delay=delay))
         details.append(retry)
     return rpc_status.to_status(
-        status_pb2.Status(code=code_pb2.Code.Value(shape.grpc), message=str(error), details=details)
+        status_pb2.Status(code=code_pb2.Code.Value(shape.grpc), message=shortened(str(error)), details=details)
     )
 
 
@@ -143,42 +159,56 @@ class Guard(_Interceptor):
         return handler if handler is None else self.around(handler_call_details.method, handler)
 
     def around(self, method: str, handler: "grpc.RpcMethodHandler[Any, Any]") -> "grpc.RpcMethodHandler[Any, Any]":
-        """The handler of `method` (like `/tokenworks.v1.Router/Place`) with all that around it."""
-        if method.startswith("/grpc."):
-            return handler
-        traced = method not in self._quiet
-        if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(
-                self._unary(method, handler.unary_unary, traced),
-                handler.request_deserializer,
-                handler.response_serializer,
-            )
-        if handler.unary_stream:
-            return grpc.unary_stream_rpc_method_handler(
-                self._stream(method, handler.unary_stream, traced),
-                handler.request_deserializer,
-                handler.response_serializer,
-            )
-        if handler.stream_stream:
-            return grpc.stream_stream_rpc_method_handler(
-                self._stream(method, handler.stream_stream, traced),
-                handler.request_deserializer,
-                handler.response_serializer,
-            )
-        return handler
+        """The handler of `method` (like `/tokenworks.v1.Router/Place`) with all that around it. It takes bytes: what
+        cannot be parsed is the caller's error, on either server."""
+        make: Any = {
+            (False, False): grpc.unary_unary_rpc_method_handler,
+            (False, True): grpc.unary_stream_rpc_method_handler,
+            (True, False): grpc.stream_unary_rpc_method_handler,
+            (True, True): grpc.stream_stream_rpc_method_handler,
+        }[handler.request_streaming, handler.response_streaming]
+        behaviours = (handler.unary_unary, handler.unary_stream, handler.stream_unary, handler.stream_stream)
+        behaviour = behaviours[2 * handler.request_streaming + handler.response_streaming]
+        guarded = (self._stream if handler.response_streaming else self._unary)(
+            method,
+            behaviour,
+            self._reader(method, handler),
+            traced=method not in self._quiet and not method.startswith("/grpc."),
+        )
+        found: grpc.RpcMethodHandler[Any, Any] = make(guarded, None, handler.response_serializer)
+        return found
 
-    def _unary(self, method: str, behaviour: Any, traced: bool) -> Any:
-        async def call(request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+    def _reader(self, method: str, handler: "grpc.RpcMethodHandler[Any, Any]") -> Callable[[Any], Any]:
+        """What makes a call's bytes, or its stream of them, what its method takes."""
+        parse, limit_bytes = handler.request_deserializer, self._max_message_bytes
+
+        def one(data: bytes) -> Any:
+            if len(data) > limit_bytes:
+                raise too_large(len(data), limit_bytes)
+            if parse is None:
+                return data
+            try:
+                return parse(data)
+            except DecodeError as error:
+                raise InvalidRequest(f"{len(data)} bytes are no request of {method}: {error}") from error
+
+        async def each(stream: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+            async for data in stream:
+                yield one(data)
+
+        return each if handler.request_streaming else one
+
+    def _unary(self, method: str, behaviour: Any, read: Callable[[Any], Any], *, traced: bool) -> Any:
+        async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             with _Call(self, method, context, traced) as call_state:
                 try:
-                    self._check_size(request)
-                    return await behaviour(request, context)
+                    return await behaviour(read(request), context)
                 except Exception as error:
                     await self._abort(error, context, call_state)
 
         return call
 
-    def _stream(self, method: str, behaviour: Any, traced: bool) -> Any:
+    def _stream(self, method: str, behaviour: Any, read: Callable[[Any], Any], *, traced: bool) -> Any:
         # Writing here rather than yielding: a call that ends early then unwinds in its own task, so that its span and
         # the method's `finally` end with it; a generator left suspended would wait for the garbage collector.
         writes_itself = inspect.iscoroutinefunction(behaviour)
@@ -186,11 +216,10 @@ class Guard(_Interceptor):
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
             with _Call(self, method, context, traced) as call_state:
                 try:
-                    self._check_size(request)
                     if writes_itself:
-                        await behaviour(request, context)
+                        await behaviour(read(request), context)
                         return
-                    async with aclosing(behaviour(request, context)) as responses:
+                    async with aclosing(behaviour(read(request), context)) as responses:
                         async for response in responses:
                             await context.write(response)
                 except grpc.aio.InternalError as error:  # the peer went away in the middle of a message
@@ -199,10 +228,6 @@ class Guard(_Interceptor):
                     await self._abort(error, context, call_state)
 
         return call
-
-    def _check_size(self, request: Any) -> None:
-        if isinstance(request, Message) and (size := request.ByteSize()) > self._max_message_bytes:
-            raise too_large(size, self._max_message_bytes)
 
     async def _abort(self, error: Exception, context: grpc.aio.ServicerContext[Any, Any], call: "_Call") -> None:
         if isinstance(error, grpc.aio.AbortError):

@@ -323,18 +323,26 @@ _FIELD: Final = re.compile(r"\{([a-z_]+)\}")
 _TEMPLATES: Final = {
     channel.event: (_FIELD.sub("%s", channel.template), tuple(_FIELD.findall(channel.template))) for channel in CHANNELS
 }
+_LONGEST_REMEMBERED: Final = 128
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_-]+")
 _PATTERNS: Final = {
     channel.name: re.compile(re.escape(channel.wildcard).replace(r"\*", r"[^.]+")) for channel in CHANNELS
 }
 
 
-@lru_cache(maxsize=4096)
 def escape(token: str) -> str:
     """One subject token that stands for `token`, whatever its characters; injective; `~` alone for the empty string."""
+    # What is remembered is bounded in number, so it has to be in length.
+    return _remembered_escape(token) if len(token) <= _LONGEST_REMEMBERED else _escape(token)
+
+
+def _escape(token: str) -> str:
     if _PLAIN.fullmatch(token):
         return token
     return re.sub(r"[^A-Za-z0-9_-]", lambda found: "".join(f"~{byte:02x}" for byte in found[0].encode()), token) or "~"
+
+
+_remembered_escape = lru_cache(maxsize=4096)(_escape)
 
 
 def consumer_of(durable: str) -> Consumer:

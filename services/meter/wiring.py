@@ -8,10 +8,10 @@ from functools import partial
 from services.mesh.bus import Bus
 from services.mesh.clock import Clock
 from services.mesh.events import RunawayGrade
+from services.mesh.fast_grpc import FastGrpcServer
 from services.mesh.footing import find_footing
 from services.mesh.httpd import HttpServer
 from services.mesh.lifecycle import Lifecycle, cancel_all
-from services.mesh.rpc import GrpcServer
 from services.mesh.settings import Settings
 from services.mesh.telemetry import Telemetry
 from services.meter.announcer import Announcer
@@ -45,6 +45,7 @@ class Running:
 
     grpc_port: int
     http_port: int
+    http: HttpServer
     feed: Feed
     database_url: str
 
@@ -196,7 +197,7 @@ async def wire(
         await bus.flush(2.0)
 
     life.on_stop("feed", stop_feed)
-    grpc_server = GrpcServer(telemetry, life, max_message_bytes=settings.mesh.max_message_bytes)
+    grpc_server = FastGrpcServer(telemetry, life, max_message_bytes=settings.mesh.max_message_bytes)
     service = MeterService(
         bookkeeper=bookkeeper,
         questions=Questions(database),
@@ -230,4 +231,4 @@ async def wire(
     life.on_stop("grpc", partial(grpc_server.drain, grace_s), deadline_s=grace_s + 5.0)
     life.on_stop("watchers", watchers.stop)
     grpc_port = await grpc_server.start(settings.mesh.host, settings.meter.port)
-    return Running(grpc_port, http_port, feed, settings.database_url)
+    return Running(grpc_port, http_port, http, feed, settings.database_url)

@@ -33,6 +33,11 @@ class PlanBoard:
             raise UnknownModel(f"there is no plan for model {model!r}; models with one: {known}") from None
 
     @property
+    def watchers(self) -> int:
+        """Callers that watch now."""
+        return self._watchers
+
+    @property
     def models(self) -> Sequence[str]:
         return sorted(self._plans)
 

@@ -8,10 +8,10 @@ from typing import Final
 from services.mesh.accelerators import load_catalogue
 from services.mesh.bus import Bus
 from services.mesh.clock import Clock
+from services.mesh.fast_grpc import FastGrpcServer
 from services.mesh.footing import find_footing
 from services.mesh.httpd import HttpServer
 from services.mesh.lifecycle import Lifecycle, cancel_all
-from services.mesh.rpc import GrpcServer
 from services.mesh.settings import Settings
 from services.mesh.telemetry import Telemetry
 from services.optimizer.board import PlanBoard
@@ -36,6 +36,7 @@ class RunningOptimizer:
     host: str
     grpc_port: int
     http_port: int
+    http: HttpServer
     beliefs: Beliefs
     board: PlanBoard
 
@@ -97,7 +98,7 @@ async def wire(
         life.spawn(loop.run(), "planning"),
     ]
 
-    grpc = GrpcServer(telemetry, life, max_message_bytes=mesh.max_message_bytes)
+    grpc = FastGrpcServer(telemetry, life, max_message_bytes=mesh.max_message_bytes)
     service = OptimizerService(board, beliefs, clock, settings.secrets)
     grpc.add(planning_pb2_grpc.add_OptimizerServicer_to_server, service, SERVICE_NAME)
     http = HttpServer(telemetry, life)
@@ -114,4 +115,4 @@ async def wire(
     life.on_stop("http server", http.stop, _STOPPING_S)
     life.on_stop("grpc server", partial(grpc.drain, 1.0), _STOPPING_S)
     life.on_stop("watchers", board.stop)
-    return RunningOptimizer(mesh.host, grpc_port, http_port, beliefs, board)
+    return RunningOptimizer(mesh.host, grpc_port, http_port, http, beliefs, board)

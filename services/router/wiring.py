@@ -54,6 +54,7 @@ class RunningRouter:
     host: str
     grpc_port: int
     http_port: int
+    http: HttpServer
     dispatcher: Dispatcher
     direct: Direct
     fleet: Fleet
@@ -188,7 +189,7 @@ async def wire(
     life.on_stop("http server", http.stop, _STOPPING_S)
     life.on_stop("grpc server", partial(grpc.drain, 1.0), _STOPPING_S)
     life.on_stop("requests", partial(_drain, dispatcher, mesh.drain_grace_s), mesh.drain_grace_s + _STOPPING_S)
-    return RunningRouter(mesh.host, grpc_port, http_port, dispatcher, direct, fleet, bus, funds)
+    return RunningRouter(mesh.host, grpc_port, http_port, http, dispatcher, direct, fleet, bus, funds)
 
 
 async def _learn_budgets(bus: Bus, funds: Funds) -> None:

@@ -57,6 +57,7 @@ class RunningWorker:
 
     grpc_port: int
     http_port: int
+    http: HttpServer
     engine: EngineLife
     streams: Streams
     heartbeat: Heartbeat
@@ -198,7 +199,7 @@ async def wire(
 
     talking.append(life.spawn(bus.serve_control(worker.id, controlled), "control"))
     life.on_stop("streams", partial(drain, settings.mesh.drain_grace_s), settings.mesh.drain_grace_s + _STEP_S)
-    return RunningWorker(grpc_port, http_port, engine, streams, heartbeat)
+    return RunningWorker(grpc_port, http_port, http, engine, streams, heartbeat)
 
 
 def _watched(prefixes: Prefixes, make_engine: Callable[[], Engine]) -> Engine:

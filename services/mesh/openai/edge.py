@@ -4,6 +4,7 @@ In: a handler. Out: the same under a span, whose errors are answers. What a clie
 headers: the request's id, its trace, and who served it.
 """
 
+import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable
@@ -13,13 +14,21 @@ from aiohttp import web
 from opentelemetry.trace import SpanKind, Status, StatusCode, use_span
 
 from services.mesh import conventions as names
-from services.mesh.errors import InvariantBroken, MessageTooLarge, TokenworksError, face
+from services.mesh.errors import (
+    InvalidRequest,
+    InvariantBroken,
+    MessageTooLarge,
+    RequestTimedOut,
+    TokenworksError,
+    face,
+)
 from services.mesh.openai.answers import error_body
 from services.mesh.telemetry import TRACEPARENT, Telemetry, context_of
 
 log = logging.getLogger(__name__)
 
 PLACEMENT: Final = "placement"  # of the URL that a router sends a client on to
+_BODY_S: Final = 60.0  # for a body to come; a client that is silent in the middle of it holds a connection
 _REQUEST_ID: Final = "x-request-id"
 _TRACE_ID: Final = "x-tokenworks-trace-id"
 _WORKER: Final = "x-tokenworks-worker"
@@ -67,11 +76,22 @@ def refusal(error: TokenworksError) -> web.Response:
 
 
 async def body_of(request: web.Request) -> bytes:
-    """Raises MessageTooLarge: the body is longer than `mesh.max_message_bytes`."""
+    """A request's body.
+
+    Raises:
+        MessageTooLarge: it is longer than `mesh.max_message_bytes`.
+        InvalidRequest: it is not compressed, or not framed, as its headers say.
+        RequestTimedOut: it has not come within `_BODY_S`.
+    """
     try:
-        return await request.read()
+        async with asyncio.timeout(_BODY_S):
+            return await request.read()
     except web.HTTPRequestEntityTooLarge as error:
         raise MessageTooLarge(f"{error.text}; send less, or raise mesh.max_message_bytes") from None
+    except web.RequestPayloadError as error:
+        raise InvalidRequest(f"the body can't be read: {' '.join(str(error).split())}") from None
+    except TimeoutError:
+        raise RequestTimedOut(f"the body has not come within {_BODY_S:g} s; send it at once") from None
 
 
 def told(request_id: str, trace_id: str, worker: str) -> dict[str, str]:

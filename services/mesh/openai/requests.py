@@ -102,7 +102,12 @@ class _Fields:
 
     def __init__(self, body: bytes) -> None:
         try:
-            values = json.loads(body)
+            text = body.decode("utf-8-sig")
+            values = json.loads(text)
+            if "\\ud" in text or "\\uD" in text:
+                json.dumps(values, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+        except UnicodeError as error:
+            raise InvalidRequest(f"the body is not Unicode: {error}; send UTF-8") from None
         except (ValueError, RecursionError) as error:
             raise InvalidRequest(f"the body is not JSON: {error}") from None
         if not isinstance(values, dict):

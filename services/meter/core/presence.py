@@ -1,7 +1,8 @@
 """What workers are paid for: the time in which they were there, whether they worked or not, by their heartbeats. Pure.
 
 A start of a worker (its epoch) is there from its first heartbeat to its latest; what lies between two heartbeats
-counts, however long it is: the same process was there before and after. A worker that dies stops being paid for with
+counts, however long it is, up to a month: the same process was there before and after. Beyond that its host's clock was
+set, and it counts anew from there. A worker that dies stops being paid for with
 its last heartbeat, up to a quarter of a second early. Until it is ready, it warms up. Energy between two heartbeats is
 spread over the time between them.
 
@@ -15,6 +16,10 @@ from typing import Final, NamedTuple
 
 MS_PER_HOUR: Final = 3_600_000
 NS_PER_MS: Final = 1_000_000
+_LONGEST_GAP_MS: Final = 31 * 24 * MS_PER_HOUR
+_MOST_UJ_PER_MS: Final = 10**9  # a megawatt: no worker draws it
+_MOST_UNHEARD_UJ: Final = 10**17  # before the first heartbeat that is heard
+_MOST_COUNTED_UJ: Final = 1 << 62
 
 
 class Start(NamedTuple):
@@ -77,8 +82,16 @@ class Presence:
                 del self._latest[min(self._latest, key=lambda each: self._latest[each].heard_unix_ms)]
         elif at_unix_ms <= latest.heard_unix_ms:
             return
+        elif at_unix_ms - latest.heard_unix_ms > _LONGEST_GAP_MS:
+            hour = at_unix_ms // MS_PER_HOUR
+            latest = self._latest[start] = WorkerHour(
+                hour, start, pool, accelerator, heard_unix_ms=at_unix_ms, heard_energy_uj=latest.heard_energy_uj
+            )
         span_ms = at_unix_ms - latest.heard_unix_ms
         spent_uj = max(0, energy_uj - latest.heard_energy_uj)
+        if spent_uj > (_MOST_UJ_PER_MS * span_ms if span_ms else _MOST_UNHEARD_UJ):  # a counter that jumped
+            latest.heard_energy_uj, spent_uj = min(energy_uj, _MOST_COUNTED_UJ), 0
+            energy_uj = latest.heard_energy_uj
         done_ms = done_uj = 0
         while True:
             end_ms = min(at_unix_ms, (latest.hour + 1) * MS_PER_HOUR)

@@ -6,7 +6,7 @@ A version is the millisecond of 1970 at which the plan was made, or one more tha
 versions grow through restarts, a clock set back, and a second optimizer.
 """
 
-from services.mesh.events import RoutingPlan
+from services.mesh.events import NO_PLAN_VERSION, RoutingPlan
 from services.optimizer.core.beliefs import Basis, Snapshot, Trigger
 from services.optimizer.core.damping import approach, damped_shadow, damped_shares
 from services.optimizer.core.demand import COMPLETION_EDGES, PROMPT_EDGES, ClassKey
@@ -36,7 +36,10 @@ class Planner:
 
     def adopt(self, plan: RoutingPlan) -> bool:
         """Notes a plan met on the bus: versions go on above it. The first of a model that was not planned here is one
-        that stands from before: shares start from it, and the answer is True."""
+        that stands from before: shares start from it, and the answer is True. A version that nobody can have made is
+        passed over."""
+        if plan.version >= NO_PLAN_VERSION:
+            return False
         first = plan.model not in self._versions
         self._versions[plan.model] = max(plan.version, self._versions.get(plan.model, 0))
         if not first:

@@ -14,7 +14,7 @@ from heapq import heappop, heappush
 from typing import Final
 
 from services.mesh.accelerators import Catalogue
-from services.mesh.events import LatencyObserved, PrefixesChanged, RoutingPlan, WorkerHeartbeat
+from services.mesh.events import NO_PLAN_VERSION, LatencyObserved, PrefixesChanged, RoutingPlan, WorkerHeartbeat
 from services.mesh.priorities import rank_of
 from services.mesh.timing import StepLoad, Timing
 from services.router.core.exploration import Exploration
@@ -98,16 +98,19 @@ class Fleet:
         return now_s - self._heard_s > self.heartbeat_timeout_s
 
     def lost(self, worker: KnownWorker, now_s: float) -> bool:
-        if now_s - worker.heard_s <= self.heartbeat_timeout_s:
+        if not self._late(worker, now_s):
             return False
         return not (worker.linked and self.bus_silent(now_s))
+
+    def _late(self, worker: KnownWorker, now_s: float) -> bool:
+        return now_s - worker.heard_s > self.heartbeat_timeout_s
 
     def heartbeat(self, beat: WorkerHeartbeat, now_s: float, now_unix_ms: int) -> None:
         """Folds one heartbeat; one that comes out of order is ignored."""
         known = self._workers.get(beat.worker)
         if known is None or known.beat.epoch != beat.epoch:
-            if known is not None and beat.at_unix_ms < known.beat.at_unix_ms:
-                return  # the last words of an earlier epoch
+            if known is not None and beat.epoch == known.epoch_before and not self._late(known, now_s):
+                return  # the last words of an earlier epoch; no clock tells, since a host's may have been set back
             known = self._enter(beat, known, now_s)
         elif beat.sequence <= known.beat.sequence:
             return
@@ -142,13 +145,15 @@ class Fleet:
     def plan(self, plan: RoutingPlan, traceparent: str, now_s: float) -> None:
         """Puts a plan in force; one that is older than the plan in force, or only advice, is ignored.
 
+        Versions tell, which grow whatever the clocks of optimizers say; one that nobody can have made is ignored too.
+
         Args:
             traceparent: context of the span that published it.
         """
         if plan.advisory:
             return
         before = self.plans.get(plan.model)
-        if before is not None and (plan.made_unix_ms, plan.version) <= (before.made_unix_ms, before.version):
+        if plan.version >= NO_PLAN_VERSION or (before is not None and plan.version <= before.version):
             return
         self.plans[plan.model] = PlanInForce(plan, traceparent, now_s, before)
         table = self.models.get(plan.model)
@@ -274,6 +279,7 @@ class Fleet:
         slot = heappop(self._free_slots) if self._free_slots else len(self._serving)
         linked = before is not None and before.linked  # a session may stand again before its worker's first heartbeat
         known = KnownWorker(self._incarnations, slot, beat, now_s, now_s, now_s, linked=linked)
+        known.epoch_before = before.beat.epoch if before is not None else ""
         self._workers[beat.worker] = known
         self._serving[known.incarnation] = {}
         return known

@@ -62,6 +62,7 @@ class KnownWorker:
         beat: the latest heartbeat.
         heard_s, made_s: when it arrived and when it was made, router's monotonic seconds.
         stepped_s: when its engine was last seen stepping, or idle.
+        epoch_before: the one that this took the place of; empty for the first.
         linked: the session to it stands.
         unreachable: a session was tried and does not stand.
         requests, kv_tokens: sums of the corrections.
@@ -75,6 +76,7 @@ class KnownWorker:
     heard_s: float
     made_s: float
     stepped_s: float
+    epoch_before: str = ""
     linked: bool = False
     unreachable: bool = False
     requests: int = 0

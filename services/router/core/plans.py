@@ -4,7 +4,7 @@ In: `RoutingPlan`. Out: lookups. How the realised shares deviate from the planne
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Final
 
 from services.mesh.events import RoutingPlan, TimingCoefficients, WorkloadClass
@@ -25,6 +25,12 @@ def timing_of(coefficients: TimingCoefficients) -> Timing:
         decode_s_per_sequence=coefficients.decode_s_per_sequence,
         decode_s_per_kv_token=coefficients.decode_s_per_kv_token,
     )
+
+
+def _plausible(coefficients: TimingCoefficients) -> bool:
+    """Whether steps take some time by them, none of it negative or beyond all measure."""
+    every = astuple(coefficients)
+    return coefficients.decode_base_s > 0 and min(every) >= 0 and max(every) < _LARGE
 
 
 def _holds(start: int, end: int, value: int) -> bool:
@@ -76,8 +82,8 @@ class PlanInForce:
         self.pools: Mapping[str, PlannedPool] = {
             pool.pool: PlannedPool(
                 # A pool that was never observed may come without a timing.
-                timing_of(pool.timing) if pool.timing.decode_base_s > 0 else None,
-                max(0.0, pool.shadow_usd_per_device_s),
+                timing_of(pool.timing) if _plausible(pool.timing) else None,
+                min(_LARGE, max(0.0, pool.shadow_usd_per_device_s)),
             )
             for pool in plan.pools
         }

@@ -57,6 +57,7 @@ LOAD: Final = (  # what changes with every heartbeat and every placement
     # then for each band of promises: what the TPOT promises of our requests running there are worth, in dollars
 )
 _FIRST_CAPACITY: Final = 2 * LANES
+_MOST_FEATURES: Final = 60  # told apart
 
 
 def figure_names(bands: int) -> tuple[str, ...]:
@@ -179,10 +180,12 @@ class ModelTable:
         return self._figures.take(rows, axis=1)
 
     def _bits(self, features: Iterable[str]) -> int:
-        bits = 0
+        bits, known = 0, self._feature_bits
         for each in features:
             # A worker may tell of any number of features; those beyond what a bit can be had for share one.
-            bits |= self._feature_bits.setdefault(each, 1 << min(len(self._feature_bits), 60))
+            if each not in known and len(known) < _MOST_FEATURES:
+                known[each] = 1 << len(known)
+            bits |= known.get(each, 1 << _MOST_FEATURES)
         return bits
 
     def _hold(self, figures: Singles, times: Floats, numbers: Rows) -> None:

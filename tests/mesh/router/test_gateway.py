@@ -194,6 +194,8 @@ async def test_fields_that_ask_for_nothing_are_accepted(router: Router, client: 
 
 BAD_BODIES: Final = {
     "not json": ("{", "the body is not JSON"),
+    "half a character": ('{"messages": [{"role": "user", "content": "\\ud800"}]}', "the body is not Unicode"),
+    "half a key": ('{"\\uDFFF": 1}', "the body is not Unicode"),
     "not an object": ("[]", "the body is not a JSON object"),
     "deep": ("[" * 100_000, "the body is not JSON"),
     "unknown field": ('{"messages": [], "magic": 1}', "magic is not a field"),
@@ -227,6 +229,20 @@ async def test_every_bad_body_is_told_what_is_wrong_with_it(router: Router, http
         assert (await response.json())["error"]["code"] == "MessageTooLarge"
     async with http.post("/v1/completions", json={"prompt": ["a", "b"], "model": MODEL}) as response:
         assert "2 prompts" in (await response.json())["error"]["message"]
+
+
+async def test_bodies_and_keys_of_any_bytes_are_refused_by_name(router: Router, http: aiohttp.ClientSession) -> None:
+    async with http.post("/v1/completions", data="{}".encode("utf-16")) as response:
+        assert response.status == 400
+        assert "send UTF-8" in (await response.json())["error"]["message"]
+    async with http.post("/v1/completions", data=b"{}", headers={"Content-Encoding": "gzip"}) as response:
+        assert response.status == 400
+        assert "the body can't be read" in (await response.json())["error"]["message"]
+    reader, writer = await asyncio.open_connection("127.0.0.1", router.running.http_port)
+    writer.write(b"GET /v1/models HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer \xff\xfe\r\nConnection: close\r\n\r\n")
+    answer = await asyncio.wait_for(reader.read(), 10)
+    writer.close()
+    assert answer.startswith(b"HTTP/1.1 401")
 
 
 async def test_the_headers_name_request_trace_and_worker(router: Router, http: aiohttp.ClientSession) -> None:

@@ -1,6 +1,7 @@
 """The dataclasses and the wire say the same, and what is no event is told from one."""
 
 import dataclasses
+import math
 import types
 import typing
 
@@ -9,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from services.mesh import codec
-from services.mesh.events import ControlAnswered, Drain, TokensGenerated
+from services.mesh.events import ControlAnswered, Drain, LatencyObserved, TokensGenerated
 from services.mesh.subjects import CHANNELS
 from tests.unit.mesh.wire_strategies import wire_values
 from tokenworks.v1 import events_pb2
@@ -53,6 +54,12 @@ def test_any_bytes_are_an_event_or_a_value_error_that_names_it(cls: type, body: 
 def test_fields_of_a_newer_sender_are_passed_over() -> None:
     body = codec.encode(TokensGenerated(worker="w", pool="p", accelerator="a", entries=(), at_unix_ms=1))
     assert codec.decode(TokensGenerated, body + b"\xfa\x7f\x03new").worker == "w"
+
+
+def test_numbers_that_are_none_are_read_as_nothing() -> None:
+    samples = [events_pb2.StepSample(step_s=value) for value in (math.nan, math.inf, -math.inf, 0.5)]
+    body = events_pb2.LatencyObserved(worker="w", steps=samples).SerializeToString()
+    assert [step.step_s for step in codec.decode(LatencyObserved, body).steps] == [0.0, 0.0, 0.0, 0.5]
 
 
 def test_a_value_that_does_not_fit_is_named() -> None:

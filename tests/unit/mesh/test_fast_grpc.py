@@ -180,6 +180,12 @@ async def test_a_header_with_a_blank_at_an_end_is_the_callers_error(channel: grp
     assert await again == b"x"
 
 
+@pytest.mark.parametrize("address", ["", "no port", "127.0.0.1:", "127.0.0.1:99999999", "\0:1", "x" * 300 + ":1"])
+async def test_an_address_that_is_none_is_a_connection_that_fails(address: str) -> None:
+    with pytest.raises(OSError, match=r"."):
+        await GrpcStream.connect(address, "/test.Echo/Each", (), lambda _: None, limit_bytes=100)
+
+
 async def test_a_deadline_and_a_client_that_leaves_cancel_the_handler(channel: grpc.aio.Channel, echo: Echo) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await channel.unary_stream("/test.Echo/Wait")(b"", timeout=0.2).read()

@@ -81,8 +81,31 @@ def test_what_is_no_event_id_is_named(text: str) -> None:
 
 
 @given(
-    st.from_regex(r"[a-z.0-9-]{1,20}", fullmatch=True), st.from_regex(r"[a-f0-9]{1,12}", fullmatch=True), st.integers(1)
+    st.from_regex(r"[a-z.0-9-]{1,20}", fullmatch=True),
+    st.from_regex(r"[a-f0-9]{1,12}", fullmatch=True),
+    st.integers(1, 2**63 - 1),
 )
 def test_an_event_id_reads_back(publisher: str, epoch: str, sequence: int) -> None:
     event_id = EventId(publisher, epoch, sequence)
     assert EventId.parse(str(event_id)) == event_id
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a:b",
+        "a:b:0",
+        "a:b:-1",
+        "a:b:\u0663",
+        f"a:b:{1 << 63}",
+        "a:b:" + "9" * 5000,
+        ":b:1",
+        "a::1",
+        "a" * 600 + ":b:1",
+    ],
+)
+def test_what_is_no_event_id_is_told_from_one(text: str) -> None:
+    with pytest.raises(ValueError, match="is not an event id"):
+        EventId.parse(text)
+    assert EventId.parse(f"w.a:b.tokens:e:{(1 << 63) - 1}") == EventId("w.a:b.tokens", "e", (1 << 63) - 1)

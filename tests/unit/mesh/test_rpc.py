@@ -8,7 +8,14 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from services.mesh.errors import InvariantBroken, MessageTooLarge, QueueFull, TokenworksError, UnknownModel
+from services.mesh.errors import (
+    InvalidRequest,
+    InvariantBroken,
+    MessageTooLarge,
+    QueueFull,
+    TokenworksError,
+    UnknownModel,
+)
 from services.mesh.fast_grpc import FastGrpcServer
 from services.mesh.lifecycle import Lifecycle
 from services.mesh.rpc import GrpcServer, error_of, open_channel
@@ -94,6 +101,26 @@ async def test_a_request_over_the_limit_is_refused_by_name(channel: grpc.aio.Cha
     assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert type(error) is MessageTooLarge
     assert str(LIMIT_BYTES) in str(error)
+
+
+async def test_bytes_that_are_no_request_are_the_callers_error_and_no_defect(
+    channel: grpc.aio.Channel, caplog: pytest.LogCaptureFixture
+) -> None:
+    for service, method in (("tokenworks.v1.Optimizer", "GetPlan"), ("grpc.health.v1.Health", "Check")):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await channel.unary_unary(f"/{service}/{method}")(b"\x0a\x02\xff\xfe", timeout=10)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        error = error_of(caught.value)
+        assert type(error) is InvalidRequest
+        assert f"4 bytes are no request of /{service}/{method}" in str(error)
+    assert not caplog.records
+
+
+async def test_an_error_that_quotes_at_length_arrives_shortened(channel: grpc.aio.Channel) -> None:
+    FAILURES["long"] = UnknownModel("\u65e5" * 10_000)
+    _, error = await _failure(channel, "long")
+    assert type(error) is UnknownModel
+    assert str(error).endswith("\u65e5\u2026 (10000 characters)")
 
 
 async def test_a_stream_that_fails_gives_what_it_had_and_then_the_error(channel: grpc.aio.Channel) -> None:

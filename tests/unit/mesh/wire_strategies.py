@@ -36,6 +36,6 @@ def _value(hint: object, field: FieldDescriptor) -> st.SearchStrategy[object]:
     simple: dict[object, st.SearchStrategy[object]] = {
         str: WORDS,
         bool: st.booleans(),
-        float: st.floats(allow_nan=False),
+        float: st.floats(allow_nan=False, allow_infinity=False),
     }
     return simple[hint]

@@ -160,6 +160,7 @@ def test_plan_that_makes_no_sense_is_not_adopted() -> None:
         shares=(*plan.shares, dataclasses.replace(plan.shares[0], workload_class=99)),
     )
     restarted = Brain(H100)
+    assert not restarted.planner.adopt(dataclasses.replace(plan, version=(1 << 64) - 1))  # nothing comes after it
     restarted.planner.adopt(odd)
     restarted.beliefs.adopt(odd)
     assert restarted.snapshot().paces[H100, MODEL].timing == timing(H100)

@@ -88,12 +88,42 @@ def test_an_older_plan_does_not_replace_a_newer_one() -> None:
     world = World()
     world.now_s = 1.0
     world.plan(version=2)
-    world.now_s = 0.5
+    world.now_s = 2.0
     world.plan(version=1)
     assert world.fleet.plans[MODEL].name == f"{MODEL}:2"
-    world.now_s = 2.0
-    world.plan(version=1)  # a new optimizer counts from 1 again
-    assert world.fleet.plans[MODEL].name == f"{MODEL}:1"
+
+
+def test_a_plan_counts_by_its_version_whatever_the_clock_of_its_optimizer_says() -> None:
+    world = World()
+    world.now_s = 600.0
+    world.plan(version=2)
+    world.now_s = 0.0  # the next optimizer's host is ten minutes behind
+    world.plan(version=3)
+    assert world.fleet.plans[MODEL].name == f"{MODEL}:3"
+    world.plan(version=1 << 63)  # nobody can have made it, and nothing could come after it
+    assert world.fleet.plans[MODEL].name == f"{MODEL}:3"
+
+
+def test_a_worker_restarted_on_a_host_whose_clock_is_behind_is_heard() -> None:
+    world = World()
+    world.now_s = 600.0
+    world.beat("a")
+    world.now_s = 0.1  # its clock, and ours with it: what was said before came from a host minutes ahead
+    world.beat("a", epoch="e2", sequence=1)
+    found = world.fleet.worker("a")
+    assert found is not None
+    assert found.beat.epoch == "e2"
+
+
+def test_a_worker_whose_name_another_took_is_believed_again_once_that_one_is_silent() -> None:
+    world = World()
+    world.beat("a")
+    world.beat("a", epoch="not it", sequence=1)
+    world.now_s = 10.0
+    world.beat("a", sequence=2)
+    found = world.fleet.worker("a")
+    assert found is not None
+    assert found.beat.epoch == "e1"
 
 
 def test_a_plan_that_is_only_advice_is_not_followed() -> None:

@@ -1,0 +1,99 @@
+"""What a fuzzed process must not do: log a traceback, keep tasks, files or streams, or grow.
+
+In: the process itself and a mesh under test. Out: findings, in words; none where all is well.
+"""
+
+import asyncio
+import gc
+import logging
+import traceback
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+import psutil
+
+MOST_GROWTH_BYTES: Final = 96 << 20  # of a whole run: bounded tables fill up, and SQLite and the allocator keep pages
+_GRPC_CORE: Final = "grpc._cython.cygrpc"  # logs a header that is no text, and goes on; nothing of ours sees it
+_TRACES_KEPT: Final = 20
+_MAY_BE: Final = Counter({"WorkerSession.run": 128})  # one for each name of a worker that was made up
+_TASKS_SPARE: Final = 4  # a heartbeat's or a sweep's own
+
+
+class Complaints(logging.Handler):
+    """Records every log line with a traceback: each is a defect.
+
+    Attributes:
+        found: by the place it was raised at, the first trace of each; and how often each came.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.traces: dict[str, str] = {}
+        self.counts: Counter[str] = Counter()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not record.exc_info or record.exc_info[0] is None or record.name == _GRPC_CORE:
+            return
+        _, error, trace = record.exc_info
+        place = _place(trace)
+        key = f"{record.name}: {type(error).__name__} at {place}"
+        self.counts[key] += 1
+        if key not in self.traces and len(self.traces) < _TRACES_KEPT:
+            lines = traceback.format_exception(error)
+            self.traces[key] = f"{record.getMessage()}\n{''.join(lines)}"
+
+    def __enter__(self) -> "Complaints":
+        root = logging.getLogger()
+        self._level = root.level
+        root.setLevel(logging.WARNING)
+        # No other keeps what is logged, or writes it: of most messages there is something to say.
+        self._others, root.handlers = root.handlers, [self]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger().setLevel(self._level)
+        logging.getLogger().handlers = self._others
+
+
+def _place(trace: TracebackType | None) -> str:
+    frames = traceback.extract_tb(trace)
+    ours = [each for each in frames if "site-packages" not in each.filename and "/lib/python" not in each.filename]
+    last = (ours or frames)[-1] if frames else None
+    return f"{Path(last.filename).name}:{last.lineno}" if last else "nowhere"
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What the process holds."""
+
+    tasks: Counter[str]
+    files: int
+    memory_bytes: int
+
+    @classmethod
+    def now(cls) -> "Footprint":
+        gc.collect()
+        process = psutil.Process()
+        names = Counter(_kind(task) for task in asyncio.all_tasks())
+        return cls(names, process.num_fds(), process.memory_info().rss)
+
+    def grown_since(self, before: "Footprint", *, spare_files: int) -> list[str]:
+        """What is held now and was not before, beyond what may come and go."""
+        found = []
+        more = self.tasks - before.tasks - _MAY_BE
+        if sum(more.values()) > _TASKS_SPARE:
+            found.append(f"{sum(more.values())} tasks more than before: {dict(more.most_common(5))}")
+        if self.files > before.files + spare_files:
+            found.append(f"{self.files} file descriptors open, {before.files} before")
+        if self.memory_bytes > before.memory_bytes + MOST_GROWTH_BYTES:
+            grown_mib = (self.memory_bytes - before.memory_bytes) / 2**20
+            found.append(f"memory grew by {grown_mib:.0f} MiB")
+        return found
+
+
+def _kind(task: "asyncio.Task[object]") -> str:
+    coroutine = task.get_coro()
+    return getattr(coroutine, "__qualname__", type(coroutine).__name__)
