@@ -14,6 +14,8 @@ from services.mesh.events import BudgetsSet, BudgetTerms
 from services.mesh.holds import Bound
 from services.router.core.request import Asked, PromptKind
 
+_SCOPES: Final[tuple[str, ...]] = tuple(Scope)
+_PERIODS: Final[frozenset[str]] = frozenset(Period)
 _SOON: Final = frozenset({Period.MINUTE, Period.HOUR})
 _ESTIMATE_MARGIN: Final = 1.25  # a prompt may have more tokens than it seems to
 _ESTIMATE_MORE: Final = 16
@@ -27,12 +29,13 @@ class Budgets:
         self._at_unix_ms: dict[str, int] = {}
 
     def set(self, event: BudgetsSet) -> bool:
-        """Takes in a tenant's budgets; whether they are news."""
+        """Takes in a tenant's budgets, those whose words this version knows; whether they are news."""
         if event.at_unix_ms < self._at_unix_ms.get(event.tenant, 0):
             return False
         self._at_unix_ms[event.tenant] = event.at_unix_ms
-        if event.budgets:
-            self._of[event.tenant] = sorted(event.budgets, key=lambda each: list(Scope).index(Scope(each.scope)))
+        known = [each for each in event.budgets if each.scope in _SCOPES and each.period in _PERIODS]
+        if known:
+            self._of[event.tenant] = sorted(known, key=lambda each: _SCOPES.index(each.scope))
         else:
             self._of.pop(event.tenant, None)
         return True

@@ -180,6 +180,26 @@ async def test_a_header_with_a_blank_at_an_end_is_the_callers_error(channel: grp
     assert await again == b"x"
 
 
+async def test_a_path_that_is_no_text_ends_nothing(server: FastGrpcServer, channel: grpc.aio.Channel) -> None:
+    # grpcio's own server stops taking calls for good at such a path.
+    literal = b"".join(
+        b"\x00" + bytes((len(name),)) + name + bytes((len(value),)) + value
+        for name, value in (
+            (b":method", b"POST"),
+            (b":scheme", b"http"),
+            (b":path", b"/\xf8"),
+            (b":authority", b"x"),
+            (b"content-type", b"application/grpc"),
+        )
+    )
+    frames = b"\0\0\0\x04\0\0\0\0\0" + bytes((0, 0, len(literal), 1, 5, 0, 0, 0, 1)) + literal
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frames)
+    assert await asyncio.wait_for(reader.read(9), DEADLINE_S)
+    assert await channel.unary_unary("/test.Echo/Once")(b"x", timeout=DEADLINE_S) == b"x"
+    writer.close()
+
+
 @pytest.mark.parametrize("address", ["", "no port", "127.0.0.1:", "127.0.0.1:99999999", "\0:1", "x" * 300 + ":1"])
 async def test_an_address_that_is_none_is_a_connection_that_fails(address: str) -> None:
     with pytest.raises(OSError, match=r"."):
