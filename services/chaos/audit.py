@@ -51,9 +51,10 @@ class Audit:
     async def checks(self, load: Load, before: Before, capped: str) -> list[Check]:
         """All of them; `capped`: the tenant with a budget, empty for none."""
         found = [verdict.check_streams(load.outcomes, (capped,))]
+        audited = await self._audited()  # first: what a dead worker told nobody is booked by its repairs
         bills = await self._bills(load.outcomes)
         found.append(verdict.check_conservation(load.outcomes, bills))
-        found.append(verdict.check_books(await self._audited()))
+        found.append(verdict.check_books(audited))
         if capped:
             found.append(await self._budget(load, capped, bills))
         rebuilt = await self._books.rebuilt()

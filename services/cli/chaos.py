@@ -106,7 +106,7 @@ def chaos(
                 only=only or [],
                 in_turn=turn,
                 budget=budget,
-                size=size,
+                size=None if attach else size,
             ),
         )
         if attach:
@@ -131,18 +131,15 @@ def _again(
     only: list[str],
     in_turn: "FaultKind | None",
     budget: int,
-    size: "Size",
+    size: "Size | None",
 ) -> str:
     words = ["tokenworks chaos", f"--faults {faults} --seed {seed} --streams {streams} --every {every:g}"]
     words += [f"--only {each}" for each in only]
     words += [f"--in-turn {in_turn}"] if in_turn else []
-    return " ".join(
-        [
-            *words,
-            f"--budget {budget} --routers {size.routers} --workers {size.workers}",
-            f"--nats-nodes {size.nats_nodes} --speed {size.speed:g}",
-        ]
-    )
+    if size is None:
+        return " ".join([*words, "--attach"])
+    words.append(f"--budget {budget} --routers {size.routers} --workers {size.workers}")
+    return " ".join([*words, f"--nats-nodes {size.nats_nodes} --speed {size.speed:g}"])
 
 
 def _break_own(output: Output, plan: "Plan", size: "Size", keep: Path | None) -> "Report":
