@@ -107,6 +107,11 @@ chaos: ## Break a mesh on purpose, FAULTS=60 times on the schedule of SEED=1, an
 	$(SET_UP) $(EXTRAS)
 	@$(VENV)/bin/tokenworks chaos --faults $(or $(FAULTS),60) --seed $(or $(SEED),1) $(ARGS)
 
+.PHONY: budget-storm
+budget-storm: ## Storm one budget with 500 streams at 4 routers, killing routers and meter: RUNS=50 SEED=1
+	$(SET_UP) $(EXTRAS) dev
+	$(PY) -m bench.budget_storm --runs $(or $(RUNS),50) --seed $(or $(SEED),1) $(ARGS)
+
 .PHONY: compose-test
 compose-test: ## Build deploy/compose.yaml, start it, use it, restart it, tear it down
 	$(SET_UP) $(EXTRAS) dev

@@ -36,6 +36,7 @@ class RequestCredit:
 
     Attributes:
         prompt_tokens, completion_tokens: what is paid for.
+        ended: its end was told: nothing is held for it any more, since nobody would be told of that.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class RequestCredit:
         self.rates = rates
         self.prompt_tokens = 0
         self.completion_tokens = 0
+        self.ended = False
         self._others = tuple(others)
         self._totals = {funder: dict(amounts) for funder, amounts in told.items()}
         self._held: dict[tuple[int, str], int] = {}
@@ -138,12 +140,16 @@ class RequestCredits:
     def end(self, key: Key) -> None:
         """Its end was told, or will be by somebody else."""
         credit = self._running.pop(key, None)
-        if credit is None or not any(credit.totals.values()):
+        if credit is None:
+            return
+        credit.ended = True
+        if not any(credit.totals.values()):
             return
         self._told[key] = credit.totals
         if len(self._told) > _REMEMBERED:
             self._told.popitem(last=False)
 
     def forget(self, key: Key) -> None:
-        """Nobody was told of it."""
-        self._running.pop(key, None)
+        """Nothing was held for it."""
+        if (credit := self._running.pop(key, None)) is not None:
+            credit.ended = True

@@ -37,7 +37,9 @@ class Payer:
         self._clock = clock
 
     def take(self, credit: RequestCredit, prompt_tokens: int, tokens: int) -> bool:
-        """Holds what so much costs beyond what is held, if it is at hand."""
+        """Holds what so much costs beyond what is held, if it is at hand, and the request has not ended meanwhile."""
+        if credit.ended:
+            return False
         purse = self._lessee.purse
         holds = credit.lacking(prompt_tokens, tokens, self._unix_s())
         if purse.lacking(holds, self._clock.monotonic_s()):

@@ -136,3 +136,53 @@ async def test_a_soft_budget_stops_nothing(mesh: LocalMesh) -> None:
         return account.spent == 110
 
     await eventually(counted, "it is counted all the same")
+
+
+# What has gone wrong elsewhere, by name.
+
+
+@pytest.mark.parametrize("direct", [False, True], ids=["relayed", "direct"])
+async def test_concurrent_requests_do_not_overspend_and_leave_nothing_unused(mesh: LocalMesh, *, direct: bool) -> None:
+    client = mesh.client(direct=direct)
+    await set_budget(mesh, unit="tokens", limit=700)
+    ends = await asyncio.gather(*[asked(client, 40).text() for _ in range(40)], return_exceptions=True)
+    refused = [each for each in ends if isinstance(each, BaseException)]
+    assert {getattr(each, "reason", str(each)) for each in refused} == {"CreditExhausted"}
+    await spent_at_least(mesh, 690)
+    total = (await mesh.usage()).total
+    assert total.prompt_tokens + total.delivered_tokens <= 700
+
+
+@pytest.mark.parametrize("direct", [False, True], ids=["relayed", "direct"])
+async def test_a_cancelled_stream_is_billed_what_was_delivered_and_its_hold_comes_back(
+    mesh: LocalMesh, *, direct: bool
+) -> None:
+    client = mesh.client(direct=direct)
+    await set_budget(mesh, unit="tokens", limit=500)
+    async with asked(client, 400) as stream:
+        async for piece in stream:
+            if piece.first_index >= 5:
+                break
+    total = await mesh.settled(1)
+    await spent(mesh, total.prompt_tokens + total.delivered_tokens)
+    rest = asked(client, 1000)
+    await rest.text()
+    await spent(mesh, 500)
+
+
+async def test_a_request_without_max_tokens_pins_a_slice_not_the_budget(mesh: LocalMesh) -> None:
+    await set_budget(mesh, unit="tokens", limit=300)
+    client = mesh.client()
+    async with client.generate(token_ids=list(range(10)), model=MODEL, max_tokens=None, ignore_eos=False) as unbounded:
+        await anext(aiter(unbounded))
+        others = [asked(client, 20) for _ in range(4)]
+        await asyncio.gather(*[each.text() for each in others])
+        assert [each.result and each.result.reason for each in others] == ["length"] * 4
+
+
+async def spent_at_least(mesh: LocalMesh, least: int) -> None:
+    async def so() -> bool:
+        (account,) = (await states(mesh))[0].accounts
+        return least <= account.spent
+
+    await eventually(so, f"at least {least} is spent")
