@@ -148,8 +148,3 @@ class RequestCredits:
         self._told[key] = credit.totals
         if len(self._told) > _REMEMBERED:
             self._told.popitem(last=False)
-
-    def forget(self, key: Key) -> None:
-        """Nothing was held for it."""
-        if (credit := self._running.pop(key, None)) is not None:
-            credit.ended = True

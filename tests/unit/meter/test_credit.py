@@ -149,7 +149,7 @@ class Credit(RuleBasedStateMachine):
             self.opened += 1
             self.running.append(Running(request_id, here, credit, prompt))
             return
-        here.credits.forget((request_id, "acme"))
+        here.credits.end((request_id, "acme"))
         for hold in credit.lacking(prompt, tokens, 0):
             here.purse.wait_for(Account(hold.budget, hold.subject, hold.window), hold.amount, 0)
         self._say(here)
