@@ -33,7 +33,7 @@ _LONGEST: Final = 600
 _READY_S: Final = 60.0
 _CALL_S: Final = 5.0
 _SETTLE_S: Final = 90.0
-_QUIET_S: Final = 8.0  # without a token more, when the budget is used up or stuck
+_QUIET_S: Final = 20.0  # without a token more, when the budget is used up or stuck
 _LEAST_USABLE: Final = 0.99
 
 

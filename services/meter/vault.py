@@ -59,7 +59,12 @@ class Vault:
             return
         now_s, unix_s = self._clock.monotonic_s(), self._clock.unix_ms() // 1000
         self._leases.adopt(
-            store.budgets(), store.accounts(unix_s - _WINDOWS_S), store.leases(), store.closed_funders(), now_s
+            store.budgets(),
+            store.accounts(unix_s - _WINDOWS_S),
+            store.leases(),
+            over=store.closed_funders(),
+            lingers_ms=store.lingers_ms(),
+            now_s=now_s,
         )
         found = store.open_requests()
         self._funded.adopt(found, found, now_s)

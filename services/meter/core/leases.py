@@ -13,7 +13,7 @@ A holder that is silent for `ttl_s` (and a margin) or has started anew is *dying
 it funded can no longer come to light (`close_out`).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -23,7 +23,7 @@ from services.mesh.events import BudgetReached, BudgetTerms, LeaseAsked, LeaseGr
 RECALL_FOR_S: Final = 1.0  # who lacked credit so lately is waited for
 _BULK_PART: Final = 4  # beyond what requests wait for, at most this part of what is free
 _MARGIN: Final = 1.1  # clocks may run unlike by so much
-_UNKNOWN_LINGER_S: Final = 15.0  # of a holder that died while no meter ran
+_UNKNOWN_LINGER_S: Final = 15.0  # of a holder whose word is lost with its database
 _WINDOWS_KEPT: Final = 2
 
 
@@ -66,11 +66,16 @@ class _Holder:
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """What is to be stored; a lease of None is to be forgotten, `over` are funders that were closed out."""
+    """What is to be stored; a lease of None is to be forgotten; `over`, `lingers_ms`: see `Leases.adopt`."""
 
     accounts: Sequence[tuple[Account, int, int]]
     leases: Sequence[tuple[Account, str, Lease | None]]
     over: Sequence[str]
+    lingers_ms: Sequence[tuple[str, int]]
+
+
+def _linger_s(lingers_ms: Mapping[str, int], funder: str) -> float:
+    return lingers_ms[funder] / 1000 if funder in lingers_ms else _UNKNOWN_LINGER_S
 
 
 def _split(funder: str) -> tuple[str, str]:
@@ -97,6 +102,7 @@ class Leases:
         self._spent_on: dict[Account, None] = {}
         self._over: set[str] = set()  # funders that were closed out
         self._over_lately: list[str] = []
+        self._lingers: dict[str, int] = {}  # to be stored
 
     # Budgets
 
@@ -105,10 +111,13 @@ class Leases:
         budgets: Iterable[tuple[str, BudgetTerms]],
         accounts: Iterable[tuple[Account, int, int]],
         leases: Iterable[tuple[Account, str, Lease]],
+        *,
         over: Iterable[str],
+        lingers_ms: Mapping[str, int],
         now_s: float,
     ) -> None:
-        """Takes over what is stored; `over` are funders that were closed out. Of a holder's starts the latest lives."""
+        """Takes over what is stored; `over` are funders that were closed out, `lingers_ms` how long what others funded
+        may take to come to light. Of a holder's starts the latest lives."""
         self._over.update(over)
         self.budgets = {terms.budget: (tenant, terms) for tenant, terms in budgets}
         for account, spent, reached in accounts:
@@ -122,12 +131,12 @@ class Leases:
                 continue
             known = self._holders.get(holder)
             if known is None or known.epoch < epoch:
-                self._holders[holder] = _Holder(epoch, now_s, _UNKNOWN_LINGER_S)
+                self._holders[holder] = _Holder(epoch, now_s, _linger_s(lingers_ms, funder))
         for state in self._accounts.values():
             for funder in state.leases:
                 holder, epoch = _split(funder)
                 if funder not in self._over and self._holders[holder].epoch != epoch:
-                    self._dying.setdefault(funder, now_s + _UNKNOWN_LINGER_S)
+                    self._dying.setdefault(funder, now_s + _linger_s(lingers_ms, funder))
 
     def put(self, tenant: str, terms: BudgetTerms, *, spent: int = 0) -> None:
         """Sets a budget, or changes one of the same number; `spent` counts for a new one that never refills."""
@@ -176,6 +185,8 @@ class Leases:
             )
         if known is not None and known.epoch < asked.epoch:
             self._die(asked.holder, now_s)
+        if known is None or (known.epoch, known.linger_s) != (asked.epoch, asked.linger_ms / 1000):
+            self._lingers[funder] = asked.linger_ms
         self._holders[asked.holder] = _Holder(asked.epoch, now_s, asked.linger_ms / 1000)
         grants = tuple(self._grant(funder, line, now_s, unix_s) for line in asked.lines)
         if asked.ended:
@@ -324,8 +335,9 @@ class Leases:
             for account, funder in self._changed_leases
         ]
         over, self._over_lately = self._over_lately, []
+        lingers, self._lingers = list(self._lingers.items()), {}
         self._changed_accounts, self._changed_leases = {}, {}
-        return Changed(accounts, leases, over)
+        return Changed(accounts, leases, over, lingers)
 
     def forget(self, unix_s: int) -> None:
         """Drops windows that ended long ago; what was spent in them stays stored."""

@@ -75,6 +75,13 @@ closed_funders = Table(
     _integer("closed_unix_ms"),
 )
 
+holders = Table(
+    "credit_holders",
+    metadata,
+    _text("funder", key=True),
+    _integer("linger_ms"),
+)
+
 funded = Table(
     "funded_requests",
     metadata,
@@ -151,12 +158,19 @@ class CreditStore:
             for row in self._connection.execute(select(leases))
         ]
 
+    def lingers_ms(self) -> dict[str, int]:
+        """How long what each funder has funded may take to come to light."""
+        return {row.funder: row.linger_ms for row in self._connection.execute(select(holders))}
+
     def closed_funders(self) -> list[str]:
         return list(self._connection.execute(select(closed_funders.c.funder)).scalars())
 
     def write(self, changed: Changed, now_unix_ms: int) -> None:
         connection = self._connection
         upsert(connection.dialect, closed_funders).write(connection, [(funder, now_unix_ms) for funder in changed.over])
+        for funder in changed.over:
+            connection.execute(delete(holders).where(holders.c.funder == funder))
+        upsert(connection.dialect, holders).write(connection, list(changed.lingers_ms))
         upsert(connection.dialect, accounts).write(
             connection, [(*account, spent, reached) for account, spent, reached in changed.accounts]
         )

@@ -9,7 +9,7 @@ usage        entries added up per minute and dimension, so that questions are an
 tenants      what each tenant was billed in all, and its budget
 price_books  every price book that is known, by label
 reratings    that requests of some time are priced by the books as known later, and whether all were settled so
-budgets, budget_accounts, leases, closed_funders, funded_requests  credit, see credit.py
+budgets, budget_accounts, leases, credit_holders, closed_funders, funded_requests  credit, see credit.py
 state        one row: schema version, and which meter writes these books
 """
 

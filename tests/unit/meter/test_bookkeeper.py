@@ -194,7 +194,7 @@ def test_books_of_the_first_version_are_carried_over_with_their_energy_as_modell
         for table in ("positions", "reratings", "worker_hours", "bill_hours", "postings"):
             other.execute(f"DROP TABLE {table}")
         other.execute("DROP INDEX entries_by_request")
-        for table in ("budgets", "budget_accounts", "leases", "closed_funders", "funded_requests"):
+        for table in ("budgets", "budget_accounts", "leases", "credit_holders", "closed_funders", "funded_requests"):
             other.execute(f"DROP TABLE {table}")
         other.execute("UPDATE state SET schema_version = 1")
     other.close()
