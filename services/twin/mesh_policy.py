@@ -4,7 +4,8 @@ The very code that runs in production, fed with the events that a worker would p
 router does not know: answers' lengths are estimated from what finished, workers' loads are heartbeats up to 250 ms old.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from random import Random
 from typing import Final
 
@@ -12,18 +13,23 @@ from services.mesh.accelerators import Catalogue
 from services.mesh.errors import NoWorker, PromptTooLong, QueueFull
 from services.mesh.events import LatencyObserved, RequestAdmitted, RequestFinished, WorkerHeartbeat
 from services.mesh.prefix_chain import Chain
+from services.mesh.settings import RouterSettings
 from services.optimizer.core.beliefs import Assumptions, Beliefs, Trigger
 from services.optimizer.core.plan import solve
 from services.optimizer.core.planner import Planner
 from services.optimizer.core.service_curve import Promise as PlannedPromise
+from services.router.core.admittance import Admittance
 from services.router.core.estimates import Estimates
 from services.router.core.exploration import Exploration
+from services.router.core.fairness import Fairness
 from services.router.core.fleet import Fleet
 from services.router.core.known_worker import Placed
+from services.router.core.lateness import Prospect, foresee, hastened, worker_priority
 from services.router.core.policy import Decision, decide
 from services.router.core.promises import Promises
-from services.router.core.request import Asked, PromptFacts, PromptKind, SamplingValues
+from services.router.core.request import Asked, Promise, PromptFacts, PromptKind, SamplingValues
 from services.router.core.scores import Ask
+from services.twin.policies import Verdict
 from services.twin.requests import TwinRequest
 from services.twin.scenario import Scenario, by_name
 from services.twin.traces import BLOCK_TOKENS
@@ -42,12 +48,19 @@ class MeshPolicy:
     name = "tokenworks"
 
     def __init__(
-        self, scenario: Scenario, catalogue: Catalogue, workers: Sequence[TwinWorker] = (), *, planned: bool = True
+        self,
+        scenario: Scenario,
+        catalogue: Catalogue,
+        workers: Sequence[TwinWorker] = (),
+        *,
+        planned: bool = True,
+        settings: RouterSettings | None = None,
     ) -> None:
         """
         Args:
             workers: hear the plans.
             planned: with the optimizer's plans in force; without, the router alone decides.
+            settings: of the router; the usual ones when None.
         """
         promises = by_name(scenario.classes)
         self._scenario = scenario
@@ -61,6 +74,14 @@ class MeshPolicy:
         )
         self._estimates = Estimates()
         self._rng = Random(f"{scenario.seed}/mesh")
+        self.settings = settings or RouterSettings()
+        self._admittance = Admittance(
+            Fairness(self.settings.tenant_weights),
+            most_queue_s=self.settings.worker_queue_s,
+            most_wait_s=self.settings.max_wait_s,
+            capacity=self.settings.max_waiting,
+            tenant_capacity=self.settings.max_waiting_per_tenant,
+        )
         self._decisions: dict[int, tuple[Asked, Ask, Decision]] = {}
         self._placed: dict[int, Placed] = {}
         self._planned = planned
@@ -111,25 +132,54 @@ class MeshPolicy:
             for worker in self._workers:
                 worker.tune(plan)
 
+    @property
+    def waiting(self) -> int:
+        return len(self._admittance)
+
+    def admit(self, request: TwinRequest, now_s: float) -> str | Verdict | None:
+        case = _Case(self, request, now_s, _asked(request, self._scenario.model))
+        try:
+            waits = self._admittance.arrives(case, now_s)
+        except (NoWorker, PromptTooLong):
+            return None
+        except QueueFull:
+            return Verdict.REFUSED
+        return Verdict.WAITS if waits else case.worker
+
+    def settle(self, now_s: float) -> Iterable[tuple[TwinRequest, str | Verdict]]:
+        for case, error in self._admittance.pass_time(now_s):
+            assert isinstance(case, _Case)
+            yield case.request, Verdict.REFUSED if error else case.worker
+
     def pick(self, request: TwinRequest, avoid: Sequence[str], now_s: float) -> str | None:
         asked = _asked(request, self._scenario.model)
+        try:
+            decision = self.decide(asked, self.ask(request, asked, request.promise, avoid), _MAX_QUEUE_S, now_s)
+        except (NoWorker, QueueFull, PromptTooLong):
+            return None
+        self.decided(request, asked, decision)
+        return decision.worker.name
+
+    def ask(self, request: TwinRequest, asked: Asked, promise: Promise, avoid: Sequence[str] = ()) -> Ask:
+        """What is to be placed of a request."""
         made = request.delivered
         prompt_tokens = request.prompt_tokens + made
-        ask = Ask(
+        return Ask(
             prompt_tokens=prompt_tokens,
             fewest_prompt_tokens=prompt_tokens,
             completion_tokens=max(1, self._estimates.completion_tokens(asked) - made),
             mean_completion_tokens=self._estimates.mean_completion_tokens(asked.model),
-            promise=request.promise,
+            promise=promise,
             cached=self._fleet.prefixes.expected(asked.model, asked.prompt.chain, request.prompt_tokens),
             excluded=frozenset(avoid),
         )
-        try:
-            decision = decide(self._fleet, asked.model, ask, max_queue_s=_MAX_QUEUE_S, now_s=now_s, rng=self._rng)
-        except (NoWorker, QueueFull, PromptTooLong):
-            return None
-        self._decisions[request.index] = asked, ask, decision
-        return decision.worker.name
+
+    def decide(self, asked: Asked, ask: Ask, max_queue_s: float, now_s: float) -> Decision:
+        return decide(self._fleet, asked.model, ask, max_queue_s=max_queue_s, now_s=now_s, rng=self._rng)
+
+    def decided(self, request: TwinRequest, asked: Asked, decision: Decision) -> None:
+        """`placed` is to follow."""
+        self._decisions[request.index] = asked, decision.shortlist.ask, decision
 
     def placed(self, request: TwinRequest, worker: str, now_s: float) -> None:
         asked, ask, decision = self._decisions[request.index]
@@ -168,6 +218,60 @@ class MeshPolicy:
             self._fleet.prefixes.learn(asked.model, decision.cached_tokens, request.cached_tokens)
         if self._planned:
             self._beliefs.heard(_finished(request, asked, decision.worker.pool, now_s), "", now_s)
+
+
+@dataclass(slots=True, eq=False)
+class _Case:
+    """A request on its way through the router."""
+
+    policy: MeshPolicy
+    request: TwinRequest
+    arrived_s: float
+    asked: Asked
+    decision: Decision | None = None
+    gone: bool = False
+    time_left_s: float | None = None
+    answer_tokens: int = 1
+
+    @property
+    def model(self) -> str:
+        return self.asked.model
+
+    @property
+    def tenant(self) -> str:
+        return self.asked.tenant
+
+    @property
+    def promise(self) -> Promise:
+        return self.request.promise
+
+    @property
+    def prompt_tokens(self) -> int:
+        return self.request.prompt_tokens
+
+    @property
+    def worker(self) -> str:
+        assert self.decision is not None, "it went"
+        return self.decision.worker.name
+
+    def look(self, waited_s: float) -> Prospect:
+        now_s = self.arrived_s + waited_s
+        ask = self.policy.ask(self.request, self.asked, hastened(self.promise, waited_s))
+        self.decision, foreseen = foresee(
+            lambda max_queue_s: self.policy.decide(self.asked, ask, max_queue_s, now_s),
+            waited_s,
+            most_queue_s=self.policy.settings.worker_queue_s,
+            max_queue_s=_MAX_QUEUE_S,
+            now_s=now_s,
+        )
+        return foreseen
+
+    def go(self, waited_s: float, *, favoured: bool) -> None:
+        assert self.decision is not None, "it was looked at"
+        request = self.request
+        request.priority = worker_priority(self.promise, favoured=favoured)
+        self.policy.decided(request, self.asked, self.decision)
+        self.policy.placed(request, self.worker, self.arrived_s + waited_s)
 
 
 def _asked(request: TwinRequest, model: str) -> Asked:

@@ -6,8 +6,9 @@ load balancer's; two choices is Mitzenmacher's; the KV-block cost is NVIDIA Dyna
 in use); outstanding tokens over throughput is the weighting by device speed that heterogeneous fleets start with.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from random import Random
 from typing import Final, Protocol
 
@@ -22,18 +23,40 @@ _FIRST_MEAN: Final = 200.0
 _UTILISATION: Final = 0.85
 
 
+class Verdict(Enum):
+    """What becomes of a request that is not sent to a worker."""
+
+    WAITS = 1
+    REFUSED = 2
+
+
 class Policy(Protocol):
-    """Told of everything a router hears; asked where requests go."""
+    """Told of everything a router hears; asked where requests go.
+
+    Attributes:
+        waiting: requests that it has let wait.
+    """
 
     name: str
+
+    @property
+    def waiting(self) -> int: ...
 
     def heard(self, event: WorkerHeartbeat | LatencyObserved, now_s: float) -> None: ...
     def tick(self, now_s: float) -> None:
         """Four times a second."""
         ...
 
+    def admit(self, request: TwinRequest, now_s: float) -> str | Verdict | None:
+        """The worker that a new request is sent to, or that it waits or is refused; None where none takes it."""
+        ...
+
+    def settle(self, now_s: float) -> Iterable[tuple[TwinRequest, str | Verdict]]:
+        """Requests that wait no more: sent to a worker, or refused."""
+        ...
+
     def pick(self, request: TwinRequest, avoid: Sequence[str], now_s: float) -> str | None:
-        """The worker; None where none takes it."""
+        """The worker for a request that goes on; None where none takes it. It is not sent before `placed`."""
         ...
 
     def placed(self, request: TwinRequest, worker: str, now_s: float) -> None: ...
@@ -69,6 +92,19 @@ class Baseline:
         self._down: set[str] = set()
         self._mean = _FIRST_MEAN
         self._feasible = _Feasible()
+
+    @property
+    def waiting(self) -> int:
+        return 0
+
+    def admit(self, request: TwinRequest, now_s: float) -> str | Verdict | None:
+        worker = self.pick(request, (), now_s)
+        if worker is not None:
+            self.placed(request, worker, now_s)
+        return worker
+
+    def settle(self, now_s: float) -> Iterable[tuple[TwinRequest, str | Verdict]]:
+        return ()
 
     def heard(self, event: WorkerHeartbeat | LatencyObserved, now_s: float) -> None:
         if isinstance(event, WorkerHeartbeat):

@@ -20,6 +20,7 @@ class TwinRequest:
         completion_tokens: that its answer will have; only the engine knows.
         prefix: identifies what its prompt starts with: chained hashes of its 512-token blocks, or of its session.
         delivered: tokens that its client has.
+        priority: at its worker; lower is sooner.
         legs: workers that made tokens of it, in order.
         outcome: empty while it runs, "length", or the error that ended it.
     """
@@ -39,6 +40,7 @@ class TwinRequest:
     last_s: float = 0.0
     legs: list[str] = field(default_factory=list)
     tries: int = 0
+    priority: int = 0
     outcome: str = ""
 
     @property
@@ -82,6 +84,7 @@ def requests_of(
             tenant=each.tenant or "trace",
             session_id=each.session_id,
             prefix=_prefix(each),
+            priority=promises[name].priority,
         )
 
 

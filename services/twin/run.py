@@ -15,7 +15,7 @@ from typing import Final
 from services.mesh.accelerators import Accelerator, Catalogue
 from services.mesh.errors import SettingInvalid
 from services.twin.mesh_policy import MeshPolicy
-from services.twin.policies import BASELINES, Baseline, Policy
+from services.twin.policies import BASELINES, Baseline, Policy, Verdict
 from services.twin.requests import TwinRequest, requests_of
 from services.twin.scenario import Event, Scenario, by_name
 from services.twin.timeline import Timeline
@@ -27,6 +27,7 @@ from services.worker.core.kv_cache import BLOCK_TOKENS
 _MOST_TRIES: Final = 5
 _RETRY_S: Final = 0.05
 _REPORT_S: Final = 0.05
+_SETTLE_S: Final = 0.01
 
 PolicyMaker = Callable[[Scenario, Catalogue, Sequence[TwinWorker]], Policy]
 
@@ -85,6 +86,7 @@ class _Run:
         self.requests = list(requests_of(trace, scenario.class_names(trace), promises, scenario.speed))
         self._open = len(self.requests)
         self._next = 0
+        self._settling = False
 
     def go(self) -> float:
         """Runs to the end; the virtual second of it."""
@@ -134,7 +136,31 @@ class _Run:
         self._next += 1
         if self._next < len(self.requests):
             self._timeline.at(self.requests[self._next].arrival_s, self._arrive)
-        self._timeline.after(self._scenario.hop_s, partial(self._place, request, ()))
+        self._timeline.after(self._scenario.hop_s, partial(self._admit, request))
+
+    def _admit(self, request: TwinRequest) -> None:
+        verdict = self.policy.admit(request, self._timeline.now_s)
+        if verdict is None:
+            self._again(request, ())
+        elif verdict is not Verdict.WAITS:
+            self._settled(request, verdict)
+        elif not self._settling:
+            self._settling = True
+            self._timeline.after(_SETTLE_S, self._settle)
+
+    def _settle(self) -> None:
+        """Looks after those that wait, as often as a router does."""
+        for request, verdict in self.policy.settle(self._timeline.now_s):
+            self._settled(request, verdict)
+        self._settling = self.policy.waiting > 0
+        if self._settling:
+            self._timeline.after(_SETTLE_S, self._settle)
+
+    def _settled(self, request: TwinRequest, verdict: str | Verdict) -> None:
+        if isinstance(verdict, Verdict):
+            self._finish(request, "refused")
+        else:
+            self._timeline.after(self._scenario.hop_s, partial(self._submit, request, verdict))
 
     def _place(self, request: TwinRequest, avoid: tuple[str, ...]) -> None:
         now_s = self._timeline.now_s
@@ -150,7 +176,7 @@ class _Run:
             id=request.index,
             prompt_tokens=request.prompt_tokens + request.delivered,
             new_tokens=request.completion_tokens - request.delivered,
-            priority=request.promise.priority,
+            priority=request.priority,
             hashes=request.hashes() if request.prefix else (),
         )
         if self._by_name[name].submit(job):

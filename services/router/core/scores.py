@@ -100,6 +100,7 @@ class Terms(NamedTuple):
         device_s: device-seconds it would take without a cached prefix.
         saved_s: device-seconds that the cached prefix saves.
         risk_usd: SLO risk, its own and of those it joins.
+        harm_usd: of it, what is those others'.
         miss: probability that its own TTFT or TPOT is late.
         usd_per_s: of the device's time.
         soonest_s: about how long its first token takes, nothing being cached and slots and memory being free.
@@ -109,6 +110,7 @@ class Terms(NamedTuple):
     device_s: Any
     saved_s: Any
     risk_usd: Any
+    harm_usd: Any
     queue_s: Any
     ttft_s: Any
     tpot_s: Any
@@ -146,6 +148,7 @@ def work_out(of: Any, band_tpots_s: Sequence[float], f: Any) -> Terms:
     late_tpot = of.gaps * late_tpot
     miss = late_ttft + late_tpot - late_ttft * late_tpot
     risk_usd = of.miss_usd * (miss + _LATENESS * (later_ttft + of.gaps * later_tpot))
+    own_usd = risk_usd
     joined_s = there.tpot_s + each_s
     then_tpot_s = f.minimum(joined_s + fresh_s / of.mean_answer, f.maximum(joined_s, there.limit_s))
     for band, tpot_promise_s in enumerate(band_tpots_s):
@@ -158,6 +161,7 @@ def work_out(of: Any, band_tpots_s: Sequence[float], f: Any) -> Terms:
         device_s=alone_s + decode_s,
         saved_s=alone_s - fresh_s,
         risk_usd=risk_usd,
+        harm_usd=risk_usd - own_usd,
         queue_s=queue_s,
         ttft_s=ttft_s,
         tpot_s=tpot_s,
@@ -309,7 +313,12 @@ PLAIN: Final = SimpleNamespace(maximum=max, minimum=min, ceil=math.ceil, logisti
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """One worker's case; dollars for this one request. `rejected_because` is empty when it was feasible."""
+    """One worker's case; dollars for this one request.
+
+    Attributes:
+        rejected_because: empty when it was feasible.
+        harm_usd: of `slo_risk_usd`, what it is expected to break of the promises of those it joins.
+    """
 
     worker: str
     pool: str
@@ -320,6 +329,7 @@ class Candidate:
     energy_usd: float
     shadow_usd: float
     slo_risk_usd: float
+    harm_usd: float
     prefix_saving_usd: float
     queue_s: float
     ttft_s: float
@@ -366,6 +376,7 @@ class Shortlist:
             energy_usd=energy_usd,
             shadow_usd=shadow_usd,
             slo_risk_usd=terms.risk_usd,
+            harm_usd=terms.harm_usd,
             prefix_saving_usd=saving_usd,
             queue_s=terms.queue_s,
             ttft_s=terms.ttft_s,

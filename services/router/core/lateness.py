@@ -1,0 +1,130 @@
+"""Whether a decision is carried out now, or better waits: what it would gain against what it would break. Pure.
+
+In: a decision of the policy. Out: a `Prospect`, and whether it `goes`. Two things let a request wait at the router
+rather than go:
+
+    its worker is predicted to queue it for longer than a short while. A queue at a worker can't be put in order by
+    tenant, nor given up when it turns out too long; so workers get just enough to be busy, and the rest waits where
+    it can.
+
+    keeping its promise is worth less than what it is expected to break of the promises of those it joins: then the
+    worker is at its best already, and one more makes it worse.
+
+A request whose promise is broken anyway and that breaks nobody else's goes: it only costs itself.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final
+
+from services.mesh.errors import QueueFull
+from services.router.core.policy import Decision
+from services.router.core.request import Promise
+
+_OF_NO_MATTER: Final = 0.02  # of what the request's promise is worth
+_FAVOUR: Final = 2.0  # how much longer a queue may be for a tenant within its share
+_OLDEST_BEAT_S: Final = 0.5
+_ABOUT_AS_GOOD: Final = 1.25
+_LEAST_LEFT: Final = 0.1
+_PATIENT_S: Final = 10.0  # a class that promises its first token no sooner can wait
+
+
+@dataclass(frozen=True, slots=True)
+class Prospect:
+    """What becomes of a request if it goes now.
+
+    Attributes:
+        queue_s: until it would be computed.
+        own_s: from then to its first token.
+        tpot_s: between two tokens.
+        kept_usd: what its promise is worth, times the probability that it is kept.
+        harm_usd: what it is expected to break of others' promises.
+        of_no_matter_usd: so much harm is none.
+        device_usd: what it is expected to cost in device-seconds.
+        score_usd: what it is expected to cost in all.
+    """
+
+    queue_s: float
+    own_s: float
+    tpot_s: float
+    kept_usd: float
+    harm_usd: float
+    of_no_matter_usd: float
+    device_usd: float
+    score_usd: float
+
+    @property
+    def ttft_s(self) -> float:
+        return self.queue_s + self.own_s
+
+    def goes(self, most_queue_s: float, *, favoured: bool) -> bool:
+        """Whether it goes now.
+
+        Args:
+            most_queue_s: the longest predicted queue for it to go.
+            favoured: its tenant is within its share: others' excess does not stand in its way.
+        """
+        if favoured:
+            return self.queue_s <= most_queue_s * _FAVOUR
+        return self.queue_s <= most_queue_s and self.harm_usd <= max(self.kept_usd, self.of_no_matter_usd)
+
+
+def prospect(decision: Decision, now_s: float) -> Prospect:
+    """The prospect of a request at the worker that was picked for it."""
+    picked, worker, promise = decision.picked, decision.worker, decision.shortlist.ask.promise
+    shown, since = worker.beat.waiting_prefill_tokens, max(0, worker.prefill_tokens)
+    # What the last heartbeat showed as queued is being worked off; what was placed since is counted as it ends.
+    worked_off_s = min(max(0.0, now_s - worker.made_s), _OLDEST_BEAT_S) * shown / (shown + since) if shown else 0.0
+    return Prospect(
+        queue_s=max(0.0, picked.queue_s - worked_off_s),
+        own_s=picked.ttft_s - picked.queue_s,
+        tpot_s=picked.tpot_s,
+        kept_usd=promise.miss_usd * (1.0 - picked.miss_probability),
+        harm_usd=picked.harm_usd,
+        of_no_matter_usd=promise.miss_usd * _OF_NO_MATTER,
+        device_usd=max(0.0, picked.score_usd - picked.slo_risk_usd),
+        score_usd=picked.score_usd,
+    )
+
+
+def foresee(
+    decide: Callable[[float], Decision], waited_s: float, *, most_queue_s: float, max_queue_s: float, now_s: float
+) -> tuple[Decision, Prospect]:
+    """The decision for a request and its prospect: the best worker, or one with room where that is about as good, or
+    where room at the best one did not come about.
+
+    Args:
+        decide: picks among the workers that are predicted to queue it no longer than so many seconds.
+        waited_s: how long it has waited for room.
+
+    Raises:
+        TokenworksError: as `policy.decide`.
+    """
+    best = decide(max_queue_s)
+    foreseen = prospect(best, now_s)
+    if foreseen.queue_s <= most_queue_s:
+        return best, foreseen
+    try:
+        roomy = decide(most_queue_s + _OLDEST_BEAT_S / 2)
+    except QueueFull:
+        return best, foreseen
+    there = prospect(roomy, now_s)
+    if waited_s < most_queue_s and there.score_usd > foreseen.score_usd * _ABOUT_AS_GOOD:
+        return best, foreseen
+    return roomy, there
+
+
+def hastened(promise: Promise, waited_s: float) -> Promise:
+    """What is left of a promise for a request that has waited."""
+    return replace(promise, ttft_s=max(promise.ttft_s - waited_s, promise.ttft_s * _LEAST_LEFT)) if waited_s else promise
+
+
+def is_patient(promise: Promise) -> bool:
+    """Whether a class promises its first token so late that its requests can wait."""
+    return promise.ttft_s >= _PATIENT_S
+
+
+def worker_priority(promise: Promise, *, favoured: bool) -> int:
+    """A request's place in its worker's queue, lower is sooner: by class, then before those of tenants that take more
+    than their share."""
+    return 2 * promise.priority + (0 if favoured else 1)
