@@ -55,7 +55,7 @@ class RouterSettings(Section):
     gather_ms: Annotated[float, Field(ge=0, le=1000)] = 0.0  # a client's tokens that go out together; 0: a step's
     max_in_flight: Annotated[int, Field(ge=1)] = 4096  # of one process
     max_queue_s: Annotated[float, Field(gt=0)] = 60.0  # a worker predicted to queue longer is not picked
-    worker_queue_s: Annotated[float, Field(gt=0)] = 0.25  # what is predicted to queue longer at a worker waits here
+    worker_queue_s: Annotated[float, Field(gt=0)] = 0.1  # what is predicted to queue longer at a worker waits here
     max_waiting: Annotated[int, Field(ge=1)] = 2048  # for one model, in one process
     max_waiting_per_tenant: Annotated[int, Field(ge=1)] = 1024
     max_wait_s: Annotated[float, Field(gt=0)] = 30.0  # of classes that promise a first token no sooner than in 10 s

@@ -21,7 +21,7 @@ from services.optimizer.core.service_curve import Promise as PlannedPromise
 from services.router.core.admittance import Admittance
 from services.router.core.estimates import Estimates
 from services.router.core.exploration import Exploration
-from services.router.core.fairness import Fairness
+from services.router.core.fairness import Fairness, Standing
 from services.router.core.fleet import Fleet
 from services.router.core.known_worker import Placed
 from services.router.core.lateness import Prospect, foresee, hastened, worker_priority
@@ -254,7 +254,7 @@ class _Case:
         assert self.decision is not None, "it went"
         return self.decision.worker.name
 
-    def look(self, waited_s: float) -> Prospect:
+    def look(self, waited_s: float, standing: Standing) -> Prospect:
         now_s = self.arrived_s + waited_s
         ask = self.policy.ask(self.request, self.asked, hastened(self.promise, waited_s))
         self.decision, foreseen = foresee(
@@ -263,13 +263,14 @@ class _Case:
             most_queue_s=self.policy.settings.worker_queue_s,
             max_queue_s=_MAX_QUEUE_S,
             now_s=now_s,
+            standing=standing,
         )
         return foreseen
 
-    def go(self, waited_s: float, *, favoured: bool) -> None:
+    def go(self, waited_s: float, standing: Standing) -> None:
         assert self.decision is not None, "it was looked at"
         request = self.request
-        request.priority = worker_priority(self.promise, favoured=favoured)
+        request.priority = worker_priority(self.promise, standing)
         self.policy.decided(request, self.asked, self.decision)
         self.policy.placed(request, self.worker, self.arrived_s + waited_s)
 

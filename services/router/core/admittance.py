@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Final, Protocol
 
 from services.mesh.errors import DeadlineUnreachable, QueueFull, TokenworksError
-from services.router.core.fairness import Fairness
+from services.router.core.fairness import Fairness, Standing
 from services.router.core.lateness import Prospect, is_patient
 from services.router.core.request import Promise
 from services.router.core.waiting import Waiting, WaitingRoom
@@ -53,12 +53,12 @@ class Case(Protocol):
     @property
     def gone(self) -> bool: ...
 
-    def look(self, waited_s: float) -> Prospect:
+    def look(self, waited_s: float, standing: Standing) -> Prospect:
         """Decides where it would go now, after having waited so long. Raises TokenworksError: nowhere."""
         ...
 
-    def go(self, waited_s: float, *, favoured: bool) -> None:
-        """Carries the decision out that was looked at last. `favoured`: its tenant is within its share."""
+    def go(self, waited_s: float, standing: Standing) -> None:
+        """Carries the decision out that was looked at last. """
         ...
 
 
@@ -98,16 +98,16 @@ class Admittance:
         if room is None:
             room = self._rooms[case.model] = WaitingRoom(self._fairness, self._capacity, self._tenant_capacity)
         tenant, promise = case.tenant, case.promise
-        favoured = self._fairness.within(tenant, now_s)
-        if favoured or not len(room):
+        standing = self._fairness.standing(tenant, now_s)
+        if standing is Standing.WITHIN or not len(room):
             try:
-                prospect = case.look(0.0)
+                prospect = case.look(0.0, standing)
             except QueueFull:
                 pass  # so it waits, if it may
             else:
                 _check_deadline(case, prospect, case.time_left_s)
-                if prospect.goes(self._most_queue_s, favoured=favoured):
-                    self._go(room, case, prospect, now_s, waited_s=0.0, favoured=favoured)
+                if prospect.goes(self._most_queue_s, standing):
+                    self._go(room, case, prospect, now_s, 0.0, standing)
                     return None
         patient = is_patient(promise)
         wait_s = room.wait_s(tenant, promise, patient, now_s)
@@ -159,15 +159,18 @@ class Admittance:
     def _serve(self, room: WaitingRoom[Case], now_s: float) -> Iterator[tuple[Case, TokenworksError | None]]:
         """Those of one room whose turn it is and that go, or are given up."""
         stay: Counter[str] = Counter()
-        for waiting in room.turns(now_s):
+        for waiting in room.turns():
             case, waited_s = waiting.item, now_s - waiting.since_s
             if stay[case.promise.name] >= _LOOKS:
                 continue
             if case.gone:
                 room.leave(waiting)
                 continue
+            standing = self._fairness.standing(case.tenant, now_s)
+            if waiting.patient and room.urgent and standing is not Standing.WITHIN:
+                continue  # at its worker it would be passed by all that come
             try:
-                prospect = case.look(waited_s)
+                prospect = case.look(waited_s, standing)
             except QueueFull:
                 stay[case.promise.name] += 1
                 continue
@@ -175,13 +178,12 @@ class Admittance:
                 room.leave(waiting)
                 yield case, error
                 continue
-            favoured = self._fairness.within(case.tenant, now_s)
             if not waiting.patient and self._is_late(case, prospect, waited_s):
                 room.leave(waiting)
                 yield case, self._gave_up(room, waiting, now_s)
-            elif prospect.goes(self._most_queue_s, favoured=favoured):
+            elif prospect.goes(self._most_queue_s, standing):
                 room.leave(waiting)
-                self._go(room, case, prospect, now_s, waited_s=waited_s, favoured=favoured)
+                self._go(room, case, prospect, now_s, waited_s, standing)
                 yield case, None
             else:
                 stay[case.promise.name] += 1
@@ -193,9 +195,9 @@ class Admittance:
         return waited_s + min(prospect.queue_s, self._most_queue_s) + own_s > promised_s
 
     def _go(
-        self, room: WaitingRoom[Case], case: Case, prospect: Prospect, now_s: float, *, waited_s: float, favoured: bool
+        self, room: WaitingRoom[Case], case: Case, prospect: Prospect, now_s: float, waited_s: float, standing: Standing
     ) -> None:
-        case.go(waited_s, favoured=favoured)
+        case.go(waited_s, standing)
         room.went(now_s)
         self._fairness.place(case.tenant, prospect.device_usd, now_s)
 

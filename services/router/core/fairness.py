@@ -14,14 +14,29 @@ requests of those that spend more than theirs: so one tenant's flood waits behin
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 from math import exp
 from typing import Final
 
-_FADES_S: Final = 2.0
+_FADES_S: Final = 3.0
 _WITHIN: Final = 0.9  # of its part; those who all take what they get are not told apart by chance
 _LOOK_EVERY_S: Final = 0.25
 _NEGLIGIBLE: Final = 0.01  # of all spending: a tenant below does not count as one that spends
 _MOST_AHEAD_S: Final = 2.0  # of everybody's spending: how far others' reports may put a tenant ahead
+
+
+class Standing(Enum):
+    """A tenant's, when one of its requests comes.
+
+    Attributes:
+        WITHIN: it has spent less than its share lately, while others spend.
+        EVEN: nobody who spends is within their share.
+        ABOVE: others are, and it is not.
+    """
+
+    WITHIN = 1
+    EVEN = 2
+    ABOVE = 3
 
 
 @dataclass(slots=True)
@@ -50,6 +65,7 @@ class Fairness:
         self._looked_s = float("-inf")
         self._all_usd = 0.0  # spent lately, by all, at the last look
         self._all_weight = 0.0  # of those that spend
+        self._uneven = False
 
     def __len__(self) -> int:
         """Tenants that are remembered: those that spent lately, or are ahead."""
@@ -88,13 +104,17 @@ class Fairness:
         most = self._virtual + _MOST_AHEAD_S * self._all_usd / _FADES_S / spender.weight
         spender.counter = min(spender.counter, max(most, self._virtual + usd / spender.weight))
 
-    def within(self, tenant: str, now_s: float) -> bool:
-        """Whether the tenant has spent less than its share lately, while others spend."""
+    def standing(self, tenant: str, now_s: float) -> Standing:
+        """How much of its share the tenant takes."""
         self._look(now_s)
         if not self._all_usd:
-            return False
+            return Standing.EVEN
         spender = self._spenders.get(tenant)
-        spent_usd = spender.spent(now_s) if spender else 0.0
+        if self._is_within(tenant, spender.spent(now_s) if spender else 0.0):
+            return Standing.WITHIN
+        return Standing.ABOVE if self._uneven else Standing.EVEN
+
+    def _is_within(self, tenant: str, spent_usd: float) -> bool:
         weight = self.weight(tenant)
         counted = spent_usd > _NEGLIGIBLE * self._all_usd
         part_usd = self._all_usd * weight / (self._all_weight + (0.0 if counted else weight))
@@ -124,6 +144,7 @@ class Fairness:
         self._all_usd = sum(spent.values())
         least_usd = _NEGLIGIBLE * self._all_usd
         self._all_weight = sum(self._spenders[tenant].weight for tenant, usd in spent.items() if usd > least_usd)
+        self._uneven = any(usd > least_usd and self._is_within(tenant, usd) for tenant, usd in spent.items())
         for tenant, usd in spent.items():
             spender = self._spenders[tenant]
             if usd <= least_usd * _NEGLIGIBLE and spender.counter <= self._virtual and not spender.waits:

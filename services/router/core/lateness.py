@@ -18,13 +18,17 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from services.mesh.errors import QueueFull
+from services.router.core.fairness import Standing
 from services.router.core.policy import Decision
 from services.router.core.request import Promise
 
 _OF_NO_MATTER: Final = 0.02  # of what the request's promise is worth
-_FAVOUR: Final = 2.0  # how much longer a queue may be for a tenant within its share
+_LEAST_SPARE: Final = 0.1  # of KV cache and batch slots, kept for tenants within their share
+_FAVOUR: Final = 3.0  # how much longer a queue may be for one of them
+_SOME_HARM: Final = 0.3  # of what is kept, that may be broken where tenants within their share may be who suffers
 _OLDEST_BEAT_S: Final = 0.5
 _ABOUT_AS_GOOD: Final = 1.25
+_AFTER_OTHERS: Final = 1000  # added to the priority of tenants that take more than their share
 _LEAST_LEFT: Final = 0.1
 _PATIENT_S: Final = 10.0  # a class that promises its first token no sooner can wait
 
@@ -42,6 +46,7 @@ class Prospect:
         of_no_matter_usd: so much harm is none.
         device_usd: what it is expected to cost in device-seconds.
         score_usd: what it is expected to cost in all.
+        spare: the part of the worker's KV cache or batch slots that it would leave free, the lesser of both.
     """
 
     queue_s: float
@@ -52,21 +57,24 @@ class Prospect:
     of_no_matter_usd: float
     device_usd: float
     score_usd: float
+    spare: float
 
     @property
     def ttft_s(self) -> float:
         return self.queue_s + self.own_s
 
-    def goes(self, most_queue_s: float, *, favoured: bool) -> bool:
+    def goes(self, most_queue_s: float, standing: Standing) -> bool:
         """Whether it goes now.
 
         Args:
             most_queue_s: the longest predicted queue for it to go.
-            favoured: its tenant is within its share: others' excess does not stand in its way.
         """
-        if favoured:
+        if standing is Standing.WITHIN:
             return self.queue_s <= most_queue_s * _FAVOUR
-        return self.queue_s <= most_queue_s and self.harm_usd <= max(self.kept_usd, self.of_no_matter_usd)
+        if self.queue_s > most_queue_s or self.spare < _LEAST_SPARE:
+            return False
+        worth_usd = self.kept_usd * (_SOME_HARM if standing is Standing.ABOVE else 1.0)
+        return self.harm_usd <= max(worth_usd, self.of_no_matter_usd)
 
 
 def prospect(decision: Decision, now_s: float) -> Prospect:
@@ -84,11 +92,22 @@ def prospect(decision: Decision, now_s: float) -> Prospect:
         of_no_matter_usd=promise.miss_usd * _OF_NO_MATTER,
         device_usd=max(0.0, picked.score_usd - picked.slo_risk_usd),
         score_usd=picked.score_usd,
+        spare=_spare(decision),
     )
 
 
+def _spare(decision: Decision) -> float:
+    worker, ask = decision.worker, decision.shortlist.ask
+    beat = worker.beat
+    capacity = max(1, beat.kv_capacity_tokens)
+    taken = beat.kv_cache_usage * capacity + worker.kv_tokens + worker.growth_tokens
+    slots = max(1, beat.max_batch)
+    used = beat.running + beat.waiting + worker.requests + 1
+    return min(1.0 - (taken + ask.prompt_tokens + ask.completion_tokens / 2) / capacity, 1.0 - used / slots)
+
+
 def foresee(
-    decide: Callable[[float], Decision], waited_s: float, *, most_queue_s: float, max_queue_s: float, now_s: float
+    decide: Callable[[float], Decision], waited_s: float, *, most_queue_s: float, max_queue_s: float, now_s: float, standing: Standing
 ) -> tuple[Decision, Prospect]:
     """The decision for a request and its prospect: the best worker, or one with room where that is about as good, or
     where room at the best one did not come about.
@@ -102,7 +121,7 @@ def foresee(
     """
     best = decide(max_queue_s)
     foreseen = prospect(best, now_s)
-    if foreseen.queue_s <= most_queue_s:
+    if foreseen.goes(most_queue_s, standing):
         return best, foreseen
     try:
         roomy = decide(most_queue_s + _OLDEST_BEAT_S / 2)
@@ -124,7 +143,7 @@ def is_patient(promise: Promise) -> bool:
     return promise.ttft_s >= _PATIENT_S
 
 
-def worker_priority(promise: Promise, *, favoured: bool) -> int:
-    """A request's place in its worker's queue, lower is sooner: by class, then before those of tenants that take more
-    than their share."""
-    return 2 * promise.priority + (0 if favoured else 1)
+def worker_priority(promise: Promise, standing: Standing) -> int:
+    """A request's place in its worker's queue, lower is sooner: those of tenants within their share first, then by
+    class."""
+    return promise.priority if standing is Standing.WITHIN else promise.priority + _AFTER_OTHERS

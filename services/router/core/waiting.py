@@ -4,8 +4,7 @@ In: requests that can't go yet, and those that went. Out: whose turn it is, who 
 comes now would wait.
 
 The next one is of the tenant with the lowest counter (`fairness`); within a tenant by SLO class, then by whose promise
-ends first. Classes that can wait come after all others until half of what they may wait is over: from then on their
-tenant's share counts for them too, so that they don't starve. Where the first one can't go, others are looked at: what
+ends first. Where the first one can't go, others are looked at: what
 is too long or too urgent for the room there is must not keep it empty. When a bound is passed, whoever comes takes the
 place of the last one of the tenant that has most waiting by its weight.
 """
@@ -27,7 +26,7 @@ _RATE_FADES_S: Final = 2.0
 _IDLE_AFTER_S: Final = 60.0
 _LEAST_RPS: Final = 0.1  # requests go too seldom to expect anything
 
-_Key = tuple[bool, float, int, float, int]
+_Key = tuple[float, int, float, int]
 
 
 @dataclass(slots=True, eq=False)
@@ -49,10 +48,6 @@ class Waiting(Generic[T]):
     item: T
     number: int = 0
     left: bool = False
-
-    def yields(self, now_s: float) -> bool:
-        """Whether it lets everybody pass who can't wait."""
-        return self.patient and now_s < (self.since_s + self.until_s) / 2
 
 
 class WaitingRoom(Generic[T]):
@@ -77,6 +72,11 @@ class WaitingRoom(Generic[T]):
 
     def __len__(self) -> int:
         return self._count
+
+    @property
+    def urgent(self) -> int:
+        """How many wait that can't wait for long."""
+        return self._urgent.total()
 
     def waiting(self) -> Iterator[Waiting[T]]:
         """Everybody, in no order."""
@@ -126,27 +126,27 @@ class WaitingRoom(Generic[T]):
             del self._tenants[tenant], self._counts[tenant], self._urgent[tenant]
             self._fairness.cease(tenant)
 
-    def turns(self, now_s: float) -> Iterator[Waiting[T]]:
+    def turns(self) -> Iterator[Waiting[T]]:
         """Whose turn it is, one after the other: of each tenant and class the first.
 
         Where the one that came last has left the room before the next is asked for, the next one of its queue gets a
         turn too, in its order.
         """
-        heap = [(self._key(queue[0], now_s), queue) for queues in self._tenants.values() for queue in queues.values()]
+        heap = [(self._key(queue[0]), queue) for queues in self._tenants.values() for queue in queues.values()]
         heapify(heap)
         while heap:
             key, queue = heap[0]
             if not queue:
                 heappop(heap)
                 continue
-            current = self._key(queue[0], now_s)
+            current = self._key(queue[0])
             if current != key:  # its tenant was served meanwhile
                 heapreplace(heap, (current, queue))
                 continue
             first = queue[0]
             yield first
             if queue and queue[0] is not first:
-                heapreplace(heap, (self._key(queue[0], now_s), queue))
+                heapreplace(heap, (self._key(queue[0]), queue))
             else:
                 heappop(heap)
 
@@ -177,9 +177,9 @@ class WaitingRoom(Generic[T]):
         others = sum(min(count, turns * fairness.weight(name)) for name, count in self._urgent.items() if name != tenant)
         return (ahead + others) / rate_rps
 
-    def _key(self, head: Waiting[T], now_s: float) -> _Key:
+    def _key(self, head: Waiting[T]) -> _Key:
         counter = self._fairness.counter(head.tenant)
-        return head.yields(now_s), counter, head.promise.priority, head.until_s, head.number
+        return counter, head.promise.priority, head.until_s, head.number
 
 
 def _rank(waiting: Waiting[T]) -> tuple[float, int]:
