@@ -24,7 +24,7 @@ from services.router.core.exploration import Exploration
 from services.router.core.fairness import Fairness, Standing
 from services.router.core.fleet import Fleet
 from services.router.core.known_worker import Placed
-from services.router.core.lateness import Prospect, foresee, hastened, worker_priority
+from services.router.core.lateness import Prospect, as_it_stands, foresee
 from services.router.core.policy import Decision, decide
 from services.router.core.promises import Promises
 from services.router.core.request import Asked, Promise, PromptFacts, PromptKind, SamplingValues
@@ -256,7 +256,7 @@ class _Case:
 
     def look(self, waited_s: float, standing: Standing) -> Prospect:
         now_s = self.arrived_s + waited_s
-        ask = self.policy.ask(self.request, self.asked, hastened(self.promise, waited_s))
+        ask = self.policy.ask(self.request, self.asked, as_it_stands(self.promise, waited_s, standing))
         self.decision, foreseen = foresee(
             lambda max_queue_s: self.policy.decide(self.asked, ask, max_queue_s, now_s),
             waited_s,
@@ -267,10 +267,10 @@ class _Case:
         )
         return foreseen
 
-    def go(self, waited_s: float, standing: Standing) -> None:
+    def go(self, waited_s: float) -> None:
         assert self.decision is not None, "it was looked at"
         request = self.request
-        request.priority = worker_priority(self.promise, standing)
+        request.priority = self.decision.shortlist.ask.promise.priority
         self.policy.decided(request, self.asked, self.decision)
         self.policy.placed(request, self.worker, self.arrived_s + waited_s)
 

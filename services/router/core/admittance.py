@@ -57,7 +57,7 @@ class Case(Protocol):
         """Decides where it would go now, after having waited so long. Raises TokenworksError: nowhere."""
         ...
 
-    def go(self, waited_s: float, standing: Standing) -> None:
+    def go(self, waited_s: float) -> None:
         """Carries the decision out that was looked at last. """
         ...
 
@@ -197,7 +197,7 @@ class Admittance:
     def _go(
         self, room: WaitingRoom[Case], case: Case, prospect: Prospect, now_s: float, waited_s: float, standing: Standing
     ) -> None:
-        case.go(waited_s, standing)
+        case.go(waited_s)
         room.went(now_s)
         self._fairness.place(case.tenant, prospect.device_usd, now_s)
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from services.mesh.errors import QueueFull
+from services.mesh.priorities import rank_of
 from services.router.core.fairness import Standing
 from services.router.core.policy import Decision
 from services.router.core.request import Promise
@@ -80,9 +81,11 @@ class Prospect:
 def prospect(decision: Decision, now_s: float) -> Prospect:
     """The prospect of a request at the worker that was picked for it."""
     picked, worker, promise = decision.picked, decision.worker, decision.shortlist.ask.promise
-    shown, since = worker.beat.waiting_prefill_tokens, max(0, worker.prefill_tokens)
+    rank = rank_of(promise.priority)
+    ahead = worker.ahead()[1][rank]
+    shown = min(ahead, sum(worker.beat.prefill_tokens_by_priority[: rank + 1]) or worker.beat.waiting_prefill_tokens)
     # What the last heartbeat showed as queued is being worked off; what was placed since is counted as it ends.
-    worked_off_s = min(max(0.0, now_s - worker.made_s), _OLDEST_BEAT_S) * shown / (shown + since) if shown else 0.0
+    worked_off_s = min(max(0.0, now_s - worker.made_s), _OLDEST_BEAT_S) * shown / ahead if shown > 0 else 0.0
     return Prospect(
         queue_s=max(0.0, picked.queue_s - worked_off_s),
         own_s=picked.ttft_s - picked.queue_s,
@@ -133,17 +136,19 @@ def foresee(
     return roomy, there
 
 
-def hastened(promise: Promise, waited_s: float) -> Promise:
-    """What is left of a promise for a request that has waited."""
-    return replace(promise, ttft_s=max(promise.ttft_s - waited_s, promise.ttft_s * _LEAST_LEFT)) if waited_s else promise
+def as_it_stands(promise: Promise, waited_s: float, standing: Standing) -> Promise:
+    """What is left of a promise for a request that has waited; its priority, lower is sooner, puts those who take more
+    than their share after all others in their worker's queue."""
+    above = standing is Standing.ABOVE
+    if not waited_s and not above:
+        return promise
+    return replace(
+        promise,
+        ttft_s=max(promise.ttft_s - waited_s, promise.ttft_s * _LEAST_LEFT),
+        priority=promise.priority + _AFTER_OTHERS if above else promise.priority,
+    )
 
 
 def is_patient(promise: Promise) -> bool:
     """Whether a class promises its first token so late that its requests can wait."""
     return promise.ttft_s >= _PATIENT_S
-
-
-def worker_priority(promise: Promise, standing: Standing) -> int:
-    """A request's place in its worker's queue, lower is sooner: those of tenants within their share first, then by
-    class."""
-    return promise.priority if standing is Standing.WITHIN else promise.priority + _AFTER_OTHERS
