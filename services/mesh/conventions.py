@@ -71,6 +71,7 @@ CLIENT_TOKEN_USAGE: Final = "gen_ai.client.token.usage"
 RPC_SERVER_DURATION: Final = "rpc.server.call.duration"
 # Metrics: router
 IN_FLIGHT: Final = "tokenworks.router.in_flight"  # {request}
+WAITING: Final = "tokenworks.router.waiting"  # {request}, for capacity
 PLACEMENTS_OUT: Final = "tokenworks.router.placements_out"  # {placement}, direct
 DECISION_DURATION: Final = "tokenworks.router.decision.duration"  # s, one pick
 REFUSALS: Final = "tokenworks.router.refusals"  # {request}, by error.type

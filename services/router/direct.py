@@ -19,6 +19,7 @@ from services.mesh.bus import Bus, Delivered
 from services.mesh.clock import Clock
 from services.mesh.errors import DuplicateRequest, OutboxFull, QueueFull, TokenworksError, Unsupported
 from services.mesh.events import Outcome, PlacementEnded, PlacementsUsed, RequestFinished
+from services.mesh.holds import RequestCredit
 from services.mesh.keys import KeyRecord
 from services.mesh.placement import LEEWAY_MS, PlacementClaims, PlacementSigner, placement_funds
 from services.mesh.price_calendar import PriceCalendar
@@ -31,14 +32,14 @@ from services.router.core.ids import uuid7
 from services.router.core.open_placements import At, OpenPlacement, OpenPlacements
 from services.router.core.policy import Decision
 from services.router.core.records import RUNNING
-from services.router.core.request import Asked
+from services.router.core.request import Asked, Promise
 from services.router.core.resumes import check_asks, check_resumed
-from services.router.core.scores import Ask
 from services.router.dispatch import Dispatcher
 from services.router.funds import Funds
 from services.router.measures import Measures
 from services.router.placing import Placing
 from services.router.requests import asked_of
+from services.router.room import Passage, Room
 from tokenworks.v1 import inference_pb2 as wire
 
 log = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ class Direct:
         rng: Random,
         prices: PriceCalendar,
         funds: Funds,
+        room: Room,
         default_slo_class: str,
     ) -> None:
         self._settings = settings
@@ -81,6 +83,7 @@ class Direct:
         self._rng = rng
         self._prices = prices
         self._funds = funds
+        self._room = room
         self._default_slo_class = default_slo_class
         self._open = OpenPlacements()
         self._unsaid: deque[tuple[RequestFinished, str]] = deque()
@@ -95,7 +98,14 @@ class Direct:
         return self._signer is not None
 
     async def place(
-        self, request: wire.GenerateRequest, tenant: str, traceparent: str, *, key: str = "", team: str = ""
+        self,
+        request: wire.GenerateRequest,
+        tenant: str,
+        traceparent: str,
+        *,
+        key: str = "",
+        team: str = "",
+        time_left_s: float | None = None,
     ) -> wire.Placement:
         """Lets a request in and says where its client streams it from.
 
@@ -103,6 +113,7 @@ class Direct:
             request: with `resume_from` > 0, or with `avoid_workers`, it is placed again after a break.
             traceparent: context of the span that the request is placed under; never empty.
             key, team: of the caller, by name, for budgets.
+            time_left_s: of the caller's deadline; None where there is none.
 
         Raises:
             Unsupported: this mesh has no secret.
@@ -123,17 +134,21 @@ class Direct:
         credit = None
         try:
             before = self._admit(asked, request)
-            ask, decision, record = self._placing.first(
-                asked, traceparent, excluded=request.avoid_workers, made_tokens=request.resume_from
+            passage = await self._room.enter(
+                asked, traceparent, excluded=request.avoid_workers, time_left_s=time_left_s
             )
+            if passage.waited_s:
+                before = self._open.of(asked.request_id)
+            record = passage.record
             if self._funds.budgets:
-                credit, waited = await self._funds.fund_placement(asked, record.prompt_tokens, record.decided_unix_ms)
+                credit, waited = await self._fund(passage)
                 if waited:  # much may have changed since
                     since_unix_ms = record.decided_unix_ms
                     before = self._admit(asked, request)
-                    ask, decision, record = self._placing.first(
-                        asked, traceparent, excluded=request.avoid_workers, made_tokens=request.resume_from
+                    passage = await self._room.enter(
+                        asked, traceparent, excluded=request.avoid_workers, time_left_s=time_left_s
                     )
+                    record = passage.record
                     record.decided_unix_ms = since_unix_ms  # it pays the prices of then
         except TokenworksError as error:
             if credit is not None:
@@ -145,15 +160,29 @@ class Direct:
         self._dispatcher.records.add(record)
         placement = OpenPlacement(
             asked=asked,
-            placed=self._placing.carried_out(asked, ask, decision),
+            placed=passage.placed,
             record=record,
-            cached_tokens=decision.cached_tokens,
+            cached_tokens=passage.decision.cached_tokens,
             traceparent=traceparent,
             expires_s=self._clock.monotonic_s() + self._settings.placement_ttl_s + LEEWAY_MS / 1000,
             credit=credit,
         )
         self._open.add(placement)
-        return self._signed(self._signer, placement, ask, decision)
+        return self._signed(self._signer, placement, passage.served_promise, passage.decision)
+
+    async def _fund(self, passage: Passage) -> tuple[RequestCredit | None, bool]:
+        """Credit for a request that has its place, which it gives up while it waits for credit; whether it waited."""
+        record = passage.record
+        try:
+            credit, waited = await self._funds.fund_placement(
+                passage.asked, record.prompt_tokens, record.decided_unix_ms
+            )
+        except BaseException:
+            self._room.give_up(passage)
+            raise
+        if waited:
+            self._room.give_up(passage)
+        return credit, waited
 
     async def place_http(
         self, request: wire.GenerateRequest, caller: KeyRecord, traceparent: str
@@ -241,7 +270,7 @@ class Direct:
         return before
 
     def _signed(
-        self, signer: PlacementSigner, placement: OpenPlacement, ask: Ask, decision: Decision
+        self, signer: PlacementSigner, placement: OpenPlacement, promise: Promise, decision: Decision
     ) -> wire.Placement:
         asked, record, beat = placement.asked, placement.record, decision.worker.beat
         pricing = self._prices.at(record.decided_unix_ms)
@@ -263,10 +292,10 @@ class Direct:
             resume_from=asked.resume_from,
             funded_tokens=min(asked.sampling.max_tokens or beat.context_tokens, beat.context_tokens),
             prompt_tokens=record.prompt_tokens - asked.resume_from,
-            ttft_promise_s=ask.promise.ttft_s,
-            ttft_promise_s_per_prompt_token=ask.promise.ttft_s_per_prompt_token,
-            tpot_promise_s=ask.promise.tpot_s,
-            priority=ask.promise.priority,
+            ttft_promise_s=promise.ttft_s,
+            ttft_promise_s_per_prompt_token=promise.ttft_s_per_prompt_token,
+            tpot_promise_s=promise.tpot_s,
+            priority=promise.priority,
             expires_unix_ms=expires_unix_ms,
             funds=None if placement.credit is None else placement_funds(placement.credit),
         )

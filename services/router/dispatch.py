@@ -30,12 +30,14 @@ from services.mesh.errors import (
     WorkerLost,
 )
 from services.mesh.events import CreditChanged
+from services.mesh.holds import RequestCredit
 from services.mesh.price_calendar import PriceCalendar
 from services.mesh.settings import RouterSettings
 from services.router.announcer import Announcer
 from services.router.core.admission import Situation, check
 from services.router.core.fleet import Fleet, Slow
 from services.router.core.ids import uuid7
+from services.router.core.known_worker import Placed
 from services.router.core.policy import Decision
 from services.router.core.records import DecisionRecords
 from services.router.core.request import Asked
@@ -48,6 +50,7 @@ from services.router.messages import MOST_HELD_BYTES, Unread
 from services.router.placing import Placing
 from services.router.relay import Relay, Usage
 from services.router.requests import asked_of
+from services.router.room import Passage, Room
 from services.router.sessions import Sessions
 from tokenworks.v1 import inference_pb2 as wire
 
@@ -84,6 +87,7 @@ class Dispatcher:
         rng: Random,
         prices: PriceCalendar,
         funds: Funds,
+        room: Room,
         default_slo_class: str,
     ) -> None:
         self.credit: dict[str, CreditChanged] = {}
@@ -100,6 +104,7 @@ class Dispatcher:
         self._rng = rng
         self._prices = prices
         self._funds = funds
+        self._room = room
         self._default_slo_class = default_slo_class
         self._relays: dict[str, Relay] = {}
         self._unread = Unread()
@@ -114,16 +119,24 @@ class Dispatcher:
         return list(self._relays.values())
 
     def runs(self, request_id: str) -> bool:
-        """Whether a request of that id runs now."""
-        return request_id in self._relays
+        """Whether a request of that id runs now, or waits."""
+        return request_id in self._relays or request_id in self._room
 
     async def admit(
-        self, request: wire.GenerateRequest, tenant: str, traceparent: str, *, key: str = "", team: str = ""
+        self,
+        request: wire.GenerateRequest,
+        tenant: str,
+        traceparent: str,
+        *,
+        key: str = "",
+        team: str = "",
+        time_left_s: float | None = None,
     ) -> Relay:
-        """Lets a request in and sends it to a worker; give the relay back with `close`, whatever happens. Waits only
-        for credit that others hold.
+        """Lets a request in and sends it to a worker; give the relay back with `close`, whatever happens. Waits for
+        capacity where there is none, and for credit that others hold.
 
         Args:
+            time_left_s: of the caller's deadline; None where there is none.
             key, team: of the caller, by name, for budgets.
             request: its `request_id` and `slo_class` are filled in here where they are empty.
             traceparent: context of the span that the request is served under; never empty.
@@ -142,17 +155,19 @@ class Dispatcher:
         credit = None
         try:
             self._check(asked, request)
-            ask, decision, record = self._placing.first(
-                asked, traceparent, excluded=request.avoid_workers, made_tokens=asked.resume_from
+            passage = await self._room.enter(
+                asked, traceparent, excluded=request.avoid_workers, time_left_s=time_left_s
             )
+            record = passage.record
             if self._funds.budgets:
-                credit, waited = await self._funds.fund(asked, record.prompt_tokens, record.decided_unix_ms)
+                credit, waited = await self._fund(passage)
                 if waited:  # much may have changed since
                     since_unix_ms = record.decided_unix_ms
                     self._check(asked, request)
-                    ask, decision, record = self._placing.first(
-                        asked, traceparent, excluded=request.avoid_workers, made_tokens=asked.resume_from
+                    passage = await self._room.enter(
+                        asked, traceparent, excluded=request.avoid_workers, time_left_s=time_left_s
                     )
+                    record = passage.record
                     record.decided_unix_ms = since_unix_ms  # it pays the prices of then
         except TokenworksError as error:
             if credit is not None:
@@ -160,12 +175,16 @@ class Dispatcher:
             self._measures.refused(error)
             raise
         now = self._clock.monotonic_s
-        relay = Relay(self, asked, request, ask.promise, record, traceparent=traceparent, unread=self._unread, now=now)
+        promise = passage.served_promise
+        relay = Relay(self, asked, request, promise, record, traceparent=traceparent, unread=self._unread, now=now)
+        relay.admitted_s -= passage.waited_s
+        if time_left_s is not None:
+            relay.deadline_s = now() - passage.waited_s + time_left_s
         relay.credit = credit
         self._relays[asked.request_id] = relay
         self._idle.clear()
         self.records.add(record)
-        self._place(relay, ask, decision)
+        self._send(relay, passage.decision, passage.placed)
         asyncio.get_running_loop().call_later(_ANNOUNCE_AFTER_S, self._announce, relay)
         return relay
 
@@ -205,6 +224,7 @@ class Dispatcher:
     async def drain(self, grace_s: float) -> int:
         """Lets no new requests in, waits `grace_s` for those that run, then ends the rest; how many those were."""
         self.draining = True
+        self._room.dismiss()
         with suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
                 await self._idle.wait()
@@ -385,10 +405,25 @@ class Dispatcher:
         self._place(relay, ask, decision)
         return True
 
+    async def _fund(self, passage: Passage) -> tuple[RequestCredit | None, bool]:
+        """Credit for a request that has its place, which it gives up while it waits for credit; whether it waited."""
+        record = passage.record
+        try:
+            credit, waited = await self._funds.fund(passage.asked, record.prompt_tokens, record.decided_unix_ms)
+        except BaseException:
+            self._room.give_up(passage)
+            raise
+        if waited:
+            self._room.give_up(passage)
+        return credit, waited
+
     def _place(self, relay: Relay, ask: Ask, decision: Decision) -> None:
+        self._send(relay, decision, self._placing.carried_out(relay.asked, ask, decision))
+
+    def _send(self, relay: Relay, decision: Decision, placed: Placed) -> None:
         relay.placements += 1
         relay.cached_tokens = decision.cached_tokens
-        relay.served_by(decision.worker, self._placing.carried_out(relay.asked, ask, decision))
+        relay.served_by(decision.worker, placed)
         relay.session = self._sessions.to(decision.worker)
         plan = self._fleet.plans.get(relay.asked.model)
         relay.number = relay.session.open(relay, relay.open_stream(plan.name if plan else ""))
@@ -418,7 +453,7 @@ class Dispatcher:
             slo_classes=self._fleet.promises.classes,
             in_flight=len(self._relays),
             max_in_flight=self._settings.max_in_flight,
-            runs=asked.request_id in self._relays,
+            runs=self.runs(asked.request_id),
             answered=self.records.was_answered(asked.request_id),
             outbox_slots=self._announcer.outbox_slots,
             credit=self.credit,

@@ -42,6 +42,10 @@ class Measures:
         """Reports `count()` as the requests that run."""
         self._watch(count, names.IN_FLIGHT, "{request}", "Requests that run")
 
+    def watch_waiting(self, count: Callable[[], int]) -> None:
+        """Reports `count()` as the requests that wait for capacity."""
+        self._watch(count, names.WAITING, "{request}", "Requests that wait for capacity")
+
     def watch_direct(self, count: Callable[[], int]) -> None:
         """Reports `count()` as the placements that are out."""
         self._watch(count, names.PLACEMENTS_OUT, "{placement}", "Placements not known to have ended")

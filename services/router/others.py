@@ -13,11 +13,13 @@ import grpc
 
 from services.mesh.bus import Bus, Delivered
 from services.mesh.clock import Clock
-from services.mesh.events import PlacedAtWorker, PlacementsMade
+from services.mesh.events import PlacedAtWorker, PlacementsMade, TenantSpending
+from services.mesh.money import NUSD_PER_USD
 from services.mesh.rpc import open_channel
 from services.mesh.subjects import ROUTERS
 from services.router.core.fleet import Fleet
 from services.router.core.tally import Tally
+from services.router.room import Room
 from tokenworks.v1 import inference_pb2 as wire
 from tokenworks.v1 import inference_pb2_grpc
 
@@ -35,12 +37,14 @@ class Others:
     Args:
         router: this one's id.
         tally: of its placements; emptied here.
+        room: where its requests wait; what its tenants spend is shared with the others.
     """
 
-    def __init__(self, router: str, tally: Tally, fleet: Fleet, bus: Bus, clock: Clock) -> None:
+    def __init__(self, router: str, tally: Tally, fleet: Fleet, *, room: Room, bus: Bus, clock: Clock) -> None:
         self._router = router
         self._tally = tally
         self._fleet = fleet
+        self._room = room
         self._bus = bus
         self._clock = clock
         self._addresses: dict[str, tuple[str, float]] = {}  # and when it was heard of
@@ -66,6 +70,12 @@ class Others:
                             for (worker, epoch), made in self._tally.take()
                         ),
                         at_unix_ms=self._clock.unix_ms(),
+                        spent=tuple(
+                            TenantSpending(tenant=tenant, spent_nusd=round(usd * NUSD_PER_USD))
+                            for tenant, usd in self._room.fairness.take_untold().items()
+                        ),
+                        waiting=len(self._room),
+                        refused=self._room.take_refused(),
                     )
                 )
             await asyncio.sleep(_SAY_EVERY_S)
@@ -123,3 +133,5 @@ class Others:
                 prompt_tokens=each.prompt_tokens,
                 now_s=now_s,
             )
+        for spending in event.spent:
+            self._room.fairness.placed_by_others(spending.tenant, spending.spent_nusd / NUSD_PER_USD, now_s)

@@ -5,9 +5,8 @@ plan's shares need to know of it.
 """
 
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from random import Random
-from time import perf_counter
 from typing import Final
 
 from opentelemetry.trace import Span, Status, StatusCode
@@ -47,34 +46,21 @@ class Placing:
     ) -> None:
         self.tally = Tally()
         self._fleet = fleet
-        self._max_queue_s = max_queue_s
+        self.max_queue_s = max_queue_s
         self._clock = clock
         self._rng = rng
         self._telemetry = telemetry
         self._measures = measures
         self._estimates = Estimates()
 
-    def first(
-        self, asked: Asked, traceparent: str, *, excluded: Collection[str] = (), made_tokens: int = 0
-    ) -> tuple[Ask, Decision, DecisionRecord]:
-        """The first decision for a request, under a span that is a child of `traceparent`.
-
-        Args:
-            excluded, made_tokens: as `ask` takes them, where the request was placed before and broke off.
-
-        Raises:
-            NoWorker, PromptTooLong, QueueFull: see `policy.decide`.
-        """
+    def record(self, asked: Asked, ask: Ask, decision: Decision, traceparent: str, took_s: float) -> DecisionRecord:
+        """Of a decision that took so long: for Explain, and as a span that is a child of `traceparent`."""
         plan = self._fleet.plans.get(asked.model)
-        with self._span(asked, plan, traceparent) if self._telemetry.exporting else _NO_SPAN as span:
-            started_s = perf_counter()
-            ask = self.ask(asked, excluded, made_tokens)
-            decision = self.decide(asked, ask)
-            took_s = perf_counter() - started_s
-            if span is not None:
+        if self._telemetry.exporting:
+            with self._span(asked, plan, traceparent) as span:
                 _describe(span, decision)
         self._measures.decided(took_s)
-        record = DecisionRecord(
+        return DecisionRecord(
             asked=asked,
             prompt_tokens=ask.prompt_tokens,
             completion_tokens=ask.completion_tokens,
@@ -86,7 +72,12 @@ class Placing:
             decided_unix_ms=self._clock.unix_ms(),
             decision_us=took_s * 1e6,
         )
-        return ask, decision, record
+
+    def refused(self, asked: Asked, traceparent: str, error: TokenworksError) -> None:
+        """The request goes nowhere: as a span that is a child of `traceparent`."""
+        if self._telemetry.exporting:
+            with suppress(TokenworksError), self._span(asked, self._fleet.plans.get(asked.model), traceparent):
+                raise error
 
     def ask(self, asked: Asked, excluded: Collection[str] = (), made_tokens: int = 0) -> Ask:
         """What is to be placed: the request, less the `made_tokens` of its answer that exist, which are replayed."""
@@ -102,10 +93,17 @@ class Placing:
             features=asked.features,
         )
 
-    def decide(self, asked: Asked, ask: Ask) -> Decision:
-        """A later decision for the request: no span, no record. Raises as `first` does."""
-        now_s = self._clock.monotonic_s()
-        return decide(self._fleet, asked.model, ask, max_queue_s=self._max_queue_s, now_s=now_s, rng=self._rng)
+    def decide(self, asked: Asked, ask: Ask, max_queue_s: float | None = None) -> Decision:
+        """A decision for the request: no span, no record.
+
+        Args:
+            max_queue_s: instead of the usual one.
+
+        Raises:
+            NoWorker, PromptTooLong, QueueFull: see `policy.decide`.
+        """
+        most_s = self.max_queue_s if max_queue_s is None else max_queue_s
+        return decide(self._fleet, asked.model, ask, max_queue_s=most_s, now_s=self._clock.monotonic_s(), rng=self._rng)
 
     def carried_out(self, asked: Asked, ask: Ask, decision: Decision) -> Placed:
         """The request is on its way to the decision's worker."""

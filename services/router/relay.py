@@ -68,6 +68,7 @@ class Relay:
         placements: how many times it was placed.
         retry_until_s: give up looking for another worker then; None while it is served.
         credit: what is held for it; None where no budget bounds it.
+        deadline_s: its caller's, by this router's monotonic clock; None where there is none.
         announced: its RequestAdmitted is published.
         outcome: why its stream ended; empty while it runs.
         delivered_tokens, first_s, last_s: what the client has, and when it took its first and latest tokens.
@@ -103,6 +104,7 @@ class Relay:
         self.excluded: set[str] = set(request.avoid_workers)
         self.placements = 0
         self.retry_until_s: float | None = None
+        self.deadline_s: float | None = None
         self.credit: RequestCredit | None = None
         self.announced = False
         self.usage = Usage()
@@ -161,6 +163,7 @@ class Relay:
             ttft_promise_s=self.promise.ttft_promise_s(self.prompt_tokens),
             tpot_promise_s=self.promise.tpot_s,
             priority=self.promise.priority,
+            deadline_ms=0 if self.deadline_s is None else max(1, round((self.deadline_s - self._now()) * 1000)),
         )
         if self.credit is not None:
             stream.funds.CopyFrom(funds_of(self.credit))

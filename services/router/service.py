@@ -61,7 +61,14 @@ class RouterService:
         caller = self._caller(context)
         traceparent = current_traceparent() or fresh_traceparent()
         self._direct.superseded(request.request_id, caller.tenant)
-        relay = await self._dispatcher.admit(request, caller.tenant, traceparent, key=caller.name, team=caller.team)
+        relay = await self._dispatcher.admit(
+            request,
+            caller.tenant,
+            traceparent,
+            key=caller.name,
+            team=caller.team,
+            time_left_s=context.time_remaining(),
+        )
         try:
             trace_id = trace_id_of(traceparent)
             context.open(((TRACE_ID, trace_id), (WORKER, relay.worker.name)))
@@ -199,6 +206,7 @@ def explanation_of(record: DecisionRecord) -> wire.Explanation:
         decided_unix_ms=record.decided_unix_ms,
         decision_us=record.decision_us,
         outcome=record.outcome,
+        waited_s=record.waited_s,
     )
 
 

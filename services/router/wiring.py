@@ -38,6 +38,7 @@ from services.router.gateway import Gateway
 from services.router.measures import Measures
 from services.router.others import Others
 from services.router.placing import Placing
+from services.router.room import Room
 from services.router.service import RouterService
 from services.router.sessions import Sessions
 
@@ -118,6 +119,7 @@ async def wire(
     announcer = Announcer(bus, clock, router.id, outbox_events=settings.nats.outbox_events, prices=prices)
     lessee = Lessee(router.id, bus, clock, linger_ms=LINGER_MS)
     funds = Funds(router, lessee=lessee, prices=prices, clock=clock, spawn=life.spawn)
+    room = Room(router, placing, fleet, clock)
     dispatcher = Dispatcher(
         router,
         fleet=fleet,
@@ -129,6 +131,7 @@ async def wire(
         rng=rng,
         prices=prices,
         funds=funds,
+        room=room,
         default_slo_class=settings.slo.default,
     )
     direct = Direct(
@@ -143,10 +146,12 @@ async def wire(
         rng=rng,
         prices=prices,
         funds=funds,
+        room=room,
         default_slo_class=settings.slo.default,
     )
     measures.watch_in_flight(dispatcher.__len__)
     measures.watch_direct(direct.__len__)
+    measures.watch_waiting(room.__len__)
     life.spawn(direct.watch(), "placements used")
     life.spawn(direct.look_after(), "look after placements")
     await _learn_budgets(bus, funds)
@@ -158,7 +163,7 @@ async def wire(
     gather_s = router.gather_ms / 1000
     grpc = FastGrpcServer(telemetry, life, max_message_bytes=mesh.max_message_bytes, gather_s=gather_s)
     keys = KeyStore(settings.keys_file)
-    others = Others(router.id, placing.tally, fleet, bus, clock)
+    others = Others(router.id, placing.tally, fleet, room=room, bus=bus, clock=clock)
     RouterService(dispatcher, direct, others, fleet=fleet, keys=keys, clock=clock).register(grpc)
     gateway = Gateway(
         dispatcher,

@@ -75,7 +75,7 @@ class MeshPolicy:
         self._estimates = Estimates()
         self._rng = Random(f"{scenario.seed}/mesh")
         self.settings = settings or RouterSettings()
-        self._admittance = Admittance(
+        self._admittance: Admittance[_Case] = Admittance(
             Fairness(self.settings.tenant_weights),
             most_queue_s=self.settings.worker_queue_s,
             most_wait_s=self.settings.max_wait_s,
@@ -148,7 +148,6 @@ class MeshPolicy:
 
     def settle(self, now_s: float) -> Iterable[tuple[TwinRequest, str | Verdict]]:
         for case, error in self._admittance.pass_time(now_s):
-            assert isinstance(case, _Case)
             yield case.request, Verdict.REFUSED if error else case.worker
 
     def pick(self, request: TwinRequest, avoid: Sequence[str], now_s: float) -> str | None:

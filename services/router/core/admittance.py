@@ -4,15 +4,15 @@ In: requests that arrive, and time that passes. Out: each goes, or waits and goe
 to come back. What "going" is, its caller knows: a request is a `Case` that can be looked at and carried out.
 
 A request that nobody waits ahead of is looked at when it arrives, as is one of a tenant within its share (`fairness`):
-others' excess must not stand in its way. It goes, if that is good now (`lateness`). Else it waits, if it can be expected
-to go within half of what its promise leaves; the other half is for what can't be expected. One that waits is given up
-when going would break its promise. Both are early: nothing has been spent on it, and its caller still has the time to
-do something else.
+others' excess must not stand in its way. It goes, if that is good now (`lateness`). Else it waits, if it can be
+expected to go within half of what its promise leaves; the other half is for what can't be expected. One that waits is
+given up when going would break its promise. Both are early: nothing has been spent on it, and its caller still has the
+time to do something else.
 """
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Final, Protocol
+from typing import Final, Generic, Protocol, TypeVar
 
 from services.mesh.errors import DeadlineUnreachable, QueueFull, TokenworksError
 from services.router.core.fairness import Fairness, Standing
@@ -58,11 +58,14 @@ class Case(Protocol):
         ...
 
     def go(self, waited_s: float) -> None:
-        """Carries the decision out that was looked at last. """
+        """Carries the decision out that was looked at last."""
         ...
 
 
-class Admittance:
+C = TypeVar("C", bound=Case)
+
+
+class Admittance(Generic[C]):
     """The requests of one router that wait.
 
     Args:
@@ -79,24 +82,22 @@ class Admittance:
         self._most_wait_s = most_wait_s
         self._capacity = capacity
         self._tenant_capacity = tenant_capacity
-        self._rooms: dict[str, WaitingRoom[Case]] = {}
-        self._turned_away: list[tuple[Case, TokenworksError]] = []
+        self._rooms: dict[str, WaitingRoom[C]] = {}
+        self._turned_away: list[tuple[C, TokenworksError]] = []
         self._swept_s = float("-inf")
 
     def __len__(self) -> int:
         """How many wait."""
         return sum(map(len, self._rooms.values()))
 
-    def arrives(self, case: Case, now_s: float) -> Waiting[Case] | None:
+    def arrives(self, case: C, now_s: float) -> Waiting[C] | None:
         """A request comes: it went (None), or waits.
 
         Raises:
             QueueFull, DeadlineUnreachable: it would be too late.
             TokenworksError: what its `look` raised.
         """
-        room = self._rooms.get(case.model)
-        if room is None:
-            room = self._rooms[case.model] = WaitingRoom(self._fairness, self._capacity, self._tenant_capacity)
+        room = self._room(case.model)
         tenant, promise = case.tenant, case.promise
         standing = self._fairness.standing(tenant, now_s)
         if standing is Standing.WITHIN or not len(room):
@@ -107,7 +108,7 @@ class Admittance:
             else:
                 _check_deadline(case, prospect, case.time_left_s)
                 if prospect.goes(self._most_queue_s, standing):
-                    self._go(room, case, prospect, now_s, 0.0, standing)
+                    self._go(case, prospect, now_s)
                     return None
         patient = is_patient(promise)
         wait_s = room.wait_s(tenant, promise, patient, now_s)
@@ -126,12 +127,17 @@ class Admittance:
             self._turned_away.append((turned.item, _too_late(turned.item, len(room), wait_s)))
         return waiting
 
-    def leave(self, waiting: Waiting[Case]) -> None:
+    def goes_on(self, case: C, now_s: float) -> None:
+        """A request that broke off goes on at once, before all that wait. Raises what its `look` raises."""
+        prospect = case.look(0.0, Standing.WITHIN)
+        self._go(case, prospect, now_s)
+
+    def leave(self, waiting: Waiting[C]) -> None:
         """It waits no more: its caller left."""
         if waiting.item.model in self._rooms:
             self._rooms[waiting.item.model].leave(waiting)
 
-    def pass_time(self, now_s: float) -> Iterator[tuple[Case, TokenworksError | None]]:
+    def pass_time(self, now_s: float) -> Iterator[tuple[C, TokenworksError | None]]:
         """Those that wait no more: they went (None), or why they won't. To be called often while any wait."""
         turned_away, self._turned_away = self._turned_away, []
         yield from turned_away
@@ -148,7 +154,7 @@ class Admittance:
             if room.idle(now_s):
                 del self._rooms[model]
 
-    def dismiss(self) -> list[Case]:
+    def dismiss(self) -> list[C]:
         """Nobody waits any more; those who did."""
         cases = [each.item for room in self._rooms.values() for each in room.waiting()]
         cases += [case for case, _ in self._turned_away]
@@ -156,7 +162,13 @@ class Admittance:
         self._turned_away.clear()
         return cases
 
-    def _serve(self, room: WaitingRoom[Case], now_s: float) -> Iterator[tuple[Case, TokenworksError | None]]:
+    def _room(self, model: str) -> WaitingRoom[C]:
+        room = self._rooms.get(model)
+        if room is None:
+            room = self._rooms[model] = WaitingRoom(self._fairness, self._capacity, self._tenant_capacity)
+        return room
+
+    def _serve(self, room: WaitingRoom[C], now_s: float) -> Iterator[tuple[C, TokenworksError | None]]:
         """Those of one room whose turn it is and that go, or are given up."""
         stay: Counter[str] = Counter()
         for waiting in room.turns():
@@ -183,25 +195,23 @@ class Admittance:
                 yield case, self._gave_up(room, waiting, now_s)
             elif prospect.goes(self._most_queue_s, standing):
                 room.leave(waiting)
-                self._go(room, case, prospect, now_s, waited_s, standing)
+                self._go(case, prospect, now_s, waited_s)
                 yield case, None
             else:
                 stay[case.promise.name] += 1
 
-    def _is_late(self, case: Case, prospect: Prospect, waited_s: float) -> bool:
+    def _is_late(self, case: C, prospect: Prospect, waited_s: float) -> bool:
         promised_s = case.promise.ttft_promise_s(case.prompt_tokens)
         # Its own computation counts in part: one that is late by that alone is late wherever and whenever it goes.
         own_s = min(prospect.own_s, promised_s * _OWN_PART)
         return waited_s + min(prospect.queue_s, self._most_queue_s) + own_s > promised_s
 
-    def _go(
-        self, room: WaitingRoom[Case], case: Case, prospect: Prospect, now_s: float, waited_s: float, standing: Standing
-    ) -> None:
+    def _go(self, case: C, prospect: Prospect, now_s: float, waited_s: float = 0.0) -> None:
         case.go(waited_s)
-        room.went(now_s)
+        self._room(case.model).went(now_s)
         self._fairness.place(case.tenant, prospect.device_usd, now_s)
 
-    def _gave_up(self, room: WaitingRoom[Case], waiting: Waiting[Case], now_s: float) -> TokenworksError:
+    def _gave_up(self, room: WaitingRoom[C], waiting: Waiting[C], now_s: float) -> TokenworksError:
         case, waited_s = waiting.item, now_s - waiting.since_s
         if case.time_left_s is not None and case.time_left_s <= waited_s:
             return _unreachable(case, waited_s)

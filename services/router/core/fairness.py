@@ -66,6 +66,7 @@ class Fairness:
         self._all_usd = 0.0  # spent lately, by all, at the last look
         self._all_weight = 0.0  # of those that spend
         self._uneven = False
+        self._untold: dict[str, float] = {}
 
     def __len__(self) -> int:
         """Tenants that are remembered: those that spent lately, or are ahead."""
@@ -92,9 +93,14 @@ class Fairness:
     def place(self, tenant: str, usd: float, now_s: float) -> None:
         """A request of the tenant that is expected to cost `usd` >= 0 was placed here."""
         spender = self._spender(tenant, now_s)
-        if spender.counter > self._virtual:
-            self._virtual = spender.counter
+        self._virtual = max(self._virtual, spender.counter)
         self._spend(spender, usd, now_s)
+        self._untold[tenant] = self._untold.get(tenant, 0.0) + usd
+
+    def take_untold(self) -> dict[str, float]:
+        """Dollars placed here since the last call, by tenant, for the other routers."""
+        untold, self._untold = self._untold, {}
+        return untold
 
     def placed_by_others(self, tenant: str, usd: float, now_s: float) -> None:
         """Other routers placed requests of the tenant for `usd` >= 0."""

@@ -110,7 +110,13 @@ def _spare(decision: Decision) -> float:
 
 
 def foresee(
-    decide: Callable[[float], Decision], waited_s: float, *, most_queue_s: float, max_queue_s: float, now_s: float, standing: Standing
+    decide: Callable[[float], Decision],
+    waited_s: float,
+    *,
+    most_queue_s: float,
+    max_queue_s: float,
+    now_s: float,
+    standing: Standing,
 ) -> tuple[Decision, Prospect]:
     """The decision for a request and its prospect: the best worker, or one with room where that is about as good, or
     where room at the best one did not come about.

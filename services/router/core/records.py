@@ -18,6 +18,7 @@ class DecisionRecord:
     Attributes:
         plan: `model:version` in force; empty when none had arrived.
         decision_us: how long the decision took.
+        waited_s: at the router, for capacity.
         outcome: "running", then why the stream ended.
         delivered: tokens that reached the client, as far as is known.
         asks: how often its client asked for it.
@@ -33,6 +34,7 @@ class DecisionRecord:
     trace_id: str
     decided_unix_ms: int
     decision_us: float
+    waited_s: float = 0.0
     outcome: str = RUNNING
     delivered: int = 0
     asks: int = 1

@@ -174,7 +174,9 @@ class WaitingRoom(Generic[T]):
         own = self._tenants.get(tenant, {}).values()
         ahead = sum(len(queue) for queue in own if queue[0].promise.priority <= promise.priority)
         turns = (1 + ahead) / fairness.weight(tenant)
-        others = sum(min(count, turns * fairness.weight(name)) for name, count in self._urgent.items() if name != tenant)
+        others = sum(
+            min(count, turns * fairness.weight(name)) for name, count in self._urgent.items() if name != tenant
+        )
         return (ahead + others) / rate_rps
 
     def _key(self, head: Waiting[T]) -> _Key:
