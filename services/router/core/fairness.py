@@ -19,7 +19,7 @@ from math import exp
 from typing import Final
 
 _FADES_S: Final = 3.0
-_WITHIN: Final = 0.9  # of its part; those who all take what they get are not told apart by chance
+_WITHIN: Final = 0.95  # of its part; those who all take what they get are not told apart by chance
 _LOOK_EVERY_S: Final = 0.25
 _NEGLIGIBLE: Final = 0.01  # of all spending: a tenant below does not count as one that spends
 _MOST_AHEAD_S: Final = 2.0  # of everybody's spending: how far others' reports may put a tenant ahead

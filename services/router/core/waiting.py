@@ -24,6 +24,7 @@ T = TypeVar("T")
 
 _RATE_FADES_S: Final = 2.0
 _IDLE_AFTER_S: Final = 60.0
+_TOLD_AFTER_S: Final = 0.5
 _LEAST_RPS: Final = 0.1  # requests go too seldom to expect anything
 
 _Key = tuple[float, int, float, int]
@@ -67,6 +68,7 @@ class WaitingRoom(Generic[T]):
         self._urgent: Counter[str] = Counter()  # of those, who can't wait
         self._count = 0
         self._arrivals = 0
+        self._waited_since_s = 0.0  # somebody has
         self._went = 0.0  # requests, fading
         self._went_s = 0.0
 
@@ -95,6 +97,8 @@ class WaitingRoom(Generic[T]):
             self._counts[tenant] = 0
             self._fairness.begin(tenant, waiting.since_s)
         insort(queues.setdefault(waiting.promise.name, []), waiting, key=_rank)
+        if not self._count:
+            self._waited_since_s = waiting.since_s
         self._count += 1
         self._counts[tenant] += 1
         self._urgent[tenant] += not waiting.patient
@@ -166,18 +170,15 @@ class WaitingRoom(Generic[T]):
         lately, so that nothing can be expected.
         """
         rate_rps = self._went / _RATE_FADES_S * exp(-max(0.0, now_s - self._went_s) / _RATE_FADES_S)
-        if not self._count or rate_rps < _LEAST_RPS:
+        # What went while nobody waited says nothing of what can.
+        if not self._count or now_s - self._waited_since_s < _TOLD_AFTER_S or rate_rps < _LEAST_RPS:
             return 0.0
-        if patient:
-            return (1 + self._count) / rate_rps
-        fairness = self._fairness
+        fairness, counts = self._fairness, self._counts if patient else self._urgent
         own = self._tenants.get(tenant, {}).values()
         ahead = sum(len(queue) for queue in own if queue[0].promise.priority <= promise.priority)
         turns = (1 + ahead) / fairness.weight(tenant)
-        others = sum(
-            min(count, turns * fairness.weight(name)) for name, count in self._urgent.items() if name != tenant
-        )
-        return (ahead + others) / rate_rps
+        others = sum(min(count, turns * fairness.weight(name)) for name, count in counts.items() if name != tenant)
+        return (1 + ahead + others) / rate_rps
 
     def _key(self, head: Waiting[T]) -> _Key:
         counter = self._fairness.counter(head.tenant)
