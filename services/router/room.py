@@ -63,8 +63,6 @@ class Passage:
         self.tenant = asked.tenant
         self.promise = promise
         self.prompt_tokens = max(1, asked.prompt.size)
-        sampling = asked.sampling
-        self.answer_tokens = (sampling.max_tokens or 1) if sampling.ignore_eos else 1
         self.time_left_s = time_left_s
         self.waited_s = 0.0
         self.went: asyncio.Future[None] | None = None

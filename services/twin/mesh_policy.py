@@ -230,7 +230,6 @@ class _Case:
     decision: Decision | None = None
     gone: bool = False
     time_left_s: float | None = None
-    answer_tokens: int = 1
 
     @property
     def model(self) -> str:

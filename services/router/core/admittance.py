@@ -33,7 +33,6 @@ class Case(Protocol):
 
     Attributes:
         prompt_tokens: as expected, >= 1.
-        answer_tokens: that its answer will have at least, >= 1.
         time_left_s: of its caller's deadline, when it arrived; None where there is none.
         gone: its caller has left.
     """
@@ -46,8 +45,6 @@ class Case(Protocol):
     def promise(self) -> Promise: ...
     @property
     def prompt_tokens(self) -> int: ...
-    @property
-    def answer_tokens(self) -> int: ...
     @property
     def time_left_s(self) -> float | None: ...
     @property
@@ -222,9 +219,8 @@ class Admittance(Generic[C]):
 def _check_deadline(case: Case, prospect: Prospect, left_s: float | None) -> None:
     if left_s is None:
         return
-    needs_s = prospect.ttft_s + prospect.tpot_s * (case.answer_tokens - 1)
-    if needs_s > left_s:
-        raise _unreachable(case, needs_s)
+    if prospect.ttft_s > left_s:
+        raise _unreachable(case, prospect.ttft_s)
 
 
 def _too_late(case: Case, waiting: int, wait_s: float) -> QueueFull:
@@ -238,7 +234,7 @@ def _too_late(case: Case, waiting: int, wait_s: float) -> QueueFull:
 
 def _unreachable(case: Case, needs_s: float) -> DeadlineUnreachable:
     return DeadlineUnreachable(
-        f"it would take about {needs_s:.1f} s, longer than the call's deadline of {case.time_left_s:.1f} s; allow more"
-        " time, or try again",
+        f"its first token would come in about {needs_s:.1f} s, later than the call's deadline of {case.time_left_s:.1f} s;"
+        " allow more time, or try again",
         retry_after_s=min(_MOST_RETRY_S, max(_LEAST_RETRY_S, needs_s)),
     )

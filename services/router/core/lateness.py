@@ -41,7 +41,6 @@ class Prospect:
     Attributes:
         queue_s: until it would be computed.
         own_s: from then to its first token.
-        tpot_s: between two tokens.
         kept_usd: what its promise is worth, times the probability that it is kept.
         harm_usd: what it is expected to break of others' promises.
         of_no_matter_usd: so much harm is none.
@@ -52,7 +51,6 @@ class Prospect:
 
     queue_s: float
     own_s: float
-    tpot_s: float
     kept_usd: float
     harm_usd: float
     of_no_matter_usd: float
@@ -89,7 +87,6 @@ def prospect(decision: Decision, now_s: float) -> Prospect:
     return Prospect(
         queue_s=max(0.0, picked.queue_s - worked_off_s),
         own_s=picked.ttft_s - picked.queue_s,
-        tpot_s=picked.tpot_s,
         kept_usd=promise.miss_usd * (1.0 - picked.miss_probability),
         harm_usd=picked.harm_usd,
         of_no_matter_usd=promise.miss_usd * _OF_NO_MATTER,

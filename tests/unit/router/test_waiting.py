@@ -23,7 +23,6 @@ class FakeCase:
     tenant: str = "acme"
     slo_class: str = "standard"
     time_left_s: float | None = None
-    answer_tokens: int = 1
     model: str = "m"
     prompt_tokens: int = 100
     gone: bool = False
@@ -37,7 +36,6 @@ class FakeCase:
         return Prospect(
             queue_s=self.world.queue_s,
             own_s=0.05,
-            tpot_s=0.01,
             kept_usd=self.promise.miss_usd,
             harm_usd=0.0,
             of_no_matter_usd=0.0,
@@ -171,8 +169,6 @@ def test_a_deadline_that_cannot_be_met_refuses_and_one_that_passes_drops() -> No
     world = Waits()
     with pytest.raises(DeadlineUnreachable):
         world.comes(time_left_s=0.01)
-    with pytest.raises(DeadlineUnreachable):
-        world.comes(time_left_s=1.0, answer_tokens=1000)
     world.fills()
     world.comes(slo_class="batch", time_left_s=5.0)
     world.now_s = 5.0
