@@ -234,7 +234,7 @@ def _too_late(case: Case, waiting: int, wait_s: float) -> QueueFull:
 
 def _unreachable(case: Case, needs_s: float) -> DeadlineUnreachable:
     return DeadlineUnreachable(
-        f"its first token would come in about {needs_s:.1f} s, later than the call's deadline of {case.time_left_s:.1f} s;"
+        f"the first token would come in about {needs_s:.1f} s, after the call's deadline of {case.time_left_s:.1f} s;"
         " allow more time, or try again",
         retry_after_s=min(_MOST_RETRY_S, max(_LEAST_RETRY_S, needs_s)),
     )
