@@ -1,8 +1,8 @@
-"""A gRPC server for streams that many clients read token by token: the face of `rpc.GrpcServer`, cheaper per message.
+"""The gRPC server of every service, with health and reflection; made for streams that clients read token by token.
 
-`rpc.GrpcServer` (grpcio) hands every message to a thread and wakes a task when it has left; per token that is most of
-what a relay costs. Here a method may instead `push` bytes from wherever they arose, without awaiting: they leave in one
-write per connection and turn of the loop. What the two promise is the same, and the same tests hold both to it.
+grpcio's hands every message to a thread and wakes a task when it has left; per token that is most of what a relay
+costs. Here a method may instead `push` bytes from wherever they arose, without awaiting: they leave in one write per
+connection and turn of the loop. Why none of ours is grpcio's: docs/decisions/0019.
 
 In: connections (HTTP/2 without TLS, by prior knowledge). Out: calls of method handlers, with a `ServerCall` as context.
 """
@@ -42,7 +42,10 @@ _CUT_S: Final = 1.0  # for calls that were cancelled to end
 
 
 class FastGrpcServer:
-    """One service's gRPC server with health and reflection; see `rpc.GrpcServer`, whose methods these are."""
+    """One service's gRPC server with health and reflection.
+
+    Usage: `add` the servicers, `start`, and register `drain` with the lifecycle. `port` is the bound one.
+    """
 
     def __init__(
         self,

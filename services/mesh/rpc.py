@@ -1,27 +1,23 @@
-"""gRPC servers and channels: limits, health, reflection, trace context, and errors as `google.rpc.ErrorInfo`.
+"""What gRPC servers and channels share: limits, trace context, and errors as `google.rpc.ErrorInfo`.
 
 A service's method raises an error of `mesh/errors.py`; the interceptor turns it into the status of its face, with
 `ErrorInfo` (reason = the error's name, domain = "tokenworks") and `RetryInfo` where waiting helps. Anything else that a
 method raises is a defect: logged, and answered as `InvariantBroken` without its details.
 """
 
-import asyncio
 import hmac
 import inspect
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import DecodeError
 from google.rpc import code_pb2, error_details_pb2, status_pb2
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
-from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE_NAME
-from grpc_reflection.v1alpha import reflection
+from grpc_health.v1 import health_pb2
 from grpc_status import rpc_status
 from opentelemetry.trace import SpanKind, Status, StatusCode, use_span
 
@@ -35,7 +31,6 @@ from services.mesh.errors import (
     face,
     from_reason,
 )
-from services.mesh.lifecycle import Lifecycle
 from services.mesh.telemetry import TRACEPARENT, Telemetry, context_of
 from tokenworks.errors import details_of
 
@@ -44,7 +39,6 @@ log = logging.getLogger(__name__)
 DOMAIN: Final = "tokenworks"
 MESH_SECRET: Final = "x-tokenworks-mesh"  # metadata of calls between services, and of an operator
 _LONGEST_WORDS_BYTES: Final = 1500  # of an error; it travels twice, and clients take 8 KiB of headers
-_HARD_LIMIT_FACTOR: Final = 4  # gRPC itself refuses beyond this, without ErrorInfo
 _KEEPALIVE: Final = (
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 5_000),
@@ -129,13 +123,7 @@ def health_of(ready: bool) -> "health_pb2.HealthCheckResponse.ServingStatus":
     return health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-if TYPE_CHECKING:
-    _Interceptor = grpc.aio.ServerInterceptor[Any, Any]
-else:  # generic in its stubs only
-    _Interceptor = grpc.aio.ServerInterceptor
-
-
-class Guard(_Interceptor):
+class Guard:
     """Errors to statuses, sizes, spans and durations, around every method."""
 
     def __init__(self, telemetry: Telemetry, max_message_bytes: int, quiet: frozenset[str]) -> None:
@@ -150,17 +138,9 @@ class Guard(_Interceptor):
             (names.RPC_METHOD, names.RPC_STATUS),
         )
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable["grpc.RpcMethodHandler[Any, Any]"]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> "grpc.RpcMethodHandler[Any, Any]":
-        handler = await continuation(handler_call_details)
-        return handler if handler is None else self.around(handler_call_details.method, handler)
-
     def around(self, method: str, handler: "grpc.RpcMethodHandler[Any, Any]") -> "grpc.RpcMethodHandler[Any, Any]":
         """The handler of `method` (like `/tokenworks.v1.Router/Place`) with all that around it. It takes bytes: what
-        cannot be parsed is the caller's error, on either server."""
+        cannot be parsed is the caller's error."""
         make: Any = {
             (False, False): grpc.unary_unary_rpc_method_handler,
             (False, True): grpc.unary_stream_rpc_method_handler,
@@ -222,8 +202,6 @@ class Guard(_Interceptor):
                     async with aclosing(behaviour(read(request), context)) as responses:
                         async for response in responses:
                             await context.write(response)
-                except grpc.aio.InternalError as error:  # the peer went away in the middle of a message
-                    raise asyncio.CancelledError from error
                 except Exception as error:
                     await self._abort(error, context, call_state)
 
@@ -277,70 +255,6 @@ class _Call:
         self._guard._durations.record(time.perf_counter() - self._started_s, self.method, self._code)
         if self._use is not None:
             self._use.__exit__(None, None, None)
-
-
-class GrpcServer:
-    """One service's gRPC server with health and reflection.
-
-    Usage: `add` the servicers, `start`, and register `drain` with the lifecycle. `port` is the bound one.
-    """
-
-    def __init__(
-        self,
-        telemetry: Telemetry,
-        life: Lifecycle,
-        *,
-        max_message_bytes: int,
-        untraced_methods: Sequence[str] = (),
-        max_concurrent_streams: int = 100_000,
-    ) -> None:
-        options = [
-            ("grpc.max_receive_message_length", max_message_bytes * _HARD_LIMIT_FACTOR),
-            ("grpc.max_send_message_length", -1),
-            ("grpc.max_concurrent_streams", max_concurrent_streams),
-            ("grpc.so_reuseport", 0),
-            *_KEEPALIVE,
-        ]
-        guard = Guard(telemetry, max_message_bytes, frozenset(untraced_methods))
-        self._server = grpc.aio.server(options=options, interceptors=[guard])
-        self._health = HealthServicer()
-        self._names: list[str] = []
-        self.port = 0
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        life.on_ready_changed(self._set_health)
-
-    def add(self, register: Callable[[Any, Any], None], servicer: object, service_name: str) -> None:
-        """`register` is the generated `add_…Servicer_to_server`; `service_name` like `tokenworks.v1.Router`."""
-        register(servicer, self._server)
-        self._names.append(service_name)
-
-    def add_generic(self, service_name: str, handlers: Mapping[str, "grpc.RpcMethodHandler[Any, Any]"]) -> None:
-        """A service by method handlers, for methods that pass bytes through unparsed."""
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service_name, dict(handlers)),))
-        self._names.append(service_name)
-
-    async def start(self, host: str, port: int) -> int:
-        """Binds and serves; the bound port (`port` 0 picks a free one).
-
-        Raises:
-            OSError: the address is taken or not ours; the message says which setting to change.
-        """
-        reflection.enable_server_reflection([*self._names, HEALTH_SERVICE_NAME, reflection.SERVICE_NAME], self._server)
-        try:
-            self.port = self._server.add_insecure_port(f"{host}:{port}")
-        except RuntimeError as error:
-            raise OSError(f"gRPC cannot listen on {host}:{port}: {error}; free the port or set another") from error
-        await self._set_health(False)
-        await self._server.start()
-        return self.port
-
-    async def drain(self, grace_s: float) -> None:
-        """Stops accepting, lets running calls finish for `grace_s`, then cancels them."""
-        await self._server.stop(grace_s)
-
-    async def _set_health(self, ready: bool) -> None:
-        for name in ("", *self._names):
-            await self._health.set(name, health_of(ready))
 
 
 def open_channel(address: str, *, max_message_bytes: int = 64 << 20) -> grpc.aio.Channel:

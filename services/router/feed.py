@@ -63,8 +63,10 @@ class Feed:
             case RoutingPlan():
                 self._fleet.plan(event, delivered.traceparent, now_s)
             case CreditChanged():
-                last = self._dispatcher.credit.get(event.tenant)
-                if last is None or last.at_unix_ms <= event.at_unix_ms:
+                # In the order of the stream: no clock of a meter's host tells which is the last word.
+                if event.unlimited and not event.suspended:
+                    self._dispatcher.credit.pop(event.tenant, None)  # as good as never heard of
+                else:
                     self._dispatcher.credit[event.tenant] = event
             case BudgetsSet():
                 if self._funds.budgets.set(event):

@@ -27,6 +27,7 @@ from services.router.core.serving import DevicePrice, Serving, bounded_slow
 from services.router.core.table import ModelTable
 
 _FORGET_AFTER_S: Final = 60.0
+_MOST_MODELS: Final = 4096
 _MOVE_WHEN_STALLED_S: Final = 3.0
 _MOVE_WHEN_SLOW: Final = 3.0  # times as slow as expected
 _USUAL_LOAD: Final = StepLoad(decode_sequences=8, kv_tokens=8000)
@@ -156,6 +157,9 @@ class Fleet:
         if plan.version >= NO_PLAN_VERSION or (before is not None and plan.version <= before.version):
             return
         self.plans[plan.model] = PlanInForce(plan, traceparent, now_s, before)
+        if len(self.plans) > _MOST_MODELS:
+            idle = next((model for model in self.plans if not self.models.get(model)), next(iter(self.plans)))
+            del self.plans[idle]
         table = self.models.get(plan.model)
         for serving in table.serving if table else ():
             old_s = serving.timing.step_s(_USUAL_LOAD)
@@ -289,6 +293,8 @@ class Fleet:
         heappush(self._free_slots, known.slot)
         for model, serving in self._serving.pop(known.incarnation).items():
             self.models[model].remove(serving.row)
+        if len(self.models) > _MOST_MODELS:  # those that nobody serves any more are remembered as long as there is room
+            self.models = {model: table for model, table in self.models.items() if len(table)}
 
     def _offer(self, known: KnownWorker, now_s: float) -> None:
         """Brings the rows of a worker in line with the models it serves and what it is."""

@@ -6,6 +6,7 @@ Promises: one contiguous stream whatever a worker does, nothing counted for what
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 import grpc
@@ -271,14 +272,15 @@ async def test_an_exhausted_tenant_is_refused_until_it_has_credit(router: Router
         )
 
     meter.publish(credit(2, exhausted=True))
-    meter.publish(credit(1, exhausted=False))  # late
     known = router.running.dispatcher.credit
     await eventually(lambda: "acme" in known, "the router knows")
     assert (await router.refusal())[1].reason == "CreditExhausted"
     other = (("authorization", f"Bearer {router.other_key}"),)
     assert (await router.answer(metadata=other)).tokens == 4
-    meter.publish(credit(3, exhausted=False))
+    meter.publish(credit(1, exhausted=False))  # the last word, though this meter's host is behind
     await eventually(lambda: not known["acme"].exhausted, "the router knows")
+    meter.publish(replace(credit(1, exhausted=False), unlimited=True))
+    await eventually(lambda: "acme" not in known, "what bounds nothing is not kept")
     assert (await router.answer()).tokens == 4
     await meter.close()
 

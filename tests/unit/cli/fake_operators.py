@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from services.mesh.errors import UnknownModel, UnknownRequest
+from services.mesh.fast_grpc import FastGrpcServer
 from services.mesh.lifecycle import Lifecycle
-from services.mesh.rpc import GrpcServer, require_mesh_secret
+from services.mesh.rpc import require_mesh_secret
 from services.mesh.telemetry import start_telemetry
 from tests.unit.client.fake_router import FakeRouter
 from tokenworks.v1 import (
@@ -109,7 +110,7 @@ class FakeOptimizer(planning_pb2_grpc.OptimizerServicer):
 async def serving(router: FakeRouter | None = None, meter: FakeMeter | None = None) -> AsyncIterator[str]:
     """Serves all three on one port of 127.0.0.1 and gives the address."""
     telemetry = start_telemetry("fake", "test")
-    server = GrpcServer(telemetry, Lifecycle("fake"), max_message_bytes=4 << 20)
+    server = FastGrpcServer(telemetry, Lifecycle("fake"), max_message_bytes=4 << 20)
     server.add(inference_pb2_grpc.add_RouterServicer_to_server, router or FakeRouter(), "tokenworks.v1.Router")
     server.add(metering_pb2_grpc.add_MeterServicer_to_server, meter or FakeMeter(), "tokenworks.v1.Meter")
     server.add(planning_pb2_grpc.add_OptimizerServicer_to_server, FakeOptimizer(), "tokenworks.v1.Optimizer")

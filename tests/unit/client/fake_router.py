@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from services.mesh.errors import TokenworksError, Unauthenticated, UnknownRequest, Unsupported
+from services.mesh.fast_grpc import FastGrpcServer
 from services.mesh.lifecycle import Lifecycle
-from services.mesh.rpc import GrpcServer, metadata_value
+from services.mesh.rpc import metadata_value
 from services.mesh.telemetry import TRACEPARENT, start_telemetry
 from tokenworks.v1 import inference_pb2 as wire
 from tokenworks.v1 import inference_pb2_grpc as rpc
@@ -152,7 +153,7 @@ async def serving(servicer: FakeRouter | FakeWorker) -> AsyncIterator[str]:
     """Serves on 127.0.0.1 and gives the address."""
     life = Lifecycle("fake")
     telemetry = start_telemetry("fake", "test")
-    server = GrpcServer(telemetry, life, max_message_bytes=4 << 20)
+    server = FastGrpcServer(telemetry, life, max_message_bytes=4 << 20)
     if isinstance(servicer, FakeRouter):
         server.add(rpc.add_RouterServicer_to_server, servicer, "tokenworks.v1.Router")
     else:

@@ -1,4 +1,4 @@
-"""Both gRPC servers on free ports: errors keep their names, sizes are held, and tools find their way."""
+"""A gRPC server on a free port: errors keep their names, sizes are held, and tools find their way."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -18,7 +18,7 @@ from services.mesh.errors import (
 )
 from services.mesh.fast_grpc import FastGrpcServer
 from services.mesh.lifecycle import Lifecycle
-from services.mesh.rpc import GrpcServer, error_of, open_channel
+from services.mesh.rpc import error_of, open_channel
 from services.mesh.telemetry import start_telemetry
 from tokenworks.v1 import planning_pb2, planning_pb2_grpc
 
@@ -47,19 +47,10 @@ async def life() -> Lifecycle:
     return Lifecycle("optimizer")
 
 
-Server = type[GrpcServer] | type[FastGrpcServer]
-
-
-@pytest.fixture(params=[GrpcServer, FastGrpcServer], ids=["grpcio", "fast"])
-def kind(request: pytest.FixtureRequest) -> Server:
-    found: Server = request.param
-    return found
-
-
 @pytest.fixture
-async def channel(life: Lifecycle, kind: Server) -> AsyncIterator[grpc.aio.Channel]:
+async def channel(life: Lifecycle) -> AsyncIterator[grpc.aio.Channel]:
     telemetry = start_telemetry("optimizer", "optimizer-0")
-    server = kind(telemetry, life, max_message_bytes=LIMIT_BYTES)
+    server = FastGrpcServer(telemetry, life, max_message_bytes=LIMIT_BYTES)
     server.add(planning_pb2_grpc.add_OptimizerServicer_to_server, _Optimizer(), "tokenworks.v1.Optimizer")
     port = await server.start("127.0.0.1", 0)
     channel = open_channel(f"127.0.0.1:{port}")
@@ -159,11 +150,11 @@ async def test_reflection_lists_the_service(channel: grpc.aio.Channel) -> None:
     assert {"tokenworks.v1.Optimizer", "grpc.health.v1.Health"} <= set(listed)
 
 
-async def test_a_taken_port_is_named(life: Lifecycle, kind: Server) -> None:
+async def test_a_taken_port_is_named(life: Lifecycle) -> None:
     telemetry = start_telemetry("optimizer", "optimizer-0")
-    first = kind(telemetry, life, max_message_bytes=LIMIT_BYTES)
+    first = FastGrpcServer(telemetry, life, max_message_bytes=LIMIT_BYTES)
     port = await first.start("127.0.0.1", 0)
     with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{port}"):
-        await kind(telemetry, life, max_message_bytes=LIMIT_BYTES).start("127.0.0.1", port)
+        await FastGrpcServer(telemetry, life, max_message_bytes=LIMIT_BYTES).start("127.0.0.1", port)
     await first.drain(0)
     telemetry.shutdown()

@@ -319,3 +319,18 @@ def test_many_workers_keep_their_own_figures() -> None:
         world.beat(f"w{index}", H100 if index % 2 else MI300X, rate_nusd_per_hour=(index + 1) * 10**9)
     assert world.decide().worker.name == "w0"
     assert len(world.decide().shortlist) == 16
+
+
+def test_models_and_plans_that_come_and_go_are_not_kept_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.router.core.fleet._MOST_MODELS", 8)
+    world = World()
+    world.beat("a")
+    world.plan()
+    for number in range(40):
+        world.beat("b", epoch=f"e{number}", models=(f"model-{number}",), sequence=1)
+        world.plan(model=f"model-{number}")
+    assert len(world.fleet.models) <= 10
+    assert len(world.fleet.plans) <= 8
+    assert MODEL in world.fleet.models
+    assert MODEL in world.fleet.plans
+    assert world.decide().worker.name == "a"

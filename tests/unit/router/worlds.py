@@ -177,6 +177,7 @@ class World:
         shadow: float = 0.0,
         scale: float = 1.0,
         advisory: bool = False,
+        model: str = MODEL,
     ) -> None:
         """Puts a plan for one class in force: shares by pool, one shadow price, catalogue timings times `scale`."""
         pools = tuple(
@@ -204,7 +205,7 @@ class World:
             mean_completion_tokens=200.0,
         )
         plan = RoutingPlan(
-            model=MODEL,
+            model=model,
             version=version,
             made_unix_ms=self.unix_ms,
             classes=(standard,),
