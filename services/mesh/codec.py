@@ -27,6 +27,7 @@ from services.mesh.events import (
 )
 from tokenworks.v1 import events_pb2, planning_pb2
 
+_NO_TIME_UNIX_MS: Final = 1 << 47
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
 
@@ -97,6 +98,7 @@ class _Converter:
                 self._changed.append((position, _each_to(nested), _each_from(nested)))
             elif hint in known:
                 self._changed.append((position, known[hint].to_fields, known[hint].from_message))
+        self._times = tuple(position for position, name in enumerate(self._names) if name.endswith("_unix_ms"))
         self._floats = tuple(position for position, name in enumerate(self._names) if hints[name] is float)
 
     def to_fields(self, value: Any) -> dict[str, Any]:
@@ -111,6 +113,9 @@ class _Converter:
 
     def from_message(self, message: Message) -> Any:
         values = list(self._values(message))
+        for position in self._times:
+            if not 0 <= values[position] < _NO_TIME_UNIX_MS:
+                values[position] = 0
         for position in self._floats:
             if not isfinite(values[position]):
                 values[position] = 0.0

@@ -154,11 +154,13 @@ class ModelTable:
 
     def write_offer(self, row: int, figures: Sequence[float]) -> None:
         """Sets what `OFFER` names."""
-        self._offers[:, row] = figures
+        with np.errstate(over="ignore"):  # what single precision cannot hold is infinite
+            self._offers[:, row] = figures
 
     def write_load(self, row: int, figures: Sequence[float], *, heard_s: float, tried_s: float, linked: bool) -> None:
         """Sets what `LOAD` names, what is at stake, and the rest that is not the row's name or offer."""
-        self._loads[:, row] = figures
+        with np.errstate(over="ignore"):  # what single precision cannot hold is infinite
+            self._loads[:, row] = figures
         self.heard_s[row], self.tried_s[row], self.linked[row] = heard_s, tried_s, linked
 
     def write_cached(self, cached: Cached, most: float) -> None:

@@ -30,6 +30,8 @@ def _value(hint: object, field: FieldDescriptor) -> st.SearchStrategy[object]:
         return wire_values(typing.cast("type", hint))
     if hint is int:
         kind = field.type
+        if field.name.endswith("_unix_ms"):
+            return st.integers(0, 2**47 - 1)
         if kind == FieldDescriptor.TYPE_INT64:
             return st.integers(-(2**63), 2**63 - 1)
         return st.integers(0, 2**64 - 1 if kind == FieldDescriptor.TYPE_UINT64 else 2**32 - 1)
