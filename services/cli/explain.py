@@ -34,11 +34,12 @@ def explain(
         access = read_access(router=router, meter=meter)
         found, bill = asyncio.run(_ask(access, access.key(key, tenant), request_id))
         plan = f"plan {found.plan}, {found.plan_age_s:.1f} s old" if found.plan else "no plan had arrived"
+        waited = f" after waiting {found.waited_s:.2f} s for capacity" if found.waited_s else ""
         head = (
             f"[bold]{found.request_id}[/] · {escape(found.tenant)} · {escape(found.workload) or '-'}"
             f" · {found.model} · {found.slo_class}\n"
             f"about {found.prompt_tokens:,} prompt tokens and {found.expected_completion_tokens:,} to make; went to"
-            f" [bold]{found.picked_worker}[/] in {found.decision_us:.0f} µs; {plan}; outcome: {found.outcome}\n"
+            f" [bold]{found.picked_worker}[/] in {found.decision_us:.0f} µs{waited}; {plan}; outcome: {found.outcome}\n"
             f"trace {found.trace_id}"
         )
         document = {**document_of(found), "bill": document_of(bill) if bill else None}

@@ -71,7 +71,7 @@ class Waits:
         )
 
     def comes(self, tenant: str = "acme", **changes: object) -> FakeCase:
-        case = FakeCase(self, tenant, **changes)  # type: ignore[arg-type]
+        case = FakeCase(self, tenant, **changes)
         self.admittance.arrives(case, self.now_s)
         return case
 
