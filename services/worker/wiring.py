@@ -156,6 +156,8 @@ async def wire(
     talking.append(life.spawn(lessee.run(), "credit"))
     talking.append(life.spawn(lessee.listen(), "recalls of credit"))
 
+    draining = asyncio.Event()
+
     async def engine_changed(state: WorkerState) -> None:
         heartbeat.changed()
         match state:
@@ -170,7 +172,8 @@ async def wire(
                 tuning.engine_ready()
                 if not reading:
                     reading.append(life.spawn(power.run(info, worker.telemetry_interval_s), "power meter"))
-                await life.release()
+                if not draining.is_set():
+                    await life.release()
             case WorkerState.FAILED:
                 streams.fail(engine.failed_because)
                 await life.hold(f"failed: {engine.failed_because}")
@@ -185,6 +188,8 @@ async def wire(
     life.on_stop("engine's keeper", partial(cancel_all, [keeping]), 2 * _STEP_S)
 
     async def drain(grace_s: float) -> None:
+        draining.set()
+        await life.hold("draining")
         heartbeat.drain()
         if left := await streams.drained(grace_s):
             log.warning("%d streams had not ended after %g s; their routers go on elsewhere", left, grace_s)

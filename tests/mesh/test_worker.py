@@ -475,8 +475,14 @@ async def test_a_hanging_worker_can_be_drained_and_reports_what_it_made(tmp_path
 
 
 async def test_a_worker_that_is_told_to_drain_ends_its_process(worker: Worker) -> None:
-    answered = await worker.bus.request_drain("h100-0", Drain(grace_ms=1000), DEADLINE_S)
+    session = await worker.session()
+    _, running = await session.open("r-1", max_tokens=500, ignore_eos=True)
+    await worker.until(lambda: bool(running.token_ids), "it runs")
+    assert worker.life.ready
+    answered = await worker.bus.request_drain("h100-0", Drain(grace_ms=5000), DEADLINE_S)
     assert answered.accepted
+    await worker.until(lambda: not worker.life.ready, "it says that it is not ready, while the stream runs")
+    await running.end()
     async with asyncio.timeout(DEADLINE_S):
         await worker.life.wait_until_ending()
     await worker.until(lambda: worker.beat.state == WorkerState.DRAINING, "the heartbeat says so")
