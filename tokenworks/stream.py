@@ -152,6 +152,7 @@ class Generation:
         self._segments: list[Segment] = []  # of legs that broke
         self._relayed = False
         self._avoided: list[str] = []
+        self._place_lost = False
         self._breaks = 0
         self._broke_at_s: float | None = None  # None while it runs
         self._waits = 0
@@ -235,11 +236,12 @@ class Generation:
 
     def _what_is_missing(self, now_s: float) -> wire.GenerateRequest:
         """The request, less what has arrived of its answer."""
-        if not self._answer.next_index and not self._avoided:
+        if not self._answer.next_index and not self._avoided and not self._place_lost:
             return self._request
         request = wire.GenerateRequest()
         request.CopyFrom(self._request)
         request.avoid_workers.extend(self._avoided)
+        request.place_lost = self._place_lost
         if self._answer.next_index:
             self._answer.put_into(request)
             request.resumed_ttft_s = self._first_at_s - self._sent_at_s
@@ -252,6 +254,8 @@ class Generation:
         begun = self._answer.next_index > 0
         asked = leg.asked if leg is not None else Asked.FOR_A_PLACE
         how = mend(named, asked, begun=begun)
+        if asked is Asked.FOR_A_PLACE and how is Mend.WAIT:
+            self._place_lost = True  # it may have been placed, and the answer lost
         if leg is not None:
             leg.end()
             await self._keep_segment(leg)

@@ -110,7 +110,7 @@ class Direct:
         """Lets a request in and says where its client streams it from.
 
         Args:
-            request: with `resume_from` > 0, or with `avoid_workers`, it is placed again after a break.
+            request: with `resume_from` > 0, `avoid_workers` or `place_lost`, it is placed again after a break.
             traceparent: context of the span that the request is placed under; never empty.
             key, team: of the caller, by name, for budgets.
             time_left_s: of the caller's deadline; None where there is none.
@@ -232,7 +232,7 @@ class Direct:
     def _admit(self, asked: Asked, request: wire.GenerateRequest) -> OpenPlacement | None:
         """Checks the request; the placement of it that is out, when it is to be placed again."""
         before = self._open.of(asked.request_id)
-        again = bool(asked.resume_from or request.avoid_workers)
+        again = bool(asked.resume_from or request.avoid_workers or request.place_lost)
         records = self._dispatcher.records
         earlier = records.of(asked.request_id, asked.tenant)
         if asked.resume_from:

@@ -94,6 +94,7 @@ async def test_same_request_is_placed_again_only_to_go_on(mesh: LocalMesh) -> No
     placer = Placer(mesh)
     placement = await placer.place(request_id="mine")
     assert await placer.refusal(request_id="mine") == "DuplicateRequest"
+    await placer.place(request_id="mine", place_lost=True)
     elsewhere = await placer.place(request_id="mine", avoid_workers=[placement.worker])
     assert elsewhere.worker != placement.worker
     await placer.place(request_id="mine", resume_from=1, resumed_text="w")
@@ -102,7 +103,7 @@ async def test_same_request_is_placed_again_only_to_go_on(mesh: LocalMesh) -> No
     assert await placer.refusal(request_id="mine", resume_from=2, resumed_token_ids=wrong) == "ResumeRefused"
     guided = {"resume_from": 1, "resumed_text": "w", "response_format_json": '{"type": "json_object"}'}
     assert await placer.refusal(request_id="mine", **guided) == "ResumeRefused"
-    for _ in range(6):
+    for _ in range(5):
         await placer.place(request_id="mine", resume_from=1, resumed_text="w")
     assert await placer.refusal(request_id="mine", resume_from=1, resumed_text="w") == "ResumeRefused"
 

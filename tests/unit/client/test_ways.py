@@ -167,6 +167,14 @@ async def test_prompt_too_long_for_one_worker_is_asked_of_another_and_refused_wh
             await stream.text()
 
 
+async def test_a_place_whose_answer_was_lost_is_asked_for_again_as_such():
+    async with AsyncExitStack() as stack:
+        router, client = await direct_mesh(stack, FakeWorker())
+        router.no_places.append(WorkerLost("the router went away in the middle"))
+        assert await client.generate(text="a", max_tokens=2).text() == "w0 w1 "
+        assert router.placed[-1].place_lost
+
+
 async def test_refusal_to_place_ends_the_stream_by_name():
     async with AsyncExitStack() as stack:
         router, client = await direct_mesh(stack, FakeWorker())
