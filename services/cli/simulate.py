@@ -35,7 +35,11 @@ PolicyNamesOption = Annotated[
 ]
 FaultOption = Annotated[
     list[str] | None,
-    typer.Option("--fault", help='"60 fail nvidia-l4-0", "60 ready nvidia-l4-0" or "60 slow nvidia-l4-0 10"; repeat.'),
+    typer.Option(
+        "--fault",
+        help='"60 fail nvidia-l4-0", "90 ready nvidia-l4-0", "90 start nvidia-l4-0 45" (a cold start of 45 s),'
+        ' "60 slow nvidia-l4-0 10", "60 price nvidia-l4-0 1.5" or "60 tariff nvidia-l4-0 2"; repeat.',
+    ),
 ]
 
 
@@ -165,17 +169,18 @@ def engine_of(chunk_tokens: int) -> "EngineSettings":
 
 
 def _event(words: str) -> "Event":
-    from services.twin.scenario import Event
+    from services.twin.scenario import EVENTS, Event
 
     parts = words.split()
     try:
         at_s, kind, worker = float(parts[0]), parts[1], parts[2]
-        factor = float(parts[3]) if kind == "slow" else 1.0
+        needed = kind not in ("fail", "ready")
+        amount = float(parts[3]) if needed else 1.0
     except (ValueError, IndexError) as error:
         raise CommandFailed(f"--fault {words!r} is not like '60 slow nvidia-l4-0 10'") from error
-    if kind not in ("fail", "ready", "slow"):
-        raise CommandFailed(f"--fault {words!r}: {kind!r} is none of fail, ready, slow")
-    return Event(at_s, kind, (worker,), factor)
+    if kind not in EVENTS or not (amount > 0 and at_s >= 0):
+        raise CommandFailed(f"--fault {words!r}: {kind!r} is none of {', '.join(EVENTS)}, or a number is not above 0")
+    return Event(at_s, kind, (worker,), amount)
 
 
 def _requests(path: Path, limit: int) -> list["TraceRequest"]:

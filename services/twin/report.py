@@ -5,15 +5,12 @@ In: an `Outcome`. Out: a `Report`; as a document for JSON. Seconds are the clien
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
-from services.mesh.money import NUSD_PER_USD
 from services.twin.requests import TwinRequest
 from services.twin.run import Outcome
-
-_J_PER_KWH: Final = 3.6e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +81,8 @@ def report(outcome: Outcome) -> Report:
         each.promise.name: _class([one for one in requests if one.promise.name == each.promise.name])
         for each in scenario.classes
     }
-    energy_j = rent_usd = 0.0
-    for worker in outcome.workers:
-        totals, device = worker.totals, worker.device
-        energy_j += totals.energy_j + max(0.0, totals.up_s - totals.busy_s) * device.idle_w
-        rent_usd += totals.up_s / 3600 * device.rate_nusd_per_hour / NUSD_PER_USD
-    usd = rent_usd + energy_j / _J_PER_KWH * scenario.tariff_usd_per_kwh
+    energy_j = sum(each.totals.energy_j + each.totals.idle_j for each in outcome.workers)
+    usd = sum(each.totals.usd for each in outcome.workers)
     return Report(
         policy=outcome.policy,
         speed=scenario.speed,

@@ -17,7 +17,7 @@ from services.mesh.errors import SettingInvalid
 from services.twin.mesh_policy import MeshPolicy
 from services.twin.policies import BASELINES, Baseline, Policy, Verdict
 from services.twin.requests import TwinRequest, requests_of
-from services.twin.scenario import Event, Scenario, by_name
+from services.twin.scenario import EVENTS, Event, Scenario, by_name
 from services.twin.timeline import Timeline
 from services.twin.traces import TraceRequest
 from services.twin.worker import Job, Listener, TwinWorker
@@ -216,14 +216,22 @@ class _Run:
     def _befall(self, event: Event) -> None:
         for name in event.workers:
             worker = self._by_name[name]
-            if event.kind == "slow":
-                worker.slow = event.factor
-            elif event.kind == "fail":
-                worker.fail()
-                self.policy.heard(worker.heartbeat(), self._timeline.now_s)
-            else:
-                worker.ready()
-                self.policy.heard(worker.heartbeat(), self._timeline.now_s)
+            match event.kind:
+                case "slow":
+                    worker.slow = event.amount
+                    continue
+                case "fail":
+                    worker.fail()
+                case "start":
+                    worker.start()
+                    self._timeline.after(event.amount, partial(self._befall, Event(0.0, "ready", (name,))))
+                case "ready":
+                    worker.ready()
+                case "price":
+                    worker.reprice(event.amount, 1.0)
+                case _:
+                    worker.reprice(1.0, event.amount)
+            self.policy.heard(worker.heartbeat(), self._timeline.now_s)
 
 
 def simulate(scenario: Scenario, catalogue: Catalogue, trace: Sequence[TraceRequest], policy: str) -> Outcome:
@@ -235,6 +243,8 @@ def simulate(scenario: Scenario, catalogue: Catalogue, trace: Sequence[TraceRequ
     maker = policy_maker(policy)
     known = {name for name, _ in scenario.fleet.workers}
     for event in scenario.events:
+        if event.kind not in EVENTS:
+            raise SettingInvalid(f"{event.kind!r} at {event.at_s:g} s is none of: {', '.join(EVENTS)}")
         if missing := sorted(set(event.workers) - known):
             raise SettingInvalid(f"worker {missing[0]!r} of the event at {event.at_s:g} s is not in the fleet")
     started_s = time.process_time()
@@ -266,4 +276,5 @@ def _worker(
         context_tokens=min(shape.context_tokens, blocks * BLOCK_TOKENS),
         timeline=timeline,
         listener=listener,
+        tariff_usd_per_kwh=scenario.tariff_usd_per_kwh,
     )

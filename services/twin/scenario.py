@@ -52,12 +52,20 @@ class TrafficClass:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What befalls workers at a second: they are `slow` by a factor, `fail`, or are `ready` again."""
+    """What befalls workers at a second.
+
+    They are `slow` by `amount` times; `fail`, as a spot instance does that is taken away; are `ready` again; `start`,
+    which takes `amount` seconds that are paid for; cost `amount` times as much as before (`price`), or their energy
+    does (`tariff`: what is paid for it; a router goes on expecting what it was set up with).
+    """
 
     at_s: float
     kind: str
     workers: tuple[str, ...]
-    factor: float = 1.0
+    amount: float = 1.0
+
+
+EVENTS: Final = ("fail", "ready", "start", "slow", "price", "tariff")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from typing import Final, Protocol
 
 from services.mesh.accelerators import Accelerator
 from services.mesh.events import LatencyObserved, RoutingPlan, StepSample, WorkerHeartbeat, WorkerState
+from services.mesh.money import NUSD_PER_USD
 from services.mesh.timing import Timing
 from services.twin.timeline import Timeline
 from services.worker.core.batching import BatchLimits, Scheduler, StepPlan
@@ -57,13 +58,19 @@ class Listener(Protocol):
 
 @dataclass(slots=True)
 class Totals:
-    """Since the start."""
+    """Since the start; `up_s`, `idle_j` and `usd` (rent and energy) up to the last change of state or price.
+
+    Attributes:
+        energy_j: of steps; what idling drew is in `idle_j`.
+    """
 
     busy_s: float = 0.0
     energy_j: float = 0.0
     tokens: int = 0
     steps: int = 0
     up_s: float = 0.0
+    idle_j: float = 0.0
+    usd: float = 0.0
 
 
 class TwinWorker:
@@ -85,6 +92,7 @@ class TwinWorker:
         context_tokens: int,
         timeline: Timeline,
         listener: Listener,
+        tariff_usd_per_kwh: float = 0.0,
     ) -> None:
         self.name = name
         self.device = device
@@ -105,7 +113,9 @@ class TwinWorker:
         self._life = 0  # a step that was under way at a failure never ends
         self._epoch = 0
         self._sequence = 0
-        self._ready_s = 0.0
+        self._rate_usd_per_s = device.rate_nusd_per_hour / NUSD_PER_USD / 3600
+        self._tariff_usd_per_j = tariff_usd_per_kwh / 3.6e6
+        self._accounted_s = self._accounted_busy_s = self._accounted_j = 0.0
         self._seen_s = self._modelled_s = 0.0
         self._sampler = StepSampler()
         self._samples: list[StepSample] = []
@@ -145,10 +155,10 @@ class TwinWorker:
 
     def fail(self) -> None:
         """It is gone, with all that it had."""
+        self._account()
         self.state = WorkerState.FAILED
         self._life += 1
         self._plan = None
-        self.totals.up_s += self._timeline.now_s - self._ready_s
         scheduler, self._scheduler = self._scheduler, Scheduler(self.limits, timing=self.timing)
         self._scheduler.tune(*self._tuned)
         lost, self._jobs = self._jobs, {}
@@ -161,15 +171,38 @@ class TwinWorker:
         """It is back, with an empty cache."""
         if self.state is WorkerState.READY:
             return
+        self._account()
         self.state = WorkerState.READY
         self._epoch += 1
         self._sequence = 0
-        self._ready_s = self._timeline.now_s
+
+    def start(self) -> None:
+        """A failed worker is paid for again, and does nothing yet."""
+        if self.state is WorkerState.FAILED:
+            self._account()
+            self.state = WorkerState.STARTING
+
+    def reprice(self, rate_factor: float, tariff_factor: float) -> None:
+        """From now on it costs so many times as much, and its energy."""
+        self._account()
+        self._rate_usd_per_s *= rate_factor
+        self._tariff_usd_per_j *= tariff_factor
 
     def finish(self) -> None:
         """The run is over."""
-        if self.state is WorkerState.READY:
-            self.totals.up_s += self._timeline.now_s - self._ready_s
+        self._account()
+
+    def _account(self) -> None:
+        """Books what it cost since the last time, in the state and at the prices that it had."""
+        totals, now_s = self.totals, self._timeline.now_s
+        if self.state is not WorkerState.FAILED:
+            up_s = now_s - self._accounted_s
+            idle_j = max(0.0, up_s - (totals.busy_s - self._accounted_busy_s)) * self.device.idle_w
+            totals.up_s += up_s
+            totals.idle_j += idle_j
+            drawn_j = totals.energy_j - self._accounted_j + idle_j
+            totals.usd += up_s * self._rate_usd_per_s + drawn_j * self._tariff_usd_per_j
+        self._accounted_s, self._accounted_busy_s, self._accounted_j = now_s, totals.busy_s, totals.energy_j
 
     def heartbeat(self) -> WorkerHeartbeat:
         scheduler, limits = self._scheduler, self.limits
@@ -203,8 +236,8 @@ class TwinWorker:
             generated_tokens=self.totals.tokens,
             energy_uj=int(self.totals.energy_j * 1e6),
             simulated=True,
-            rate_nusd_per_hour=self.device.rate_nusd_per_hour,
-            failed_because="" if self.state is WorkerState.READY else "as scheduled",
+            rate_nusd_per_hour=round(self._rate_usd_per_s * 3600 * NUSD_PER_USD),
+            failed_because="as scheduled" if self.state is WorkerState.FAILED else "",
             at_unix_ms=UNIX_MS + int(self._timeline.now_s * 1000),
             steps=self.totals.steps,
             prefill_chunk_tokens=limits.prefill_chunk_tokens,

@@ -181,3 +181,39 @@ def test_an_unknown_policy_or_worker_is_an_error_by_name() -> None:
         simulate(SCENARIO, CATALOGUE, _trace(2), "hope")
     with pytest.raises(SettingInvalid, match="gone-7"):
         simulate(replace(SCENARIO, events=(Event(1.0, "fail", ("gone-7",)),)), CATALOGUE, _trace(2), "round-robin")
+
+
+def test_a_worker_that_is_gone_costs_nothing_and_one_that_starts_costs_before_it_serves() -> None:
+    fleet = Fleet.parse("nvidia-h100-sxm, nvidia-l4", CATALOGUE)
+    trace = _trace(100, every_s=0.3)
+    usual = simulate(replace(SCENARIO, fleet=fleet), CATALOGUE, trace, "least-requests")
+    span_s = usual.span_s
+    events = (Event(5.0, "fail", ("nvidia-l4-0",)), Event(10.0, "start", ("nvidia-l4-0",), 8.0))
+    outcome = simulate(replace(SCENARIO, fleet=fleet, events=events), CATALOGUE, trace, "least-requests")
+    worker = outcome.workers[1]
+    assert worker.totals.up_s == pytest.approx(outcome.span_s - 5.0)
+    served = [each for each in outcome.requests if "nvidia-l4-0" in each.legs]
+    assert not [each for each in served if 5.0 < each.arrival_s < 17.9]
+    assert [each for each in served if each.arrival_s > 18.1]
+    assert usual.workers[1].totals.up_s == pytest.approx(span_s)
+
+
+def test_prices_hold_from_when_they_change() -> None:
+    fleet = Fleet.parse("nvidia-h100-sxm", CATALOGUE)
+    trace, name = _trace(40), "nvidia-h100-sxm-0"
+    usual = simulate(replace(SCENARIO, fleet=fleet), CATALOGUE, trace, "round-robin")
+    half_s = usual.span_s / 2
+
+    def usd(*events: Event) -> float:
+        made = simulate(replace(SCENARIO, fleet=fleet, events=events), CATALOGUE, trace, "round-robin")
+        return report(made).fleet_usd
+
+    rate_usd_per_s = fleet.workers[0][1].rate_nusd_per_hour / 1e9 / 3600
+    assert usd(Event(half_s, "price", (name,), 3.0)) == pytest.approx(usd() + 2 * half_s * rate_usd_per_s, rel=1e-6)
+    energy_usd = usd() - usual.span_s * rate_usd_per_s
+    assert usd(Event(0.0, "tariff", (name,), 2.0)) == pytest.approx(usd() + energy_usd, rel=1e-6)
+
+
+def test_what_cannot_befall_a_worker_is_an_error_by_name() -> None:
+    with pytest.raises(SettingInvalid, match="melt"):
+        simulate(replace(SCENARIO, events=(Event(1.0, "melt", ("nvidia-l4-0",)),)), CATALOGUE, _trace(2), "round-robin")
