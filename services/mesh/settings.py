@@ -58,7 +58,7 @@ class RouterSettings(Section):
     worker_queue_s: Annotated[float, Field(gt=0)] = 0.1  # what is predicted to queue longer at a worker waits here
     max_waiting: Annotated[int, Field(ge=1)] = 2048  # for one model, in one process
     max_waiting_per_tenant: Annotated[int, Field(ge=1)] = 1024
-    max_wait_s: Annotated[float, Field(gt=0)] = 30.0  # of classes that promise a first token no sooner than in 10 s
+    max_wait_s: Annotated[float, Field(gt=0)] = 55.0  # of classes that promise a first token no sooner than in 10 s
     tenant_weights: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)  # of capacity; 1 for others
     heartbeat_timeout_s: Annotated[float, Field(gt=0)] = 2.0
     placement_ttl_s: Annotated[float, Field(gt=0, le=3600)] = 10.0
