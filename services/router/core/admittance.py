@@ -22,6 +22,7 @@ from services.router.core.waiting import Waiting, WaitingRoom
 
 _EXPECTED_PART: Final = 0.5  # of its patience that a request may be expected to wait
 _OWN_PART: Final = 0.5  # of its promise, at most, that a request's own computation counts for
+_IN_TIME: Final = 0.85  # of its promise that a request is predicted to need at most: predictions err
 _LOOKS: Final = 2  # requests of one class that may turn out not to go, before the others of it must wait
 _SWEEP_EVERY_S: Final = 0.1
 _LEAST_RETRY_S: Final = 0.25
@@ -201,7 +202,7 @@ class Admittance(Generic[C]):
         promised_s = case.promise.ttft_promise_s(case.prompt_tokens)
         # Its own computation counts in part: one that is late by that alone is late wherever and whenever it goes.
         own_s = min(prospect.own_s, promised_s * _OWN_PART)
-        return waited_s + min(prospect.queue_s, self._most_queue_s) + own_s > promised_s
+        return waited_s + min(prospect.queue_s, self._most_queue_s) + own_s > promised_s * _IN_TIME
 
     def _go(self, case: C, prospect: Prospect, now_s: float, waited_s: float = 0.0) -> None:
         case.go(waited_s)

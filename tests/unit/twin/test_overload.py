@@ -42,9 +42,9 @@ def goodput_rps(outcome: Outcome, from_s: float, to_s: float) -> float:
 
 
 def test_goodput_stays_near_its_peak_far_beyond_the_capacity() -> None:
-    reached = [run(arrivals("acme", CAPACITY_RPS * load, 0.0, 9.0)) for load in (1.0, 2.0, 5.0)]
+    reached = [run(arrivals("acme", CAPACITY_RPS * load, 0.0, 9.0)) for load in (1.0, 2.0, 10.0)]
     goodputs = [goodput_rps(each, 3.0, 9.0) for each in reached]
-    assert goodputs[-1] >= 0.85 * max(goodputs)
+    assert goodputs[-1] >= 0.9 * max(goodputs)
     refused = sum(each.outcome == "refused" for each in reached[-1].requests)
     assert refused > 0.5 * len(reached[-1].requests)
 
