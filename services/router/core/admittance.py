@@ -22,7 +22,7 @@ from services.router.core.waiting import Waiting, WaitingRoom
 
 _EXPECTED_PART: Final = 0.5  # of its patience that a request may be expected to wait
 _OWN_PART: Final = 0.5  # of its promise, at most, that a request's own computation counts for
-_IN_TIME: Final = 0.85  # of its promise that a request is predicted to need at most: predictions err
+_IN_TIME: Final = 0.8  # of its promise that a request is predicted to need at most: predictions err
 _LOOKS: Final = 2  # requests of one class that may turn out not to go, before the others of it must wait
 _SWEEP_EVERY_S: Final = 0.1
 _LEAST_RETRY_S: Final = 0.25
