@@ -114,6 +114,8 @@ class _Mesh:
             "TOKENWORKS_MESH_DATA_DIR": str(folder),
             "TOKENWORKS_NATS_URL": self.nats_url,
             "TOKENWORKS_MESH_SECRET": secret,
+            # The path is measured, not the policy: no router beside ours refuses what would break a promise.
+            "TOKENWORKS_SLO_CLASSES": json.dumps({"standard": {"ttft_s": 600.0, "tpot_s": 60.0}}),
         }
 
     def running(
@@ -128,6 +130,7 @@ class _Mesh:
             "TOKENWORKS_ROUTER_PROCESSES": str(processes),
             "TOKENWORKS_ROUTER_GATHER_MS": str(gather_ms),
             "TOKENWORKS_ROUTER_MAX_IN_FLIGHT": str(_MAX_IN_FLIGHT),
+            "TOKENWORKS_ROUTER_WORKER_QUEUE_S": "60",  # nor does any of the others have requests wait
         }
         router = Child(["-m", "services.router"], self._folder / "router.log", self.environment | settings)
         running = Running(kind, "", [router], backends, key=key, beside={"nats-server": self._nats})
