@@ -6,6 +6,12 @@
         services/router/service.py  services/mesh/rpc.py  services/mesh/fast_grpc.py  services/mesh/grpc_call.py
  3. Whose key is it? May it come in? Values, size, credit, room: a refusal leaves no trace.
         services/router/access.py  services/mesh/keys.py  services/router/core/admission.py
+    Where no worker can take it soon, it waits its turn, by its tenant's share and its class, or is told at once.
+        services/router/room.py  services/router/core/admittance.py
+        services/router/core/fairness.py  services/router/core/lateness.py
+    What runs away from its own history is held back.
+        services/meter/runaways.py  services/meter/core/runaway.py
+        services/worker/runaways.py  services/router/core/restraints.py
  4. From its arrival to its end, one place knows the request.
         services/router/dispatch.py
  5. Where to? Filter, score in expected dollars, pick; and the record of why.
@@ -59,6 +65,8 @@
         services/optimizer/feed.py  services/optimizer/core/capacity.py  services/optimizer/core/demand.py
 15. It solves which work belongs where, on news or each second; its plan shapes the next pick (5).
         services/optimizer/loop.py  services/optimizer/core/plan.py  services/optimizer/core/planner.py
+    Each plan is held to what it predicted; why a pool is used as it is.
+        services/optimizer/core/decisions.py  services/optimizer/core/why.py
 16. Who used what, at what cost; why a request went where it went.
         services/meter/service.py  services/cli/usage.py  services/cli/explain.py
 
