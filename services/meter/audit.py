@@ -23,6 +23,7 @@ from services.meter.core.conservation import Finding, Kind
 
 log = logging.getLogger(__name__)
 
+_MOST: Final = 2**63 - 1
 _STANDING_KEPT: Final = 1000
 _REPAIRED_KEPT: Final = 100
 _TO_DO: Final = {
@@ -130,8 +131,8 @@ class Audit:
             kind=finding.kind,
             subject=finding.subject,
             tenant=finding.tenant,
-            expected=finding.expected,
-            found=finding.found,
+            expected=_fitting(finding.expected),
+            found=_fitting(finding.found),
             what=finding.what,
             repaired=repaired,
             done=done,
@@ -141,6 +142,11 @@ class Audit:
     def _observe(self, _: CallbackOptions) -> list[Observation]:
         by_kind = Counter(kind for kind, _, _ in self._standing)
         return [Observation(by_kind.get(kind, 0), {names.DRIFT_KIND: kind}) for kind in Kind]
+
+
+def _fitting(value: int) -> int:
+    """What the wire holds of it: a worker may say any number of itself."""
+    return max(-_MOST, min(_MOST, value))
 
 
 def _key(finding: Finding) -> tuple[Kind, str, str]:

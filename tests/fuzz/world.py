@@ -50,6 +50,7 @@ from tokenworks.v1 import (
 SECRET: Final = "a secret for the fuzzer"
 MAX_MESSAGE_BYTES: Final = 128 << 10
 DEADLINE_S: Final = 20.0
+READ_WITHIN_S: Final = 90.0  # the meter also bills the hours of all workers that were made up
 _SETTLING_S: Final = 15.0
 _SERVING_S: Final = 10.0
 SPARE: Final = "spare-0"  # a worker that may be drained
@@ -169,10 +170,10 @@ class World:
 
     async def taken(self) -> None:
         """Waits until whoever reads the bus has read what is on it."""
-        ends_s = time.monotonic() + DEADLINE_S
+        ends_s = time.monotonic() + READ_WITHIN_S
         while any(watch.held for watch in self.broker.watches) or self._lag():
             if time.monotonic() > ends_s:
-                raise Wrong(f"{self._lag()} messages are not read within {DEADLINE_S:g} s")
+                raise Wrong(f"{self._lag()} messages are not read within {READ_WITHIN_S:g} s")
             await asyncio.sleep(0)
 
     def _lag(self) -> int:

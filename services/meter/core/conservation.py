@@ -108,8 +108,9 @@ def check(key: Key, audited: Audited, rates: Rates | None) -> list[Finding]:
         findings.append(Finding(Kind.UNREPORTED, *key, delivered, delivered - orphans, what))
     if request.finish is None and request.segments:
         made = Ranges().union(*(each.generated for each in request.segments.values())).count
-        what = f"{made} tokens were made, and no deliverer reports an end"
-        findings.append(Finding(Kind.UNFINISHED, *key, 1, 0, what))
+        if made:  # else nobody is owed anything: whoever was to deliver it died before its first token
+            what = f"{made} tokens were made, and no deliverer reports an end"
+            findings.append(Finding(Kind.UNFINISHED, *key, 1, 0, what))
     return findings
 
 
