@@ -16,7 +16,7 @@ from services.mesh import conventions as names
 from services.mesh.bus import Bus, Delivered
 from services.mesh.clock import Clock
 from services.mesh.errors import OutboxFull, UnknownRequest
-from services.mesh.events import RequestAdmitted, RunawayFound
+from services.mesh.events import RequestAdmitted, RunawayFound, RunawayGrade
 from services.mesh.money import usd_to_nusd
 from services.mesh.settings import RunawaySettings
 from services.mesh.subjects import ADMITTED, RUNAWAY
@@ -69,8 +69,9 @@ class Runaways:
         self._found = telemetry.meter.create_counter(names.RUNAWAYS, "{finding}", "Runaways found, by kind and grade")
 
     def booked(self, usage: Mapping[UsageKey, Amounts]) -> None:
-        """Takes what a batch booked."""
-        self._judge.booked(usage)
+        """Takes what a batch booked, where runaways are looked for."""
+        if self._settings.most is not RunawayGrade.NONE:
+            self._judge.booked(usage)
 
     def standing(self) -> list[RunawayFound]:
         """What is in force, and the loops that workers found lately, the latest last."""

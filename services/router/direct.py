@@ -28,7 +28,6 @@ from services.mesh.subjects import PLACEMENTS
 from services.mesh.telemetry import trace_id_of
 from services.router.core.admission import Situation, check
 from services.router.core.fleet import Fleet
-from services.router.core.ids import uuid7
 from services.router.core.open_placements import At, OpenPlacement, OpenPlacements
 from services.router.core.policy import Decision
 from services.router.core.records import RUNNING
@@ -70,7 +69,6 @@ class Direct:
         prices: PriceCalendar,
         funds: Funds,
         room: Room,
-        default_slo_class: str,
     ) -> None:
         self._settings = settings
         self._signer = signer
@@ -84,7 +82,6 @@ class Direct:
         self._prices = prices
         self._funds = funds
         self._room = room
-        self._default_slo_class = default_slo_class
         self._open = OpenPlacements()
         self._unsaid: deque[tuple[RequestFinished, str]] = deque()
 
@@ -124,12 +121,7 @@ class Direct:
             raise Unsupported(
                 "this router hands out no placements, since mesh.secret is empty; call Router.Generate, which relays"
             )
-        if not request.request_id:
-            request.request_id = uuid7(self._clock.unix_ms(), self._rng.getrandbits(74))
-        if not request.slo_class:
-            request.slo_class = self._default_slo_class
-        if self._dispatcher.restraints:
-            self._dispatcher.cap(request, tenant)
+        self._dispatcher.prepare(request, tenant)
         asked = asked_of(request, tenant, key=key, team=team)
         credit = None
         try:

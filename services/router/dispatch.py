@@ -145,12 +145,7 @@ class Dispatcher:
             ResumeRefused: see `check_resumed`.
             CallerError, CapacityError: see `admission.check` and `policy.decide`; the request left no trace.
         """
-        if not request.request_id:
-            request.request_id = uuid7(self._clock.unix_ms(), self._rng.getrandbits(74))
-        if not request.slo_class:
-            request.slo_class = self._default_slo_class
-        if self.restraints:
-            self.cap(request, tenant)
+        self.prepare(request, tenant)
         asked = asked_of(request, tenant, key=key, team=team)
         credit = None
         try:
@@ -188,8 +183,14 @@ class Dispatcher:
         asyncio.get_running_loop().call_later(_ANNOUNCE_AFTER_S, self._announce, relay)
         return relay
 
-    def cap(self, request: wire.GenerateRequest, tenant: str) -> None:
-        """Shortens the answer that is asked for, where its scope runs away."""
+    def prepare(self, request: wire.GenerateRequest, tenant: str) -> None:
+        """Fills in `request_id` and `slo_class` where they are empty; shortens the answer where its scope runs away."""
+        if not request.request_id:
+            request.request_id = uuid7(self._clock.unix_ms(), self._rng.getrandbits(74))
+        if not request.slo_class:
+            request.slo_class = self._default_slo_class
+        if not self.restraints:
+            return
         now_s = self._clock.monotonic_s()
         cap_tokens = self.restraints.cap_tokens(tenant, request.workload, request.session_id, now_s)
         if cap_tokens and (not request.sampling.max_tokens or request.sampling.max_tokens > cap_tokens):

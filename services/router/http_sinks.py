@@ -33,7 +33,7 @@ class Burst:
         self._due: asyncio.Handle | None = None
 
     def write(self, transport: asyncio.Transport, data: bytes) -> None:
-        """To be written with the others'; whoever writes to `transport` himself calls `flush` before."""
+        """To be written with the others'; whoever writes to `transport` himself calls `write_out` before."""
         waiting = self._waiting.get(transport)
         if waiting is not None:
             waiting.append(data)
@@ -42,6 +42,11 @@ class Burst:
         if self._due is None:
             loop = asyncio.get_running_loop()
             self._due = loop.call_later(self._gather_s, self.flush) if self._gather_s else loop.call_soon(self.flush)
+
+    def write_out(self, transport: asyncio.Transport) -> None:
+        """Writes what waits for one client; the others' stays together."""
+        if (parts := self._waiting.pop(transport, None)) is not None:
+            transport.write(b"".join(parts))
 
     def flush(self) -> None:
         """Writes what waits."""
@@ -106,7 +111,8 @@ class EventSink:
             events = error_event(error)
             framed = b"%x\r\n%b\r\n" % (len(events), events) if self._chunked else events
             self._burst.write(self._transport, framed)
-        self._burst.flush()  # what ends the response is written past it
+        if self._transport is not None:
+            self._burst.write_out(self._transport)  # what ends the response is written past it
         self._news.set()
 
 

@@ -147,7 +147,6 @@ async def wire(
         prices=prices,
         funds=funds,
         room=room,
-        default_slo_class=settings.slo.default,
     )
     measures.watch_in_flight(dispatcher.__len__)
     measures.watch_direct(direct.__len__)

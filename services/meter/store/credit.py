@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from sqlalchemy import BigInteger, Boolean, Column, Connection, Index, String, Table, Text, delete, select, update
+from sqlalchemy import Boolean, Column, Connection, Index, Table, Text, delete, select, update
 
 from services.mesh.credit import Account
 from services.mesh.events import BudgetTerms
@@ -17,79 +17,71 @@ from services.meter.core.funded import Held
 from services.meter.core.leases import Changed, Lease
 from services.meter.core.requests import Key
 from services.meter.store.bulk import upsert
-from services.meter.store.schema import metadata
+from services.meter.store.schema import integer, metadata, text
 
 _KEYS_PER_QUERY: Final = 500
-
-
-def _text(name: str, *, key: bool = False) -> Column[str]:
-    return Column(name, String, primary_key=key, nullable=False)
-
-
-def _integer(name: str, *, key: bool = False) -> Column[int]:
-    return Column(name, BigInteger, primary_key=key, nullable=False, autoincrement=False)
 
 
 budgets = Table(
     "budgets",
     metadata,
-    _integer("budget", key=True),
-    _text("tenant"),
-    _text("scope"),
-    _text("subject"),
-    _text("unit"),
-    _text("period"),
-    _integer("most"),
+    integer("budget", key=True),
+    text("tenant"),
+    text("scope"),
+    text("subject"),
+    text("unit"),
+    text("period"),
+    integer("most"),
     Column("hard", Boolean, nullable=False),
-    _text("notify_percents"),  # "80,100"
-    _integer("set_unix_ms"),
-    _integer("lifted_unix_ms"),  # 0: it stands
+    text("notify_percents"),  # "80,100"
+    integer("set_unix_ms"),
+    integer("lifted_unix_ms"),  # 0: it stands
 )
 
 accounts = Table(
     "budget_accounts",
     metadata,
-    _integer("budget", key=True),
-    _text("subject", key=True),
-    _integer("starts", key=True),
-    _integer("spent"),
-    _integer("reached"),
+    integer("budget", key=True),
+    text("subject", key=True),
+    integer("starts", key=True),
+    integer("spent"),
+    integer("reached"),
 )
 
 leases = Table(
     "leases",
     metadata,
-    _integer("budget", key=True),
-    _text("subject", key=True),
-    _integer("starts", key=True),
-    _text("funder", key=True),
-    _integer("granted"),
-    _integer("returned"),
-    _integer("closed"),
+    integer("budget", key=True),
+    text("subject", key=True),
+    integer("starts", key=True),
+    text("funder", key=True),
+    integer("granted"),
+    integer("returned"),
+    integer("closed"),
 )
 
 closed_funders = Table(
     "closed_funders",
     metadata,
-    _text("funder", key=True),
-    _integer("closed_unix_ms"),
+    text("funder", key=True),
+    integer("closed_unix_ms"),
 )
 
 holders = Table(
     "credit_holders",
     metadata,
-    _text("funder", key=True),
-    _integer("linger_ms"),
+    text("funder", key=True),
+    integer("linger_ms"),
 )
 
 funded = Table(
     "funded_requests",
     metadata,
-    _text("request_id", key=True),
-    _text("tenant", key=True),
+    text("request_id", key=True),
+    text("tenant", key=True),
     Column("is_open", Boolean, nullable=False),
     Column("body", Text, nullable=False),
-    _integer("changed_unix_ms"),
+    integer("changed_unix_ms"),
     Index("funded_requests_open", "is_open"),
 )
 

@@ -39,85 +39,87 @@ UPGRADES: Final = {
 metadata = MetaData()
 
 
-def _text(name: str, *, key: bool = False) -> Column[str]:
+def text(name: str, *, key: bool = False) -> Column[str]:
+    """A text that is always there."""
     return Column(name, String, primary_key=key, nullable=False)
 
 
-def _integer(name: str, *, key: bool = False) -> Column[int]:
+def integer(name: str, *, key: bool = False) -> Column[int]:
+    """A 64-bit integer that is always there, and that no database numbers."""
     return Column(name, BigInteger, primary_key=key, nullable=False, autoincrement=False)
 
 
 def _amounts() -> list[Column[int]]:
-    return [_integer(name) for name in Amounts._fields]
+    return [integer(name) for name in Amounts._fields]
 
 
 publishers = Table(
     "publishers",
     metadata,
-    _text("publisher", key=True),
-    _text("epoch", key=True),
-    _integer("high_water"),
+    text("publisher", key=True),
+    text("epoch", key=True),
+    integer("high_water"),
     Column("missing", Text, nullable=False),  # ranges below the mark: "5-6,9-12"
-    _integer("changed_unix_ms"),
-    _integer("tokens"),  # in the events that were booked; -1: not known
+    integer("changed_unix_ms"),
+    integer("tokens"),  # in the events that were booked; -1: not known
 )
 
 positions = Table(
     "positions",
     metadata,
-    _text("durable", key=True),
-    _integer("stream_sequence"),
+    text("durable", key=True),
+    integer("stream_sequence"),
 )
 
 requests = Table(
     "requests",
     metadata,
-    _text("request_id", key=True),
-    _text("tenant", key=True),
-    _text("workload"),
-    _text("model"),
-    _text("slo_class"),
+    text("request_id", key=True),
+    text("tenant", key=True),
+    text("workload"),
+    text("model"),
+    text("slo_class"),
     # Admission: all empty or 0 until a router said.
-    _integer("admitted_unix_ms"),
-    _text("admitted_by"),
-    _text("admitted_price_book"),
-    _text("admitted_plan"),
+    integer("admitted_unix_ms"),
+    text("admitted_by"),
+    text("admitted_price_book"),
+    text("admitted_plan"),
     # End: all empty, 0 or false until a deliverer said.
     Column("finished", Boolean, nullable=False),
     Column("delivered", Text, nullable=False),
-    _integer("delivered_end"),
-    _integer("finished_unix_ms"),
-    _text("finished_by"),
-    _text("outcome"),
-    _text("worker"),
-    _text("pool"),
-    _text("accelerator"),
-    _integer("prompt_tokens"),
-    _integer("cached_prompt_tokens"),
+    integer("delivered_end"),
+    integer("finished_unix_ms"),
+    text("finished_by"),
+    text("outcome"),
+    text("worker"),
+    text("pool"),
+    text("accelerator"),
+    integer("prompt_tokens"),
+    integer("cached_prompt_tokens"),
     Column("ttft_s", Double, nullable=False),
     Column("tpot_s", Double, nullable=False),
     Column("e2e_s", Double, nullable=False),
     Column("slo_met", Boolean, nullable=False),
-    _text("trace_id"),
-    _integer("finish_admitted_unix_ms"),
-    _text("price_book"),
-    _text("plan"),
+    text("trace_id"),
+    integer("finish_admitted_unix_ms"),
+    text("price_book"),
+    text("plan"),
 )
 
 segments = Table(
     "segments",
     metadata,
-    _text("request_id", key=True),
-    _text("tenant", key=True),
-    _text("worker", key=True),
-    _text("pool", key=True),
-    _text("accelerator", key=True),
+    text("request_id", key=True),
+    text("tenant", key=True),
+    text("worker", key=True),
+    text("pool", key=True),
+    text("accelerator", key=True),
     Column("generated", Text, nullable=False),
-    _integer("worker_prompt_tokens"),
-    _integer("worker_cached_prompt_tokens"),
-    _integer("rate_nusd_per_hour"),
-    _integer("tariff_nusd_per_kwh"),
-    _integer("minute"),
+    integer("worker_prompt_tokens"),
+    integer("worker_cached_prompt_tokens"),
+    integer("rate_nusd_per_hour"),
+    integer("tariff_nusd_per_kwh"),
+    integer("minute"),
     Column("earlier", Text, nullable=False),  # JSON {minute: amounts}; empty when all is dated at `minute`
     *_amounts(),
     sqlite_with_rowid=False,
@@ -127,13 +129,13 @@ entries = Table(
     "entries",
     metadata,
     Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
-    _integer("booked_unix_ms"),
-    _text("request_id"),
-    _text("tenant"),
-    _text("worker"),
-    _text("pool"),
-    _text("accelerator"),
-    _integer("minute"),
+    integer("booked_unix_ms"),
+    text("request_id"),
+    text("tenant"),
+    text("worker"),
+    text("pool"),
+    text("accelerator"),
+    integer("minute"),
     *_amounts(),
     Index("entries_by_request", "request_id"),
 )
@@ -141,8 +143,8 @@ entries = Table(
 usage = Table(
     "usage",
     metadata,
-    _integer("minute", key=True),
-    *(_text(name, key=True) for name in DIMENSIONS),
+    integer("minute", key=True),
+    *(text(name, key=True) for name in DIMENSIONS),
     *_amounts(),
     sqlite_with_rowid=False,
 )
@@ -150,35 +152,35 @@ usage = Table(
 tenants = Table(
     "tenants",
     metadata,
-    _text("tenant", key=True),
-    _integer("spent_nusd"),
+    text("tenant", key=True),
+    integer("spent_nusd"),
     Column("limit_nusd", BigInteger, nullable=True),  # null: unlimited
-    _integer("budgeted_unix_ms"),  # when its budget was set last; 0: never
+    integer("budgeted_unix_ms"),  # when its budget was set last; 0: never
 )
 
 price_books = Table(
     "price_books",
     metadata,
-    _text("label", key=True),
+    text("label", key=True),
     Column("body", Text, nullable=False),
-    _integer("first_unix_ms"),  # from when it is in force
-    _integer("recorded_unix_ms"),
+    integer("first_unix_ms"),  # from when it is in force
+    integer("recorded_unix_ms"),
 )
 
 reratings = Table(
     "reratings",
     metadata,
-    _text("rerating", key=True),
-    _integer("from_unix_ms"),
-    _integer("to_unix_ms"),  # 0: no end
-    _integer("recorded_unix_ms"),
+    text("rerating", key=True),
+    integer("from_unix_ms"),
+    integer("to_unix_ms"),  # 0: no end
+    integer("recorded_unix_ms"),
     Column("finished", Boolean, nullable=False),
 )
 
 state = Table(
     "state",
     metadata,
-    _integer("id", key=True),
-    _integer("schema_version"),
-    _text("writer"),
+    integer("id", key=True),
+    integer("schema_version"),
+    text("writer"),
 )

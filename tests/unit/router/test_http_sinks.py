@@ -49,3 +49,16 @@ async def test_a_gathering_ends_by_itself() -> None:
         await pipe.wrote.wait()
     burst.flush()
     assert written == [(pipe, b"a")]
+
+
+async def test_one_clients_end_writes_what_waits_for_it_and_leaves_the_others_together() -> None:
+    written: list[tuple[Pipe, bytes]] = []
+    ending, other, burst = Pipe(written), Pipe(written), Burst(gather_s=60.0)
+    for data in (b"a", b"b"):
+        burst.write(ending, data)
+        burst.write(other, data)
+    burst.write_out(ending)
+    burst.write_out(ending)
+    assert written == [(ending, b"ab")]
+    burst.flush()
+    assert written == [(ending, b"ab"), (other, b"ab")]
