@@ -59,6 +59,7 @@ MESSAGES: Final[dict[type, type[Message]]] = {
     events.PricesRerated: events_pb2.PricesRerated,
     events.DriftFound: events_pb2.DriftFound,
     events.RunawayFound: events_pb2.RunawayFound,
+    events.SpendAnomalyFound: events_pb2.SpendAnomalyFound,
     events.WorkloadClass: planning_pb2.WorkloadClass,
     events.Share: planning_pb2.Share,
     events.TimingCoefficients: planning_pb2.TimingCoefficients,

@@ -141,6 +141,11 @@ class LatencyObserved:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestAdmitted:
+    """Attributes:
+    key, team: of the caller, by name; empty where there is none.
+    conversation: of a request without a session: named by the earlier ones that its prompt goes on from.
+    """
+
     request_id: str
     router: str
     tenant: str
@@ -156,6 +161,9 @@ class RequestAdmitted:
     price_book: str
     funding: tuple[Funding, ...] = ()
     session_id: str = ""
+    key: str = ""
+    team: str = ""
+    conversation: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -467,7 +475,8 @@ class RunawayFound:
 
     Attributes:
         found_by: the meter or worker that found it.
-        scope: "tenant", "workload", "session" or "request"; `name` is its name, empty for a tenant.
+        scope: "tenant", "workload", "caller" (its name is `workload/key`), "session" or "request"; `name` is its name,
+            empty for a tenant.
         kind: "velocity", "spend", "endless_agent" or "repetition".
         grade: a `RunawayGrade`.
         dry_run: nothing is done about it, only said.
@@ -493,6 +502,33 @@ class RunawayFound:
     evidence: str
     at_unix_ms: int
     until_unix_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpendAnomalyFound:
+    """A tenant, or one of its workloads, was billed far more in an hour than is usual for it at that time.
+
+    Attributes:
+        workload: empty for the tenant as a whole.
+        under_way: the hour was not over yet.
+        usual_nusd: at that hour of the day, by its own history; up to `threshold_nusd` it would be ordinary.
+        score: robust z-score, in spreads from what is usual.
+        hours: of history that it rests on.
+        evidence: in words.
+    """
+
+    found_by: str
+    tenant: str
+    workload: str
+    hour_unix_ms: int
+    under_way: bool
+    spent_nusd: int
+    usual_nusd: int
+    threshold_nusd: int
+    score: float
+    hours: int
+    evidence: str
+    at_unix_ms: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -736,4 +772,5 @@ Event = (
     | RoutingPlan
     | DriftFound
     | RunawayFound
+    | SpendAnomalyFound
 )

@@ -22,6 +22,7 @@ none that was made for an earlier start of it.
     rates   nano-dollars per million tokens: input, cached input, output
     slo     TTFT promise in seconds, what each prompt token adds to it, TPOT promise
     prio    lower is sooner
+    who     names of the caller's key, its team, and the conversation; left out where all are empty
 """
 
 import hashlib
@@ -72,6 +73,9 @@ class PlacementClaims:
     priority: int
     expires_unix_ms: int
     funds: "PlacementFunds | None" = None
+    key: str = ""
+    team: str = ""
+    conversation: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +173,8 @@ class PlacementSigner:
         )
         if claims.funds is not None:
             payload += ',"funds":' + json.dumps(_packed(claims.funds), separators=(",", ":"))
+        if claims.key or claims.team or claims.conversation:
+            payload += f',"who":[{_quoted(claims.key)},{_quoted(claims.team)},{_quoted(claims.conversation)}]'
         payload += "}"
         signed = self._head + b"." + _base64(payload)
         mac = self._mac.copy()
@@ -224,6 +230,7 @@ class PlacementVerifier:
         try:
             payload = self._payload(token)
             ttft_s, ttft_s_per_prompt_token, tpot_s = map(float, payload["slo"])
+            key, team, conversation = map(str, payload.get("who", ("", "", "")))
             return PlacementClaims(
                 id=payload["jti"],
                 request_id=payload["request"],
@@ -247,6 +254,9 @@ class PlacementVerifier:
                 priority=int(payload["prio"]),
                 expires_unix_ms=round(payload["exp"] * 1000),
                 funds=_unpacked(payload["funds"]) if "funds" in payload else None,
+                key=key,
+                team=team,
+                conversation=conversation,
             )
         except (jwt.InvalidTokenError, KeyError, TypeError, ValueError) as error:
             raise PlacementRefused(f"the placement is not genuine: {error}") from error

@@ -28,6 +28,7 @@ from services.mesh.events import (
     RequestsAnswered,
     RoutingPlan,
     RunawayFound,
+    SpendAnomalyFound,
     TokensGenerated,
     WorkerHeartbeat,
 )
@@ -100,6 +101,7 @@ STREAMS: Final = (
     Stream("TW_PLAN", ("tw.plan.*",), file=True, max_age_s=0, max_bytes=64 << 20, last_per_subject=True),
     Stream("TW_AUDIT", ("tw.audit.*",), file=True, max_age_s=30 * 86_400, max_bytes=64 << 20),
     Stream("TW_RUNAWAY", ("tw.runaway.*.*.*",), file=True, max_age_s=86_400, max_bytes=64 << 20, last_per_subject=True),
+    Stream("TW_ANOMALY", ("tw.anomaly.*",), file=True, max_age_s=30 * 86_400, max_bytes=64 << 20),
     Stream("TW_DEAD", ("tw.dead.*",), file=True, max_age_s=30 * 86_400, max_bytes=64 << 20),
 )
 
@@ -291,6 +293,17 @@ RUNAWAY: Final = Channel(
     says="A tenant, workload, session or request runs away, with the evidence and what is done about it; or no more.",
 )
 
+ANOMALY: Final = Channel(
+    name="anomaly",
+    template="tw.anomaly.{tenant}",
+    event=SpendAnomalyFound,
+    stream="TW_ANOMALY",
+    delivery=Delivery.EXACTLY_ONCE_EFFECT,
+    publishers=("meter",),
+    readers=(),
+    says="A tenant or workload was billed far more in an hour than is usual for it, with the evidence.",
+)
+
 CHANNELS: Final = (
     TOKENS,
     LATENCY,
@@ -310,6 +323,7 @@ CHANNELS: Final = (
     PLAN,
     AUDIT,
     RUNAWAY,
+    ANOMALY,
 )
 CONTROL_TEMPLATE: Final = "tw.control.{worker}"  # request/reply: Drain -> ControlAnswered
 GAPS_TEMPLATE: Final = "tw.gaps.{publisher}"  # request/reply: GapRequested -> GapAnswered

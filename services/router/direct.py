@@ -290,6 +290,9 @@ class Direct:
             priority=promise.priority,
             expires_unix_ms=expires_unix_ms,
             funds=None if placement.credit is None else placement_funds(placement.credit),
+            key=asked.key,
+            team=asked.team,
+            conversation=asked.conversation,
         )
         return wire.Placement(
             request_id=asked.request_id,

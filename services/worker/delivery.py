@@ -131,6 +131,9 @@ class Delivery:
             price_book=claims.price_book,
             session_id=self._session_id,
             funding=self._funding,
+            key=claims.key,
+            team=claims.team,
+            conversation=claims.conversation,
         )
 
     def finished_event(self, now_s: float, now_unix_ms: int) -> RequestFinished:

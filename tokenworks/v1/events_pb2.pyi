@@ -135,7 +135,7 @@ class StepSample(_message.Message):
     def __init__(self, prefill_tokens: _Optional[int] = ..., decode_sequences: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., step_s: _Optional[float] = ..., attended_tokens: _Optional[int] = ...) -> None: ...
 
 class RequestAdmitted(_message.Message):
-    __slots__ = ("request_id", "router", "tenant", "workload", "model", "slo_class", "prompt_tokens", "max_tokens", "worker", "pool", "plan", "at_unix_ms", "price_book", "funding", "session_id")
+    __slots__ = ("request_id", "router", "tenant", "workload", "model", "slo_class", "prompt_tokens", "max_tokens", "worker", "pool", "plan", "at_unix_ms", "price_book", "funding", "session_id", "key", "team", "conversation")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ROUTER_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
@@ -151,6 +151,9 @@ class RequestAdmitted(_message.Message):
     PRICE_BOOK_FIELD_NUMBER: _ClassVar[int]
     FUNDING_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    TEAM_FIELD_NUMBER: _ClassVar[int]
+    CONVERSATION_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     router: str
     tenant: str
@@ -166,7 +169,10 @@ class RequestAdmitted(_message.Message):
     price_book: str
     funding: _containers.RepeatedCompositeFieldContainer[Funding]
     session_id: str
-    def __init__(self, request_id: _Optional[str] = ..., router: _Optional[str] = ..., tenant: _Optional[str] = ..., workload: _Optional[str] = ..., model: _Optional[str] = ..., slo_class: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., worker: _Optional[str] = ..., pool: _Optional[str] = ..., plan: _Optional[str] = ..., at_unix_ms: _Optional[int] = ..., price_book: _Optional[str] = ..., funding: _Optional[_Iterable[_Union[Funding, _Mapping]]] = ..., session_id: _Optional[str] = ...) -> None: ...
+    key: str
+    team: str
+    conversation: str
+    def __init__(self, request_id: _Optional[str] = ..., router: _Optional[str] = ..., tenant: _Optional[str] = ..., workload: _Optional[str] = ..., model: _Optional[str] = ..., slo_class: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., worker: _Optional[str] = ..., pool: _Optional[str] = ..., plan: _Optional[str] = ..., at_unix_ms: _Optional[int] = ..., price_book: _Optional[str] = ..., funding: _Optional[_Iterable[_Union[Funding, _Mapping]]] = ..., session_id: _Optional[str] = ..., key: _Optional[str] = ..., team: _Optional[str] = ..., conversation: _Optional[str] = ...) -> None: ...
 
 class RequestFinished(_message.Message):
     __slots__ = ("request_id", "router", "tenant", "workload", "model", "slo_class", "worker", "pool", "accelerator", "delivered_from", "delivered_count", "prompt_tokens", "cached_prompt_tokens", "outcome", "ttft_s", "tpot_s", "e2e_s", "slo_met", "trace_id", "at_unix_ms", "admitted_unix_ms", "price_book", "plan", "funding")
@@ -653,6 +659,34 @@ class RunawayFound(_message.Message):
     at_unix_ms: int
     until_unix_ms: int
     def __init__(self, found_by: _Optional[str] = ..., tenant: _Optional[str] = ..., scope: _Optional[str] = ..., name: _Optional[str] = ..., kind: _Optional[str] = ..., grade: _Optional[str] = ..., dry_run: bool = ..., observed: _Optional[float] = ..., usual: _Optional[float] = ..., unit: _Optional[str] = ..., allowed_rps: _Optional[float] = ..., cap_tokens: _Optional[int] = ..., evidence: _Optional[str] = ..., at_unix_ms: _Optional[int] = ..., until_unix_ms: _Optional[int] = ...) -> None: ...
+
+class SpendAnomalyFound(_message.Message):
+    __slots__ = ("found_by", "tenant", "workload", "hour_unix_ms", "under_way", "spent_nusd", "usual_nusd", "threshold_nusd", "score", "hours", "evidence", "at_unix_ms")
+    FOUND_BY_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    WORKLOAD_FIELD_NUMBER: _ClassVar[int]
+    HOUR_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    UNDER_WAY_FIELD_NUMBER: _ClassVar[int]
+    SPENT_NUSD_FIELD_NUMBER: _ClassVar[int]
+    USUAL_NUSD_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLD_NUSD_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    HOURS_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_FIELD_NUMBER: _ClassVar[int]
+    AT_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    found_by: str
+    tenant: str
+    workload: str
+    hour_unix_ms: int
+    under_way: bool
+    spent_nusd: int
+    usual_nusd: int
+    threshold_nusd: int
+    score: float
+    hours: int
+    evidence: str
+    at_unix_ms: int
+    def __init__(self, found_by: _Optional[str] = ..., tenant: _Optional[str] = ..., workload: _Optional[str] = ..., hour_unix_ms: _Optional[int] = ..., under_way: bool = ..., spent_nusd: _Optional[int] = ..., usual_nusd: _Optional[int] = ..., threshold_nusd: _Optional[int] = ..., score: _Optional[float] = ..., hours: _Optional[int] = ..., evidence: _Optional[str] = ..., at_unix_ms: _Optional[int] = ...) -> None: ...
 
 class GapRequested(_message.Message):
     __slots__ = ("publisher", "epoch", "sequences")

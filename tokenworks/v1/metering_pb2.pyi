@@ -100,7 +100,7 @@ class GetUsageRequest(_message.Message):
     def __init__(self, from_unix_ms: _Optional[int] = ..., to_unix_ms: _Optional[int] = ..., group_by: _Optional[_Iterable[str]] = ..., filters: _Optional[_Iterable[_Union[UsageFilter, _Mapping]]] = ...) -> None: ...
 
 class UsageKey(_message.Message):
-    __slots__ = ("tenant", "workload", "model", "accelerator", "worker", "pool", "slo_class", "from_unix_ms")
+    __slots__ = ("tenant", "workload", "model", "accelerator", "worker", "pool", "slo_class", "from_unix_ms", "team", "key", "session")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     WORKLOAD_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -109,6 +109,9 @@ class UsageKey(_message.Message):
     POOL_FIELD_NUMBER: _ClassVar[int]
     SLO_CLASS_FIELD_NUMBER: _ClassVar[int]
     FROM_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    TEAM_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     workload: str
     model: str
@@ -117,10 +120,13 @@ class UsageKey(_message.Message):
     pool: str
     slo_class: str
     from_unix_ms: int
-    def __init__(self, tenant: _Optional[str] = ..., workload: _Optional[str] = ..., model: _Optional[str] = ..., accelerator: _Optional[str] = ..., worker: _Optional[str] = ..., pool: _Optional[str] = ..., slo_class: _Optional[str] = ..., from_unix_ms: _Optional[int] = ...) -> None: ...
+    team: str
+    key: str
+    session: str
+    def __init__(self, tenant: _Optional[str] = ..., workload: _Optional[str] = ..., model: _Optional[str] = ..., accelerator: _Optional[str] = ..., worker: _Optional[str] = ..., pool: _Optional[str] = ..., slo_class: _Optional[str] = ..., from_unix_ms: _Optional[int] = ..., team: _Optional[str] = ..., key: _Optional[str] = ..., session: _Optional[str] = ...) -> None: ...
 
 class UsageRow(_message.Message):
-    __slots__ = ("key", "requests", "prompt_tokens", "cached_prompt_tokens", "generated_tokens", "delivered_tokens", "price_nusd", "use_cost_nusd", "energy_cost_nusd", "device_ns", "energy_uj", "finished_requests", "slo_met_requests", "measured_energy_uj", "idle_cost_nusd", "house_cost_nusd", "carbon_ug", "credit_nusd", "adjustment_nusd", "margin_nusd")
+    __slots__ = ("key", "requests", "prompt_tokens", "cached_prompt_tokens", "generated_tokens", "delivered_tokens", "price_nusd", "use_cost_nusd", "energy_cost_nusd", "device_ns", "energy_uj", "finished_requests", "slo_met_requests", "measured_energy_uj", "idle_cost_nusd", "house_cost_nusd", "carbon_ug", "credit_nusd", "adjustment_nusd", "margin_nusd", "paid_ns", "price_usd_per_mtok", "cost_usd_per_mtok", "tokens_per_joule", "utilisation", "slo_attainment")
     KEY_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -141,6 +147,12 @@ class UsageRow(_message.Message):
     CREDIT_NUSD_FIELD_NUMBER: _ClassVar[int]
     ADJUSTMENT_NUSD_FIELD_NUMBER: _ClassVar[int]
     MARGIN_NUSD_FIELD_NUMBER: _ClassVar[int]
+    PAID_NS_FIELD_NUMBER: _ClassVar[int]
+    PRICE_USD_PER_MTOK_FIELD_NUMBER: _ClassVar[int]
+    COST_USD_PER_MTOK_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_PER_JOULE_FIELD_NUMBER: _ClassVar[int]
+    UTILISATION_FIELD_NUMBER: _ClassVar[int]
+    SLO_ATTAINMENT_FIELD_NUMBER: _ClassVar[int]
     key: UsageKey
     requests: int
     prompt_tokens: int
@@ -161,7 +173,13 @@ class UsageRow(_message.Message):
     credit_nusd: int
     adjustment_nusd: int
     margin_nusd: int
-    def __init__(self, key: _Optional[_Union[UsageKey, _Mapping]] = ..., requests: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_prompt_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., delivered_tokens: _Optional[int] = ..., price_nusd: _Optional[int] = ..., use_cost_nusd: _Optional[int] = ..., energy_cost_nusd: _Optional[int] = ..., device_ns: _Optional[int] = ..., energy_uj: _Optional[int] = ..., finished_requests: _Optional[int] = ..., slo_met_requests: _Optional[int] = ..., measured_energy_uj: _Optional[int] = ..., idle_cost_nusd: _Optional[int] = ..., house_cost_nusd: _Optional[int] = ..., carbon_ug: _Optional[int] = ..., credit_nusd: _Optional[int] = ..., adjustment_nusd: _Optional[int] = ..., margin_nusd: _Optional[int] = ...) -> None: ...
+    paid_ns: int
+    price_usd_per_mtok: float
+    cost_usd_per_mtok: float
+    tokens_per_joule: float
+    utilisation: float
+    slo_attainment: float
+    def __init__(self, key: _Optional[_Union[UsageKey, _Mapping]] = ..., requests: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_prompt_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., delivered_tokens: _Optional[int] = ..., price_nusd: _Optional[int] = ..., use_cost_nusd: _Optional[int] = ..., energy_cost_nusd: _Optional[int] = ..., device_ns: _Optional[int] = ..., energy_uj: _Optional[int] = ..., finished_requests: _Optional[int] = ..., slo_met_requests: _Optional[int] = ..., measured_energy_uj: _Optional[int] = ..., idle_cost_nusd: _Optional[int] = ..., house_cost_nusd: _Optional[int] = ..., carbon_ug: _Optional[int] = ..., credit_nusd: _Optional[int] = ..., adjustment_nusd: _Optional[int] = ..., margin_nusd: _Optional[int] = ..., paid_ns: _Optional[int] = ..., price_usd_per_mtok: _Optional[float] = ..., cost_usd_per_mtok: _Optional[float] = ..., tokens_per_joule: _Optional[float] = ..., utilisation: _Optional[float] = ..., slo_attainment: _Optional[float] = ...) -> None: ...
 
 class GetUsageResponse(_message.Message):
     __slots__ = ("rows", "total", "lag_events", "at_risk_nusd", "expected_credit_nusd", "running_requests", "idle_rule")

@@ -52,6 +52,7 @@ class Asked:
 
     Attributes:
         key, team: of whoever asks, by name; empty where not known.
+        conversation: of a request without a session: which earlier ones its prompt goes on from.
         features: what it needs of an engine beyond plain generation, see `mesh/features.py`.
     """
 
@@ -67,6 +68,7 @@ class Asked:
     features: tuple[str, ...] = ()
     key: str = ""
     team: str = ""
+    conversation: str = ""
 
 
 @dataclass(frozen=True, slots=True)
