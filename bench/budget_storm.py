@@ -23,7 +23,7 @@ from typing import Any, Final
 import grpc
 
 from services.mesh.keys import KeyStore
-from services.mesh.nats_server import NatsServer
+from services.mesh.nats.server import NatsServer
 from tokenworks import Client, GenerateError
 from tokenworks.v1 import metering_pb2, metering_pb2_grpc
 

@@ -33,7 +33,7 @@ from rich.table import Table
 
 from bench.record import write
 from services.cli.readiness import free_ports, probe
-from services.mesh.nats_server import NatsServer
+from services.mesh.nats.server import NatsServer
 from services.mesh.rpc import MESH_SECRET
 from tests.engines.tiny_model import CONTEXT_TOKENS, write_tiny_model
 from tokenworks.v1 import inference_pb2 as wire

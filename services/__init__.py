@@ -47,7 +47,7 @@
 11. The bus: subjects and guarantees in one table, events and their wire.
         services/mesh/subjects.py  services/mesh/events.py  services/mesh/codec.py
     Numbered, sent in order, retried; read in batches, acked after the effect.
-        services/mesh/bus.py  services/mesh/publishing.py  services/mesh/nats_bus.py
+        services/mesh/bus.py  services/mesh/publishing.py  services/mesh/nats/bus.py
 12. The meter drops what it has booked before and books the rest once, effect and high-water mark in one transaction.
         services/meter/feed.py  services/meter/bookkeeper.py  services/meter/store/books.py
     Facts in any order end in the same books: billed = delivered. Prices and costs are integer nano-dollars.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from services.mesh.nats_server import NatsServer
+from services.mesh.nats.server import NatsServer
 
 
 @pytest.fixture

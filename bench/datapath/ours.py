@@ -17,7 +17,7 @@ from bench.datapath.http_backend import MODEL
 from bench.datapath.processes import Child, answers, free_port
 from bench.datapath.subject import BACKENDS, SCENARIOS, Running, Subject
 from services.mesh.keys import KeyStore
-from services.mesh.nats_server import find_binary
+from services.mesh.nats.server import find_binary
 from tokenworks.v1 import inference_pb2 as wire
 from tokenworks.v1 import inference_pb2_grpc
 

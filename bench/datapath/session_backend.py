@@ -22,7 +22,7 @@ from services.mesh.clock import SystemClock
 from services.mesh.events import LatencyObserved, RequestLatency, StepSample, WorkerHeartbeat
 from services.mesh.fast_grpc import FastGrpcServer
 from services.mesh.lifecycle import Lifecycle
-from services.mesh.nats_bus import NatsBus
+from services.mesh.nats.bus import NatsBus
 from services.mesh.settings import NatsSettings
 from services.mesh.telemetry import start_telemetry
 from services.mesh.timing import StepLoad

@@ -7,7 +7,7 @@ from typing import Final, Self
 from services.mesh.bus import Delivered
 from services.mesh.clock import Clock
 from services.mesh.events import ControlAnswered, Drain, WorkerHeartbeat, WorkerState
-from services.mesh.nats_bus import NatsBus
+from services.mesh.nats.bus import NatsBus
 from services.mesh.settings import NatsSettings
 from services.mesh.subjects import FLEET
 from services.mesh.telemetry import start_telemetry

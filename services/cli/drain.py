@@ -37,7 +37,7 @@ def drain(
 async def _drain(access: "Access", worker: str, grace_ms: int) -> "ControlAnswered":
     from services.mesh.clock import SystemClock
     from services.mesh.events import Drain
-    from services.mesh.nats_bus import NatsBus
+    from services.mesh.nats.bus import NatsBus
     from services.mesh.settings import load_settings
     from services.mesh.telemetry import start_telemetry
 

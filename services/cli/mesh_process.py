@@ -16,8 +16,8 @@ from services.cli.peers import Peers
 from services.cli.readiness import is_free
 from services.cli.supervisor import LONGEST_BACKOFF_S, ChildState, Supervisor
 from services.mesh.errors import SettingInvalid
-from services.mesh.nats_cluster import NatsCluster
-from services.mesh.nats_server import NatsServer
+from services.mesh.nats.cluster import NatsCluster
+from services.mesh.nats.server import NatsServer
 from services.mesh.settings import Settings
 from tokenworks.errors import CallError
 from tokenworks.v1 import metering_pb2 as metering

@@ -78,7 +78,7 @@ async def read_log(nats: str, model: str) -> "Recording":
     """What the streams at `nats` hold of a model, or of all where it is empty."""
     from services.mesh.bus import Delivered
     from services.mesh.clock import SystemClock
-    from services.mesh.nats_bus import NatsBus
+    from services.mesh.nats.bus import NatsBus
     from services.mesh.settings import NatsSettings
     from services.mesh.subjects import ADMITTED, FINISHED, TOKENS
     from services.mesh.telemetry import start_telemetry

@@ -45,7 +45,7 @@ async def _top(output: Output, access: "Access", once: bool) -> None:
     from services.cli.fleet_view import FleetView, picture
     from services.cli.peers import Peers
     from services.mesh.clock import SystemClock
-    from services.mesh.nats_bus import NatsBus
+    from services.mesh.nats.bus import NatsBus
     from services.mesh.settings import NatsSettings
     from services.mesh.telemetry import start_telemetry
 

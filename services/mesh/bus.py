@@ -1,4 +1,4 @@
-"""The bus as services see it: publish facts, read facts, ask a worker to do something. `nats_bus.py` is the real one,
+"""The bus as services see it: publish facts, read facts, ask a worker to do something. `nats/bus.py` is the real one,
 `memory_bus.py` its twin for tests; both pass `tests/contract/test_bus.py`.
 
 Identity. What a service publishes on one channel is numbered from 1 without gaps, by `publisher:epoch:sequence`

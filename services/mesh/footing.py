@@ -12,7 +12,7 @@ from typing import Final
 from services.mesh.bus import Bus
 from services.mesh.clock import Clock, SystemClock
 from services.mesh.lifecycle import Lifecycle
-from services.mesh.nats_bus import NatsBus
+from services.mesh.nats.bus import NatsBus
 from services.mesh.settings import Settings
 from services.mesh.telemetry import Telemetry, start_telemetry
 

@@ -1,4 +1,4 @@
-"""The bus in memory: the twin of `nats_bus.py` for tests of one process, with the same promises and the same bytes.
+"""The bus in memory: the twin of `nats/bus.py` for tests of one process, with the same promises and the same bytes.
 
 In: events published on any bus of one `MemoryBroker`. Out: the same events, encoded and decoded as on NATS, to the
 readers of any other. What a server can do to its clients, a test can have done: `broker.up = False` is a server that is
@@ -6,9 +6,7 @@ gone, `store_twice` a message sent again after the duplicate window, `redeliver`
 """
 
 import asyncio
-import bisect
 import logging
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,7 +25,8 @@ from services.mesh.codec import (
 )
 from services.mesh.errors import BusUnavailable, WorkerLost
 from services.mesh.events import ControlAnswered, Drain, Event, GapAnswered, GapRequested, LeaseAsked, LeaseGranted
-from services.mesh.publishing import MESSAGE_ID, Publisher
+from services.mesh.memory_streams import Cursor, MemoryStream, Stored, Taken, Watch
+from services.mesh.publishing import Publisher
 from services.mesh.reading import (
     DurableReader,
     Incoming,
@@ -39,13 +38,12 @@ from services.mesh.reading import (
     stream_of,
 )
 from services.mesh.settings import NatsSettings
-from services.mesh.subjects import STREAMS, Channel, Delivery, Stream, channel_at
+from services.mesh.subjects import STREAMS, Channel, Delivery, channel_at
 from services.mesh.telemetry import Telemetry, start_telemetry
 
 log = logging.getLogger(__name__)
 
 _RETRY_S: Final = 0.01
-_WATCH_HELD: Final = 65_536
 T = TypeVar("T")
 
 
@@ -57,136 +55,6 @@ class DeadLetter:
     subject: str
     body: bytes
     reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Stored:
-    """A message as the broker keeps it; no stream's name and sequence 0 where none keeps it."""
-
-    stream: str
-    sequence: int
-    subject: str
-    headers: Mapping[str, str]
-    body: bytes
-
-
-class _MemoryStream:
-    """What one stream holds, by sequence number."""
-
-    def __init__(self, stream: Stream) -> None:
-        self.messages: dict[int, _Stored] = {}
-        self.last_sequence = 0
-        self._stream = stream
-        self._ids: set[str] = set()
-        self._last_of: dict[str, int] = {}
-
-    def store(
-        self, subject: str, headers: Mapping[str, str], body: bytes, *, whatever_its_id: bool = False
-    ) -> list[_Stored]:
-        """The message as stored; nothing when one of its id is there already."""
-        message_id = headers.get(MESSAGE_ID, "")
-        if message_id in self._ids and not whatever_its_id:
-            return []
-        if message_id:
-            self._ids.add(message_id)
-        self.last_sequence += 1
-        stored = _Stored(self._stream.name, self.last_sequence, subject, dict(headers), body)
-        if self._stream.last_per_subject:
-            self.messages.pop(self._last_of.get(subject, 0), None)
-            self._last_of[subject] = stored.sequence
-        self.messages[stored.sequence] = stored
-        return [stored]
-
-    def expire(self, most: int) -> None:
-        """Forgets all but the latest messages, and their ids."""
-        while len(self.messages) > most:
-            oldest = self.messages.pop(next(iter(self.messages)))
-            self._ids.discard(oldest.headers.get(MESSAGE_ID, ""))
-            if self._last_of.get(oldest.subject) == oldest.sequence:
-                del self._last_of[oldest.subject]
-
-    def lose(self, event_id: str) -> None:
-        for sequence, stored in list(self.messages.items()):
-            if stored.headers.get(MESSAGE_ID) == event_id:
-                del self.messages[sequence]
-
-
-class _Cursor:
-    """A durable reader's place in a stream; what came back comes first."""
-
-    def __init__(self, stream: _MemoryStream) -> None:
-        self.attempts: dict[int, int] = {}  # deliveries so far of what is not acked
-        self._stream = stream
-        self._next = 1
-        self._returned: list[int] = []
-
-    def take(self, channels: frozenset[str]) -> _Stored | None:
-        """The next message of these channels, or None."""
-        while self._returned:
-            if (stored := self._stream.messages.get(self._returned.pop(0))) is not None:
-                return self._given(stored)
-        while self._next <= self._stream.last_sequence:
-            stored = self._stream.messages.get(self._next)
-            self._next += 1
-            if stored is not None and (channel := channel_at(stored.subject)) and channel.name in channels:
-                return self._given(stored)
-        return None
-
-    @property
-    def floor(self) -> int:
-        """The sequence number up to which everything is acked."""
-        return min(self.attempts, default=self._next) - 1
-
-    @property
-    def behind(self) -> int:
-        """Messages that are not given out yet, or not acked."""
-        return self._stream.last_sequence + 1 - self._next + len(self.attempts)
-
-    def put_back(self, sequence: int) -> None:
-        if sequence in self.attempts and sequence not in self._returned:
-            bisect.insort(self._returned, sequence)
-
-    def put_everything_back(self) -> None:
-        for sequence in self._stream.messages:
-            if sequence < self._next:
-                self.attempts.setdefault(sequence, 1)
-                self.put_back(sequence)
-
-    def _given(self, stored: _Stored) -> _Stored:
-        self.attempts[stored.sequence] = self.attempts.get(stored.sequence, 0) + 1
-        return stored
-
-
-class _Taken:
-    """A stored message on its way to one reader, as `reading.Incoming`; `cursor` is None for a watch."""
-
-    def __init__(self, stored: _Stored, broker: "MemoryBroker", cursor: _Cursor | None) -> None:
-        self.subject = stored.subject
-        self.headers = stored.headers
-        self.body = stored.body
-        self.stream_sequence = stored.sequence
-        self.attempt = cursor.attempts[stored.sequence] if cursor else 1
-        self.pending = broker.behind(stored)
-        self._broker = broker
-        self._cursor = cursor
-        self._settled = False
-
-    async def ack(self) -> None:
-        if self._cursor is not None and not self._settled:
-            self._cursor.attempts.pop(self.stream_sequence, None)
-        self._settled = True
-
-    async def give_back(self, delay_s: float) -> None:
-        if self._cursor is not None and not self._settled:
-            asyncio.get_running_loop().call_later(delay_s, self._come_back, self._cursor)
-        self._settled = True
-
-    async def keep(self) -> None:
-        pass
-
-    def _come_back(self, cursor: _Cursor) -> None:
-        cursor.put_back(self.stream_sequence)
-        self._broker.notify()
 
 
 class MemoryBroker:
@@ -203,10 +71,10 @@ class MemoryBroker:
         self.controls: dict[str, ControlHandler] = {}
         self.leases: LeaseHandler | None = None
         self.news: set[asyncio.Event] = set()
-        self.watches: set[_Watch] = set()
+        self.watches: set[Watch] = set()
         self._up = True
-        self._streams = {stream.name: _MemoryStream(stream) for stream in STREAMS}
-        self._cursors: dict[tuple[str, str], _Cursor] = {}
+        self._streams = {stream.name: MemoryStream(stream) for stream in STREAMS}
+        self._cursors: dict[tuple[str, str], Cursor] = {}
         self._buses: list[MemoryBus] = []
 
     @property
@@ -262,7 +130,7 @@ class MemoryBroker:
         channel = channel_at(subject)
         assert channel is not None, f"nobody reads {subject}"
         if channel.stream is None:
-            stored = [_Stored("", 0, subject, headers, body)]
+            stored = [Stored("", 0, subject, headers, body)]
         else:
             stream = self._streams[channel.stream]
             stored = stream.store(subject, headers, body)
@@ -274,17 +142,18 @@ class MemoryBroker:
                 watch.held.extend(stored)
         self.notify()
 
-    def standing(self, stream: str) -> list[_Stored]:
+    def standing(self, stream: str) -> list[Stored]:
         return list(self._streams[stream].messages.values())
 
-    def behind(self, stored: _Stored) -> int:
-        """How many messages of its stream came after this one."""
-        return self._streams[stored.stream].last_sequence - stored.sequence if stored.stream else 0
+    def taken(self, stored: Stored, cursor: Cursor | None = None) -> Taken:
+        """The message on its way to a reader; see `Taken`."""
+        pending = self._streams[stored.stream].last_sequence - stored.sequence if stored.stream else 0
+        return Taken(stored, pending=pending, news=self.notify, cursor=cursor)
 
-    def cursor(self, stream: str, durable: str) -> _Cursor:
-        return self._cursors.setdefault((stream, durable), _Cursor(self._streams[stream]))
+    def cursor(self, stream: str, durable: str) -> Cursor:
+        return self._cursors.setdefault((stream, durable), Cursor(self._streams[stream]))
 
-    def cursors(self) -> list[_Cursor]:
+    def cursors(self) -> list[Cursor]:
         """Of every durable reader."""
         return list(self._cursors.values())
 
@@ -294,7 +163,7 @@ class MemoryBroker:
             event.set()
 
 
-def _channel_name(stored: _Stored) -> str:
+def _channel_name(stored: Stored) -> str:
     channel = channel_at(stored.subject)
     return channel.name if channel else ""
 
@@ -303,27 +172,19 @@ class _Gone(Exception):
     """The bus that a reader reads on was closed."""
 
 
-class _Watch:
-    """What a watch has not seen yet; when it is full the oldest goes."""
-
-    def __init__(self, channels: frozenset[str]) -> None:
-        self.channels = channels
-        self.held: deque[_Stored] = deque(maxlen=_WATCH_HELD)
-
-
 class _CursorInflow:
     """A durable reader's messages, as `reading.Inflow`."""
 
-    def __init__(self, bus: "MemoryBus", cursor: _Cursor, channels: frozenset[str]) -> None:
+    def __init__(self, bus: "MemoryBus", cursor: Cursor, channels: frozenset[str]) -> None:
         self._bus = bus
         self._cursor = cursor
         self._channels = channels
 
-    async def take(self, limit: int) -> list[_Taken]:
+    async def take(self, limit: int) -> list[Taken]:
         first = await self._bus.until(lambda: self._cursor.take(self._channels))
-        taken = [_Taken(first, self._bus.broker, self._cursor)]
+        taken = [self._bus.broker.taken(first, self._cursor)]
         while len(taken) < limit and (stored := self._cursor.take(self._channels)) is not None:
-            taken.append(_Taken(stored, self._bus.broker, self._cursor))
+            taken.append(self._bus.broker.taken(stored, self._cursor))
         return taken
 
     async def give_back(self, delay_s: float) -> None:
@@ -397,7 +258,7 @@ class MemoryBus:
 
     async def watch(self, channels: Sequence[Channel], handler: Handler) -> None:
         watcher = Watcher(self._publisher.name, handler, self._counts)
-        watch = _Watch(frozenset(channel.name for channel in channels))
+        watch = Watch(frozenset(channel.name for channel in channels))
         for channel in channels:
             if channel.delivery is Delivery.LAST and channel.stream is not None:
                 watch.held.extend(self.broker.standing(channel.stream))
@@ -405,7 +266,7 @@ class MemoryBus:
         try:
             while True:
                 await self.until(lambda: watch.held or None)
-                await watcher.see(_Taken(watch.held.popleft(), self.broker, None))
+                await watcher.see(self.broker.taken(watch.held.popleft()))
         except _Gone:
             pass
         finally:
@@ -423,7 +284,7 @@ class MemoryBus:
             if each.sequence > after_sequence and _channel_name(each) in wanted
         ]
         for start in range(0, len(held), batch):
-            await handler(legible([_Taken(each, self.broker, None) for each in held[start : start + batch]]))
+            await handler(legible([self.broker.taken(each) for each in held[start : start + batch]]))
         return len(held)
 
     async def acked_up_to(self, channels: Sequence[Channel], durable: str) -> int:

@@ -2,7 +2,7 @@
 bounded outbox until the server has it.
 
 In: events and who publishes them. Out: `Outgoing` messages, in one outbox per channel and in the order of their
-sequence numbers. A transport (`nats_bus.py`, `memory_bus.py`) sends what `Outbox.next_to_send` gives and tells which
+sequence numbers. A transport (`nats/bus.py`, `memory_bus.py`) sends what `Outbox.next_to_send` gives and tells which
 sequence numbers were acknowledged; where a connection was lost it starts over from the first that was not.
 
 What was acknowledged last is kept beside the outbox, within bounds, for readers that lack it: a server can lose what it

@@ -21,7 +21,7 @@ from typing import Final
 from services.mesh.bus import Bus, Delivered
 from services.mesh.clock import Clock, SystemClock
 from services.mesh.errors import SettingInvalid, TokenworksError
-from services.mesh.nats_bus import NatsBus
+from services.mesh.nats.bus import NatsBus
 from services.mesh.price_book import PriceBook
 from services.mesh.settings import Settings, load_settings
 from services.mesh.subjects import STREAMS

@@ -26,8 +26,8 @@ from services.mesh.events import (
     WorkerHeartbeat,
 )
 from services.mesh.memory_bus import MemoryBroker
-from services.mesh.nats_bus import NatsBus
-from services.mesh.nats_server import NatsServer
+from services.mesh.nats.bus import NatsBus
+from services.mesh.nats.server import NatsServer
 from services.mesh.settings import NatsSettings
 from services.mesh.subjects import Channel, dead_subject
 from services.mesh.telemetry import Telemetry, start_telemetry

@@ -12,8 +12,8 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, StorageType, S
 from services.mesh.bus import Delivered
 from services.mesh.clock import SystemClock
 from services.mesh.errors import BusUnavailable, SettingInvalid
-from services.mesh.nats_bus import NatsBus
-from services.mesh.nats_server import NatsServer
+from services.mesh.nats.bus import NatsBus
+from services.mesh.nats.server import NatsServer
 from services.mesh.settings import NatsSettings
 from services.mesh.subjects import STREAMS, TOKENS, consumer_of
 from services.mesh.telemetry import start_telemetry

@@ -9,8 +9,8 @@ import pytest
 
 from services.mesh.bus import EventId
 from services.mesh.clock import SystemClock
-from services.mesh.nats_bus import NatsBus
-from services.mesh.nats_cluster import NatsCluster
+from services.mesh.nats.bus import NatsBus
+from services.mesh.nats.cluster import NatsCluster
 from services.mesh.settings import NatsSettings
 from services.mesh.subjects import CREDIT, STREAMS, TOKENS
 from services.mesh.telemetry import start_telemetry

@@ -19,7 +19,7 @@ from opentelemetry.trace import Tracer
 
 from services.mesh.keys import KeyStore
 from services.mesh.lifecycle import Lifecycle
-from services.mesh.nats_server import NatsServer
+from services.mesh.nats.server import NatsServer
 from services.mesh.rpc import MESH_SECRET
 from services.mesh.settings import (
     MeshSettings,

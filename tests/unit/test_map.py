@@ -46,3 +46,13 @@ def test_imports_only_go_down_and_no_service_imports_another():
                 if theirs and theirs != ours and level(theirs) >= level(ours):
                     wrong.append(f"{path.relative_to(ROOT)} imports {module}")
     assert wrong == []
+
+
+def test_the_package_nats_alone_imports_nats():
+    importing = {
+        path.relative_to(ROOT).parent.as_posix()
+        for package in ("tokenworks", "services")
+        for path in (ROOT / package).rglob("*.py")
+        if any(module.split(".")[0] == "nats" for module in imports_of(path))
+    }
+    assert importing == {"services/mesh/nats"}

@@ -12,8 +12,8 @@ import psutil
 
 from services.mesh.clock import SystemClock
 from services.mesh.keys import KeyStore
-from services.mesh.nats_bus import NatsBus
-from services.mesh.nats_server import NatsServer
+from services.mesh.nats.bus import NatsBus
+from services.mesh.nats.server import NatsServer
 from services.mesh.settings import NatsSettings, RouterSettings, load_settings
 from services.mesh.telemetry import start_telemetry
 from services.router.processes import Processes

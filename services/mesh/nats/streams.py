@@ -1,6 +1,6 @@
 """What a NATS server keeps for the mesh, made as `subjects.py` says: streams at every connection, a durable reader's
 consumer at every start of its reading. What is there already is changed where it differs; what cannot be changed is
-named. Only this file and `nats_bus.py` import nats.
+named.
 """
 
 from collections.abc import Sequence

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from services.mesh.errors import BusUnavailable
-from services.mesh.inflow import ConnectionLost, Message
+from services.mesh.nats.inflow import ConnectionLost, Message
 from services.mesh.publishing import Outbox, Publisher
 from services.mesh.spool import Spool, Spooled
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from services.mesh.nats_server import ClusterNode, NatsServer
+from services.mesh.nats.server import ClusterNode, NatsServer
 
 CLUSTER_NAME: Final = "tokenworks"
 
