@@ -1,9 +1,7 @@
 """The books are the same whatever database keeps them: SQLite, or a PostgreSQL server of the test's own."""
 
 import asyncio
-import os
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
@@ -13,7 +11,7 @@ from hypothesis import strategies as st
 from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError
 
-from services.mesh.errors import InvariantBroken, SettingInvalid
+from services.mesh.errors import InvariantBroken
 from services.mesh.events import Event
 from services.mesh.price_book import PriceBook
 from services.meter.bookkeeper import Bookkeeper
@@ -23,36 +21,13 @@ from services.meter.store.audit import Audits
 from services.meter.store.compare import differences
 from services.meter.store.database import Database
 from services.meter.store.questions import Questions
+from tests.contract.conftest import NewUrl
 from tests.mesh.running_meter import running_meter
-from tests.postgres import find_binaries, new_database, restart, running_postgres
+from tests.postgres import new_database, restart
 from tests.unit.meter.facts import START_MS, admitted, entry, finished, lives, tokens
 from tests.unit.meter.test_bookkeeper import CARD, RATES, _delivered, _total
 
 BOOK = PriceBook()
-NewUrl = Callable[[], str]
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[str]:
-    """The URL of a server; its databases are made by `new_database`."""
-    binaries = find_binaries()
-    if binaries is None:
-        if os.environ.get("CI"):
-            pytest.fail("PostgreSQL is not installed: apt-get install postgresql")
-        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
-    with tempfile.TemporaryDirectory() as folder, running_postgres(Path(folder) / "postgres", binaries) as url:
-        yield url
-
-
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def new_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> NewUrl:
-    """Gives the URL of another empty database each time."""
-    numbers = count(1)
-    if request.param == "sqlite":
-        folder = tmp_path_factory.mktemp("books")
-        return lambda: f"sqlite:///{folder}/{next(numbers)}.db"
-    url = request.getfixturevalue("postgres")
-    return lambda: new_database(url, f"books{next(numbers)}")
 
 
 @pytest.fixture
@@ -102,16 +77,6 @@ def test_a_transaction_that_fails_leaves_no_trace(database: Database) -> None:
 def test_who_reads_cannot_write(database: Database) -> None:
     with pytest.raises(DBAPIError), database.reader.begin() as connection:
         connection.execute(schema.state.update().values(writer="nobody"))
-
-
-def test_tables_of_a_newer_version_are_left_alone(new_url: NewUrl) -> None:
-    url = new_url()
-    opened = Database(url)
-    with opened.writer.begin() as connection:
-        connection.execute(schema.state.update().values(schema_version=schema.SCHEMA_VERSION + 1))
-    opened.close()
-    with pytest.raises(SettingInvalid, match=f"version {schema.SCHEMA_VERSION + 1}"):
-        Database(url)
 
 
 def test_sums_are_whole_numbers(database: Database) -> None:

@@ -8,14 +8,11 @@ writer. A connection that its server has dropped is made anew for the next trans
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import URL, Engine, create_engine, event, inspect, make_url, select, update
+from sqlalchemy import URL, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from services.mesh.errors import SettingInvalid
-from services.meter.store import bill_tables, credit, schema
-
-# Their tables are part of the same metadata.
-assert bill_tables.postings.metadata is credit.budgets.metadata is schema.metadata
+from services.meter.store.upgrades import bring_up_to_date
 
 _READERS: Final = 2
 _BUSY_TIMEOUT_MS: Final = 5_000
@@ -25,11 +22,11 @@ _STATEMENT_MS: Final = 60_000
 
 
 class Database:
-    """The books' database, with its tables at `schema.SCHEMA_VERSION`: made, or brought there from an older version.
+    """The books' database, with its tables as this program reads them: made, or brought there from older ones.
 
     Raises:
         SettingInvalid: `meter.database_url` is no URL of a database that can be opened here, keeps nothing beyond the
-            process, or holds the tables of a newer version.
+            process, or holds the tables of a newer program.
     """
 
     def __init__(self, url: str) -> None:
@@ -76,22 +73,7 @@ class Database:
 
     def _create(self) -> None:
         with self.writer.begin() as connection:
-            if inspect(connection).has_table(schema.state.name):
-                version = connection.execute(select(schema.state.c.schema_version)).scalar_one()
-                while version in schema.UPGRADES:
-                    for statement in schema.UPGRADES[version]:
-                        connection.exec_driver_sql(statement)
-                    version += 1
-                    connection.execute(update(schema.state).values(schema_version=version))
-                if version != schema.SCHEMA_VERSION:
-                    raise SettingInvalid(
-                        f"meter.database_url = {self._name} has tables of version {version}, this meter reads version"
-                        f" {schema.SCHEMA_VERSION}; run the tokenworks that wrote it, or name another database"
-                    )
-                schema.metadata.create_all(connection)
-                return
-            schema.metadata.create_all(connection)
-            connection.execute(schema.state.insert().values(id=1, schema_version=schema.SCHEMA_VERSION, writer=""))
+            bring_up_to_date(connection, self._name)
 
 
 def _options(url: URL, *, connections: int, read_only: bool) -> dict[str, Any]:

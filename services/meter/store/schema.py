@@ -1,4 +1,5 @@
 """The tables of the books. Portable: integers of 64 bits, text, doubles and booleans; no engine's own types.
+What is changed here is also written as a revision: docs/decisions/0032-alembic-and-shared-books.md says how.
 
 publishers   high-water mark per publisher and epoch, written with the effect of what it counts
 positions    how far each durable reader's stream is booked, written with the effect as well
@@ -10,31 +11,13 @@ tenants      what each tenant was billed in all, and its budget
 price_books  every price book that is known, by label
 reratings    that requests of some time are priced by the books as known later, and whether all were settled so
 budgets, budget_accounts, leases, credit_holders, closed_funders, funded_requests  credit, see credit.py
-state        one row: schema version, and which meter writes these books
+state        one row: which meter writes these books; a version that programs from before Alembic refuse
 """
-
-from typing import Final
 
 from sqlalchemy import BigInteger, Boolean, Column, Double, Index, Integer, MetaData, String, Table, Text
 
 from services.meter.core.amounts import Amounts
 from services.meter.core.usage import DIMENSIONS
-
-SCHEMA_VERSION: Final = 5
-# What brings the tables of a version to the next one, by the version they are at; tables that are new are made anyhow.
-UPGRADES: Final = {
-    1: tuple(
-        f"ALTER TABLE {table} ADD COLUMN measured_energy_uj BIGINT NOT NULL DEFAULT 0"
-        for table in ("segments", "entries", "usage")
-    ),
-    2: (
-        "ALTER TABLE publishers ADD COLUMN tokens BIGINT NOT NULL DEFAULT -1",
-        "CREATE TABLE positions (durable VARCHAR NOT NULL PRIMARY KEY, stream_sequence BIGINT NOT NULL)",
-        "CREATE INDEX entries_by_request ON entries (request_id)",
-    ),
-    3: ("ALTER TABLE price_books ADD COLUMN recorded_unix_ms BIGINT NOT NULL DEFAULT 0",),
-    4: (),
-}
 
 metadata = MetaData()
 

@@ -1,0 +1,10 @@
+"""Every table of the books, whichever module describes it: what is made for new books, and what Alembic compares."""
+
+from typing import Final
+
+from sqlalchemy import MetaData
+
+from services.meter.store import bill_tables, credit, schema
+
+metadata: Final[MetaData] = schema.metadata
+assert bill_tables.postings.metadata is credit.budgets.metadata is metadata
