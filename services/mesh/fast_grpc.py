@@ -22,10 +22,11 @@ from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE_NAME
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
+from services.mesh.departures import Departures
 from services.mesh.errors import InvalidRequest, QueueFull
 from services.mesh.grpc_call import Method, ServerCall
 from services.mesh.grpc_wire import CONTENT_TYPE, MalformedMessage, OversizedMessage, trailers_only
-from services.mesh.http2 import Departures, Headers, Http2Connection
+from services.mesh.http2 import Headers, Http2Connection
 from services.mesh.lifecycle import Lifecycle
 from services.mesh.rpc import Guard, health_of, too_large
 from services.mesh.telemetry import Telemetry

@@ -18,6 +18,8 @@ from typing import Any, Final
 
 import ngh2
 
+from services.mesh.departures import Departures
+
 log = logging.getLogger(__name__)
 
 Headers = tuple[tuple[bytes, bytes], ...]
@@ -38,48 +40,6 @@ _SETTINGS: Final = {
 }
 # A client that goes away with thousands of calls resets each of them; libnghttp2 takes 1,000 at once by default.
 _CONFIGURATION: Final = ngh2.Configuration(stream_reset_rate_limit=(100_000, 1_000), glitch_rate_limit=(100_000, 1_000))
-
-
-class Departures:
-    """When the connections of one server send what was submitted: one callback for all that a turn of the loop fills.
-
-    Written one after the other, they find readers awake that would have gone to sleep between them.
-
-    Args:
-        gather_s: for what may wait for company; 0: it leaves with the rest of its turn.
-    """
-
-    def __init__(self, gather_s: float = 0.0) -> None:
-        self._gather_s = gather_s
-        self._soon: list[Http2Connection] = []
-        self._gathered: list[Http2Connection] = []
-
-    @property
-    def gathers(self) -> bool:
-        """Whether anything is kept longer than a turn."""
-        return self._gather_s > 0
-
-    def soon(self, connection: "Http2Connection") -> None:
-        """At the end of this turn of the loop."""
-        if not self._soon:
-            asyncio.get_running_loop().call_soon(self._leave_soon)
-        self._soon.append(connection)
-
-    def gathered(self, connection: "Http2Connection") -> None:
-        """With what comes for any of the connections within `gather_s`."""
-        if not self._gathered:
-            asyncio.get_running_loop().call_later(self._gather_s, self._leave_gathered)
-        self._gathered.append(connection)
-
-    def _leave_soon(self) -> None:
-        leaving, self._soon = self._soon, []
-        for connection in leaving:
-            connection.flush_if_due()
-
-    def _leave_gathered(self) -> None:
-        leaving, self._gathered = self._gathered, []
-        for connection in leaving:
-            connection.flush_if_due()
 
 
 class Http2Connection(asyncio.Protocol):

@@ -19,6 +19,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+from opentelemetry.sdk.trace.sampling import ParentBased
 from opentelemetry.trace import Link, Span, SpanContext, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from prometheus_client import CollectorRegistry
@@ -43,8 +44,19 @@ class Telemetry:
     histograms: Histograms
     registry: CollectorRegistry
     exporting: bool
+    _parents_decide: bool
     _tracer_provider: TracerProvider | None
     _meter_provider: MeterProvider
+
+    def records(self, traceparent: str) -> bool:
+        """Whether a span under this parent may be recorded. Where not, making one is in vain: what it would pass on is
+        the parent's own context."""
+        if not self.exporting:
+            return False
+        if not self._parents_decide:
+            return True
+        plain = _PLAIN.fullmatch(traceparent)
+        return plain is None or int(traceparent[-2:], 16) & 1 == 1
 
     def shutdown(self) -> None:
         """Sends what is buffered, at most a few seconds, then stops."""
@@ -96,6 +108,8 @@ def start_telemetry(service: str, instance: str, *, exporter: SpanExporter | Non
         histograms=histograms,
         registry=registry,
         exporting=exporter is not None,
+        # As the standard variables have it unless they say otherwise: what a caller does not sample is not sampled here.
+        _parents_decide=tracer_provider is not None and isinstance(tracer_provider.sampler, ParentBased),
         _tracer_provider=tracer_provider,
         _meter_provider=meter_provider,
     )
@@ -137,6 +151,16 @@ def trace_id_of(traceparent: str) -> str:
         return plain[1]
     context = span_context_of(traceparent)
     return f"{context.trace_id:032x}" if context.is_valid else ""
+
+
+def continued(traceparent: str) -> str:
+    """The caller's context; a fresh one where it sent none, or none that is valid."""
+    if _PLAIN.fullmatch(traceparent) is not None:
+        return traceparent
+    context = span_context_of(traceparent)
+    if not context.is_valid:
+        return fresh_traceparent()
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{int(context.trace_flags):02x}"
 
 
 def fresh_traceparent() -> str:

@@ -1,34 +1,35 @@
 """OpenAI's API over HTTP: `/v1/chat/completions`, `/v1/completions`, `/v1/models`. The edge beside `service.py`.
 
-A stream is server-sent events, written as a worker's messages come (`http_sinks.py`). Its headers wait for the first
-message, so that what a worker refuses still has its own status. A client that disconnects cancels its handler, and with
-it the engine's work. Requests of keys made for it are sent on (307) to the worker that makes the tokens.
+A stream is server-sent events, written as a worker's messages come (`http_sinks.py`). A client that disconnects cancels
+its handler, and with it the engine's work. Requests of keys made for it are sent on (307) to the worker that makes the
+tokens.
 """
 
-import asyncio
+import json
 from collections.abc import Callable
 from typing import Final
 from urllib.parse import urlencode
 
-from aiohttp import HttpVersion11, web
-from aiohttp.abc import AbstractStreamWriter
-
 from services.mesh.clock import Clock
 from services.mesh.errors import UnknownModel
-from services.mesh.keys import KeyStore
+from services.mesh.fast_http import HttpRoute, rest_of
+from services.mesh.http_call import JSON, TEXT, HttpCall, fields_of
+from services.mesh.keys import KeyRecord, KeyStore
 from services.mesh.openai.answers import Answer, Kind, model_body
-from services.mesh.openai.edge import PLACEMENT, body_of, guarded, told
+from services.mesh.openai.edge import PLACEMENT
+from services.mesh.openai.guard import guarded_route, told
 from services.mesh.openai.requests import Wanted, parse_chat, parse_completion
-from services.mesh.telemetry import TRACEPARENT, Telemetry, current_traceparent, fresh_traceparent, trace_id_of
-from services.router.access import caller_of, tenant_of
+from services.mesh.telemetry import TRACEPARENT, Telemetry, trace_id_of
+from services.router.access import caller_of
 from services.router.core.fleet import Fleet
 from services.router.direct import Direct
 from services.router.dispatch import Dispatcher
-from services.router.http_sinks import Burst, EventSink, WholeSink
+from services.router.http_sinks import EventSink, EventStream, WholeSink
 from services.router.relay import Relay
 from services.router.service import describe, served_models
 from tokenworks.v1 import inference_pb2 as wire
 
+_MODEL: Final = "/v1/models/{model}"
 _MOST_SEED: Final = (1 << 64) - 1
 
 
@@ -44,42 +45,44 @@ class Gateway:
         keys: KeyStore,
         clock: Clock,
         telemetry: Telemetry,
-        gather_s: float = 0.0,
+        max_body_bytes: int,
     ) -> None:
-        """`gather_s`: see `Burst`."""
+        """`max_body_bytes`: of a request, inflated."""
         self._dispatcher = dispatcher
         self._direct = direct
         self._fleet = fleet
         self._keys = keys
         self._clock = clock
         self._telemetry = telemetry
-        self._burst = Burst(gather_s)
+        self._max_body_bytes = max_body_bytes
         self._created = clock.unix_ms() // 1000
 
-    def routes(self) -> list[web.RouteDef]:
+    def routes(self) -> list[HttpRoute]:
+        telemetry = self._telemetry
         return [
-            web.post("/v1/chat/completions", guarded(self._chat, self._telemetry)),
-            web.post("/v1/completions", guarded(self._completion, self._telemetry)),
-            web.get("/v1/models", guarded(self._models, self._telemetry)),
-            web.get("/v1/models/{model:.+}", guarded(self._model, self._telemetry)),
+            guarded_route("POST", "/v1/chat/completions", self._chat, telemetry, self._check),
+            guarded_route("POST", "/v1/completions", self._completion, telemetry, self._check),
+            guarded_route("GET", "/v1/models", self._models, telemetry),
+            guarded_route("GET", _MODEL, self._model, telemetry),
         ]
 
-    async def _chat(self, request: web.Request) -> web.StreamResponse:
-        return await self._generate(request, "chat", parse_chat)
+    async def _chat(self, call: HttpCall) -> None:
+        await self._generate(call, "chat", parse_chat)
 
-    async def _completion(self, request: web.Request) -> web.StreamResponse:
-        return await self._generate(request, "text", parse_completion)
+    async def _completion(self, call: HttpCall) -> None:
+        await self._generate(call, "text", parse_completion)
 
-    async def _generate(self, request: web.Request, kind: Kind, parse: Callable[[bytes], Wanted]) -> web.StreamResponse:
-        caller = caller_of(request.headers.get("Authorization", ""), self._keys)
-        wanted = parse(await body_of(request))
-        traceparent = current_traceparent() or fresh_traceparent()
+    async def _generate(self, call: HttpCall, kind: Kind, parse: Callable[[bytes], Wanted]) -> None:
+        caller = self._caller(call)
+        wanted = parse(call.inflated(self._max_body_bytes))
+        traceparent = call.traceparent
         if (
             wanted.n == 1  # several answers come together here only
             and caller.direct_http
             and (there := await self._direct.place_http(wanted.request, caller, traceparent))
         ):
-            return _sent_on(request, there, traceparent)
+            _send_on(call, there)
+            return
         relays: list[Relay] = []
         try:
             for index in range(wanted.n):
@@ -96,84 +99,60 @@ class Gateway:
                 include_usage=wanted.include_usage,
                 answers=wanted.n,
             )
-            send = self._stream if wanted.stream else self._whole
-            return await send(request, relays, answer)
+            send = _stream if wanted.stream else _whole
+            await send(call, relays, answer)
         finally:
             for relay in relays:
                 self._dispatcher.close(relay)
             if relays:
                 describe(relays[0])
 
-    async def _stream(self, request: web.Request, relays: list[Relay], answer: Answer) -> web.StreamResponse:
-        sinks = [EventSink(answer if index == 0 else answer.beside(index), self._burst) for index in range(len(relays))]
-        for relay, sink in zip(relays, sinks, strict=True):
-            relay.attach(sink)
-        for sink in sinks:
-            await sink.begun()
-        response = web.StreamResponse(
-            headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache", **_told(relays[0])}
-        )
-        chunked = request.version >= HttpVersion11
-        if chunked:
-            response.enable_chunked_encoding()
-        writer = await response.prepare(request)
-        if writer is None or request.transport is None:
-            raise ConnectionResetError("the client left before its answer began")
-        for relay, sink in zip(relays, sinks, strict=True):
-            sink.open(request.transport, chunked=chunked)
-            relay.flush()
-        if len(relays) == 1:  # needs no task of its own
-            await _poured(relays[0], sinks[0], writer)
-        else:
-            await asyncio.gather(*(_poured(relay, sink, writer) for relay, sink in zip(relays, sinks, strict=True)))
-        await response.write_eof()
-        return response
-
-    async def _whole(self, request: web.Request, relays: list[Relay], answer: Answer) -> web.StreamResponse:
-        sinks, sent = [WholeSink() for _ in relays], False
-        for relay, sink in zip(relays, sinks, strict=True):
-            relay.attach(sink)
-        try:
-            body = answer.whole(*[await sink.all() for sink in sinks])
-            response = web.Response(body=body, content_type="application/json", headers=_told(relays[0]))
-            await response.prepare(request)
-            await response.write_eof()
-            sent = True
-        finally:
-            if not sent:
-                for relay in relays:
-                    relay.recall()
-        return response
-
-    async def _models(self, request: web.Request) -> web.StreamResponse:
-        self._tenant(request)
+    async def _models(self, call: HttpCall) -> None:
+        self._caller(call)
         served = served_models(self._fleet, self._clock.monotonic_s())
-        return web.json_response({"object": "list", "data": [model_body(each, self._created) for each in served]})
+        models = {"object": "list", "data": [model_body(each, self._created) for each in served]}
+        call.answer(200, JSON, json.dumps(models).encode())
 
-    async def _model(self, request: web.Request) -> web.StreamResponse:
-        self._tenant(request)
-        name = request.match_info["model"]
+    async def _model(self, call: HttpCall) -> None:
+        self._caller(call)
+        name = rest_of(call, _MODEL)
         for each in served_models(self._fleet, self._clock.monotonic_s()):
             if each.name == name:
-                return web.json_response(model_body(each, self._created))
+                call.answer(200, JSON, json.dumps(model_body(each, self._created)).encode())
+                return
         raise UnknownModel(f"model {name!r} is not served at present")
 
-    def _tenant(self, request: web.Request) -> str:
-        return tenant_of(request.headers.get("Authorization", ""), self._keys)
+    def _check(self, call: HttpCall) -> None:
+        self._caller(call)
+
+    def _caller(self, call: HttpCall) -> KeyRecord:
+        return caller_of(call.header(b"authorization"), self._keys)
 
 
-def _sent_on(request: web.Request, there: wire.Placement, traceparent: str) -> web.Response:
+async def _stream(call: HttpCall, relays: list[Relay], answer: Answer) -> None:
+    events = EventStream(call, _told(relays[0]), len(relays))
+    for index, relay in enumerate(relays):
+        relay.attach(EventSink(answer if index == 0 else answer.beside(index), events, relay.flush))
+    await events.complete()
+
+
+async def _whole(call: HttpCall, relays: list[Relay], answer: Answer) -> None:
+    sinks = [WholeSink() for _ in relays]
+    for relay, sink in zip(relays, sinks, strict=True):
+        relay.attach(sink)
+    try:
+        call.answer(200, JSON, answer.whole(*[await sink.all() for sink in sinks]), _told(relays[0]))
+    finally:
+        if not call.begun:
+            for relay in relays:
+                relay.recall()
+
+
+def _send_on(call: HttpCall, there: wire.Placement) -> None:
     """To the same path of the placement's worker; the client sends its body there again."""
-    query = urlencode({PLACEMENT: there.token, TRACEPARENT: traceparent})
-    return web.Response(status=307, headers={"Location": f"{there.http_url}{request.path}?{query}"})
-
-
-async def _poured(relay: Relay, sink: EventSink, writer: AbstractStreamWriter) -> None:
-    """Until everything of one answer is written."""
-    while await sink.held():
-        await writer.drain()
-        await asyncio.sleep(0)  # a turn for the others, should the connection be full again at once
-        relay.flush()
+    query = urlencode({PLACEMENT: there.token, TRACEPARENT: call.traceparent})
+    location = f"{there.http_url}{call.path.decode('ascii')}?{query}"
+    call.answer(307, TEXT, b"307: Temporary Redirect\n", fields_of((("Location", location),)))
 
 
 def _another(request: wire.GenerateRequest, first_id: str, index: int) -> wire.GenerateRequest:
@@ -186,5 +165,5 @@ def _another(request: wire.GenerateRequest, first_id: str, index: int) -> wire.G
     return another
 
 
-def _told(relay: Relay) -> dict[str, str]:
+def _told(relay: Relay) -> bytes:
     return told(relay.asked.request_id, trace_id_of(relay.traceparent), relay.worker.name)

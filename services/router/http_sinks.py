@@ -5,115 +5,97 @@ connection that is full takes nothing more until it has drained; `Relay.flush` t
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from services.mesh.errors import TokenworksError
+from services.mesh.http_call import EVENT_STREAM, HttpCall
 from services.mesh.openai.answers import Answer, error_event
 from tokenworks.v1 import inference_pb2 as wire
 
 _parse: Final = wire.GenerateResponse.FromString
-_HIGH_WATER_BYTES: Final = 32 << 10  # buffered for one client before its messages are held and merged
 
 
-class Burst:
-    """What goes out to many clients, written in one go: at the end of the loop's turn, or `gather_s` later.
+class EventStream:
+    """One call's events, of one answer or of several that go out beside each other.
 
-    A frame brings tokens of many streams. Written one by one as they are made up, each write wakes a reader that has
-    gone to sleep over the last; written together, they find it awake. What is gathered longer than a step makes fewer
-    and larger writes, and it is writes that cost.
+    Its head waits for the first message of every answer, so that what a worker refuses still has its own status.
 
     Args:
-        gather_s: 0: a turn of the loop.
+        fields: headers of the answer.
+        answers: how many.
     """
 
-    def __init__(self, gather_s: float = 0.0) -> None:
-        self._waiting: dict[asyncio.Transport, list[bytes]] = {}
-        self._gather_s = gather_s
-        self._due: asyncio.Handle | None = None
+    def __init__(self, call: HttpCall, fields: bytes, answers: int = 1) -> None:
+        self.call = call
+        self.open = False
+        self._fields = fields
+        self._silent = self._left = answers
+        self._opening: list[Callable[[], None]] = []
+        self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def write(self, transport: asyncio.Transport, data: bytes) -> None:
-        """To be written with the others'; whoever writes to `transport` himself calls `write_out` before."""
-        waiting = self._waiting.get(transport)
-        if waiting is not None:
-            waiting.append(data)
+    def began(self, flush: Callable[[], None]) -> None:
+        """An answer has its first message, which `flush` offers again once the events may go out."""
+        self._silent -= 1
+        if self._silent:
+            self._opening.append(flush)
             return
-        self._waiting[transport] = [data]
-        if self._due is None:
-            loop = asyncio.get_running_loop()
-            self._due = loop.call_later(self._gather_s, self.flush) if self._gather_s else loop.call_soon(self.flush)
+        self.open = True
+        self.call.begin(EVENT_STREAM, self._fields)
+        opening, self._opening = self._opening, []
+        for each in opening:
+            each()
 
-    def write_out(self, transport: asyncio.Transport) -> None:
-        """Writes what waits for one client; the others' stays together."""
-        if (parts := self._waiting.pop(transport, None)) is not None:
-            transport.write(b"".join(parts))
+    def ended(self, error: TokenworksError | None) -> None:
+        """An answer is complete, or `error` ended it."""
+        self._left -= 1
+        if error is not None and not self.open:
+            if not self._end.done():
+                self._end.set_exception(error)
+            return
+        last = b"" if error is None else error_event(error)
+        if not self._left:
+            self.call.end(last)
+            if not self._end.done():  # else its client is gone
+                self._end.set_result(None)
+        elif last:
+            self.call.push(last)
 
-    def flush(self) -> None:
-        """Writes what waits."""
-        if self._due is not None:
-            self._due.cancel()
-            self._due = None
-        waiting, self._waiting = self._waiting, {}
-        for transport, parts in waiting.items():
-            transport.write(parts[0] if len(parts) == 1 else b"".join(parts))
+    async def complete(self) -> None:
+        """Until everything is written. Raises what ended an answer before anything was."""
+        await self._end
 
 
 class EventSink:
-    """One stream of events; its messages wait until it is open."""
+    """One answer's events.
 
-    def __init__(self, answer: Answer, burst: Burst) -> None:
+    Args:
+        flush: has what is held offered again.
+    """
+
+    def __init__(self, answer: Answer, stream: EventStream, flush: Callable[[], None]) -> None:
         self._answer = answer
-        self._burst = burst
-        self._transport: asyncio.Transport | None = None
-        self._chunked = False
-        self._begun = False
-        self._ended = False
-        self._error: TokenworksError | None = None
-        self._news = asyncio.Event()  # it is full, or ended
-
-    async def begun(self) -> None:
-        """Waits for the first message. Raises what the stream ended with, when there is none."""
-        await self._news.wait()
-        if self._error is not None:
-            raise self._error
-
-    def open(self, transport: asyncio.Transport, *, chunked: bool) -> None:
-        """The headers are on their way, events may follow; `chunked` as HTTP/1.1 frames them."""
-        transport.set_write_buffer_limits(_HIGH_WATER_BYTES)
-        self._transport, self._chunked = transport, chunked
-        self._news.clear()
-
-    async def held(self) -> bool:
-        """Waits until messages are held, since the connection is full; False once everything is written."""
-        await self._news.wait()
-        self._news.clear()
-        return not self._ended
+        self._stream = stream
+        self._call = stream.call
+        self._flush = flush
+        self._began = False
 
     def message(self, data: bytes) -> bool:
-        transport = self._transport
-        if transport is None or transport.get_write_buffer_size() > _HIGH_WATER_BYTES:
-            self._news.set()
+        call = self._call
+        if not self._stream.open:
+            if not self._began:
+                self._began = True
+                self._stream.began(self._flush)
+            if not self._stream.open:
+                return False
+        if not call.has_room:
+            call.tell_of_room(self._flush)
             return False
-        if transport.is_closing():
-            return False  # its handler is about to be cancelled
         events = self._answer.events(_parse(data))
-        framed = b"%x\r\n%b\r\n" % (len(events), events) if self._chunked else events
-        if self._begun:
-            self._burst.write(transport, framed)
-        else:  # nobody waits for company with the first token
-            self._begun = True
-            transport.write(framed)
-        return True
+        return call.push(events) if events else True
 
     def ended(self, error: TokenworksError | None) -> None:
-        self._ended, self._error = True, error
-        if error is not None and self._transport is not None:
-            events = error_event(error)
-            framed = b"%x\r\n%b\r\n" % (len(events), events) if self._chunked else events
-            self._burst.write(self._transport, framed)
-        if self._transport is not None:
-            self._burst.write_out(self._transport)  # what ends the response is written past it
-        self._news.set()
+        self._stream.ended(error)
 
 
 class WholeSink:

@@ -4,17 +4,23 @@ The fixed parts of a stream's events are made once per stream, so that a token c
 """
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from copy import copy
 from json.encoder import encode_basestring_ascii
 from typing import Any, Final, Literal
 
 from services.mesh.errors import TokenworksError, face
+from services.mesh.http_call import JSON, fields_of
 from tokenworks.v1 import inference_pb2 as wire
 
 Kind = Literal["chat", "text"]
 
 DONE: Final = b"data: [DONE]\n\n"
+_quoted: Final = encode_basestring_ascii
+_USAGE: Final = (
+    '{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d,"prompt_tokens_details":{"cached_tokens":%d}}'
+)
 _CODES: Final = {  # names that OpenAI's clients know; others keep ours
     "PromptTooLong": "context_length_exceeded",
     "UnknownModel": "model_not_found",
@@ -64,6 +70,11 @@ class Answer:
             "created": created,
             "model": model,
         }
+        self._opened = (
+            f'data: {{"id":{_quoted(self._base["id"])},"created":{created},"model":{_quoted(model)},'
+            f'"object":"{self._object(streamed=True)}","choices":['
+        )
+        self._closed = '],"usage":null}\n\n' if include_usage else "]}\n\n"
         self._ends = _Ends(answers)
         self._begin(0)
 
@@ -78,11 +89,9 @@ class Answer:
         self._started = False
         self._called = False
         self._shown = 0  # characters of text
-        opened = json.dumps({**self._base, "object": self._object(streamed=True)})[:-1]
         inner, closing = ('"delta":{"content":', "}") if self._chat else ('"text":', "")
-        outer = ',"usage":null}' if self._include_usage else "}"
-        self._before = f'data: {opened},"choices":[{{"index":{index},{inner}'.encode()
-        self._after = f'{closing},"finish_reason":null}}]{outer}\n\n'.encode()
+        self._before = f'{self._opened}{{"index":{index},{inner}'.encode()
+        self._after = f'{closing},"finish_reason":null}}{self._closed}'.encode()
 
     def events(self, message: wire.GenerateResponse) -> bytes:
         """The server-sent events of one message, the end of the stream included in the last of the last answer."""
@@ -91,28 +100,28 @@ class Answer:
             return self._shown_text(message.text) if message.text else b""
         parts = []
         if not self._started and self._chat:
-            parts.append(self._event([self._choice(delta={"role": "assistant", "content": ""})]))
+            parts.append(self._plain('"delta":{"role":"assistant","content":""},"finish_reason":null'))
         self._started = True
         if message.logprobs:
             shown = {"delta": {"content": message.text}} if self._chat else {"text": message.text}
-            parts.append(self._event([self._choice(**shown, logprobs=self._logprobs(message.logprobs))]))
+            parts.append(self._event(self._choice(**shown, logprobs=self._logprobs(message.logprobs))))
         elif message.text:
             parts.append(self._shown_text(message.text))
         if message.tool_calls_json:
             self._called = True
-            parts.append(self._event([self._choice(delta={"tool_calls": json.loads(message.tool_calls_json)})]))
+            parts.append(self._event(self._choice(delta={"tool_calls": json.loads(message.tool_calls_json)})))
         if message.HasField("finish"):
             reason = finish_reason(message.finish, called=self._called)
-            ending: dict[str, Any] = {"delta": {}} if self._chat else {"text": ""}
-            parts.append(self._event([self._choice(**ending, finish_reason=reason)]))
+            ending = '"delta":{}' if self._chat else '"text":""'
+            parts.append(self._plain(f'{ending},"finish_reason":"{reason}"'))
             if finishes := self._ends.add(message.finish):
                 if self._include_usage:
-                    parts.append(self._event([], usage=usage_of(*finishes), tokenworks=account_of(*finishes)))
+                    parts.append(self._usage(finishes))
                 parts.append(DONE)
         return b"".join(parts)
 
     def _shown_text(self, text: str) -> bytes:
-        return self._before + encode_basestring_ascii(text).encode("ascii") + self._after
+        return self._before + _quoted(text).encode("ascii") + self._after
 
     def whole(self, *answers: Sequence[wire.GenerateResponse]) -> bytes:
         """All answers in one piece: of each its messages, the last of which holds the Finish."""
@@ -165,10 +174,24 @@ class Answer:
             return "text_completion"
         return "chat.completion.chunk" if streamed else "chat.completion"
 
-    def _event(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
-        usage = {"usage": None} if self._include_usage else {}
-        body = {**self._base, "object": self._object(streamed=True), "choices": choices, **usage, **more}
-        return b"data: " + json.dumps(body).encode() + b"\n\n"
+    def _plain(self, choice: str) -> bytes:
+        """An event of one choice whose fields are JSON already."""
+        return f'{self._opened}{{"index":{self._index},{choice}}}{self._closed}'.encode("ascii")
+
+    def _event(self, choice: dict[str, Any]) -> bytes:
+        return f"{self._opened}{json.dumps(choice)}{self._closed}".encode("ascii")
+
+    def _usage(self, finishes: Sequence[wire.Finish]) -> bytes:
+        """The event that ends a stream with what it used, and what it cost."""
+        usage = usage_of(*finishes)
+        usage_json = _USAGE % (
+            usage["prompt_tokens"],
+            usage["completion_tokens"],
+            usage["total_tokens"],
+            usage["prompt_tokens_details"]["cached_tokens"],
+        )
+        account = json.dumps(account_of(*finishes))
+        return f'{self._opened}],"usage":{usage_json},"tokenworks":{account}}}\n\n'.encode("ascii")
 
 
 def _spelt(told: wire.TokenLogprob | wire.TokenLogprob.Alternative, **more: Any) -> dict[str, Any]:
@@ -239,6 +262,22 @@ def error_body(error: TokenworksError) -> dict[str, Any]:
             "param": None,
             "code": _CODES.get(error.reason, error.reason),
         }
+    }
+
+
+def refusal_of(error: TokenworksError) -> tuple[int, bytes, bytes, bytes]:
+    """An error as the whole answer: status, content type, body, and the headers that say when to come back where that
+    helps."""
+    return face(error).http, JSON, json.dumps(error_body(error)).encode(), fields_of(retry_headers(error).items())
+
+
+def retry_headers(error: TokenworksError) -> dict[str, str]:
+    """When to come back; empty where waiting does not help."""
+    if error.retry_after_s is None:
+        return {}
+    return {
+        "Retry-After": str(math.ceil(error.retry_after_s)),
+        "Retry-After-Ms": str(round(error.retry_after_s * 1000)),
     }
 
 

@@ -6,7 +6,6 @@ headers: the request's id, its trace, and who served it.
 
 import asyncio
 import logging
-import math
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -22,7 +21,7 @@ from services.mesh.errors import (
     TokenworksError,
     face,
 )
-from services.mesh.openai.answers import error_body
+from services.mesh.openai.answers import error_body, retry_headers
 from services.mesh.telemetry import TRACEPARENT, Telemetry, context_of
 
 log = logging.getLogger(__name__)
@@ -66,13 +65,7 @@ def guarded(handler: Handler, telemetry: Telemetry) -> Handler:
 
 def refusal(error: TokenworksError) -> web.Response:
     """An error as the whole answer, with the time to come back where waiting helps."""
-    headers = {}
-    if error.retry_after_s is not None:
-        headers = {
-            "Retry-After": str(math.ceil(error.retry_after_s)),
-            "Retry-After-Ms": str(round(error.retry_after_s * 1000)),
-        }
-    return web.json_response(error_body(error), status=face(error).http, headers=headers)
+    return web.json_response(error_body(error), status=face(error).http, headers=retry_headers(error))
 
 
 async def body_of(request: web.Request) -> bytes:
