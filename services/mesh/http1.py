@@ -5,9 +5,9 @@ to the server, each once its request is whole, and their answers in the order of
 has sent ahead. All that is sent in one turn of the loop leaves in one write. While a client does not read, nothing more
 is taken of what is for it (`full`).
 
-What a client may do is bounded: the size of a head and of a body, how much it sends ahead, how long either may take, how
-long a connection may be silent, and for how long it may leave an answer unread. What is no HTTP is answered and hung up
-on, after what was sent before it has been answered.
+What a client may do is bounded: the size of a head and of a body, how much it sends ahead, how long either may take,
+how long a connection may be silent, and for how long it may leave an answer unread. What is no HTTP is answered and
+hung up on, after what was sent before it has been answered.
 """
 
 import asyncio

@@ -202,14 +202,11 @@ class HttpCall:
 
 def fields_of(pairs: Iterable[tuple[str, str]]) -> bytes:
     """Headers of an answer. What no header may hold is left out of their values."""
-    return b"".join(
-        b"%b: %b\r\n" % (name.encode("ascii"), (value if value.isprintable() else _shown(value)).encode("utf-8", "replace"))
-        for name, value in pairs
-    )
+    return b"".join([b"%b: %b\r\n" % (name.encode("ascii"), _shown(value).encode()) for name, value in pairs])
 
 
 def _shown(value: str) -> str:
-    return "".join(each for each in value if each.isprintable())
+    return value if value.isprintable() else "".join(each for each in value if each.isprintable())
 
 
 def too_large(limit_bytes: int) -> MessageTooLarge:

@@ -108,7 +108,7 @@ def start_telemetry(service: str, instance: str, *, exporter: SpanExporter | Non
         histograms=histograms,
         registry=registry,
         exporting=exporter is not None,
-        # As the standard variables have it unless they say otherwise: what a caller does not sample is not sampled here.
+        # As it is unless the standard variables say otherwise: what a caller does not sample is not sampled here.
         _parents_decide=tracer_provider is not None and isinstance(tracer_provider.sampler, ParentBased),
         _tracer_provider=tracer_provider,
         _meter_provider=meter_provider,

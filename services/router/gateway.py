@@ -7,6 +7,7 @@ tokens.
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 from urllib.parse import urlencode
 
@@ -130,7 +131,7 @@ class Gateway:
 
 
 async def _stream(call: HttpCall, relays: list[Relay], answer: Answer) -> None:
-    events = EventStream(call, _told(relays[0]), len(relays))
+    events = EventStream(call, partial(_told, relays[0]), len(relays))
     for index, relay in enumerate(relays):
         relay.attach(EventSink(answer if index == 0 else answer.beside(index), events, relay.flush))
     await events.complete()

@@ -22,11 +22,11 @@ class EventStream:
     Its head waits for the first message of every answer, so that what a worker refuses still has its own status.
 
     Args:
-        fields: headers of the answer.
+        fields: gives the headers of the answer, once it begins.
         answers: how many.
     """
 
-    def __init__(self, call: HttpCall, fields: bytes, answers: int = 1) -> None:
+    def __init__(self, call: HttpCall, fields: Callable[[], bytes], answers: int = 1) -> None:
         self.call = call
         self.open = False
         self._fields = fields
@@ -41,7 +41,7 @@ class EventStream:
             self._opening.append(flush)
             return
         self.open = True
-        self.call.begin(EVENT_STREAM, self._fields)
+        self.call.begin(EVENT_STREAM, self._fields())
         opening, self._opening = self._opening, []
         for each in opening:
             each()

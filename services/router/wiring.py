@@ -13,8 +13,8 @@ from services.mesh.bus import Bus, Delivered
 from services.mesh.clock import Clock
 from services.mesh.events import BudgetsSet
 from services.mesh.fast_grpc import FastGrpcServer
+from services.mesh.fast_http import FastHttpServer
 from services.mesh.footing import find_footing
-from services.mesh.httpd import HttpServer
 from services.mesh.keys import KeyStore
 from services.mesh.lessee import Lessee
 from services.mesh.lifecycle import Lifecycle
@@ -55,7 +55,7 @@ class RunningRouter:
     host: str
     grpc_port: int
     http_port: int
-    http: HttpServer
+    http: FastHttpServer
     dispatcher: Dispatcher
     direct: Direct
     fleet: Fleet
@@ -171,9 +171,11 @@ async def wire(
         keys=keys,
         clock=clock,
         telemetry=telemetry,
-        gather_s=gather_s,
+        max_body_bytes=mesh.max_message_bytes,
     )
-    http = HttpServer(telemetry, life, routes=gateway.routes(), max_body_bytes=mesh.max_message_bytes)
+    http = FastHttpServer(
+        telemetry, life, routes=gateway.routes(), max_body_bytes=mesh.max_message_bytes, gather_s=gather_s
+    )
     grpc_port = await grpc.start(mesh.host, router.port, shared=router.shared_ports)
     http_port = await http.start(mesh.host, router.http_port, shared=router.shared_ports)
     own_port = grpc_port

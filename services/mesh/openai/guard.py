@@ -58,4 +58,6 @@ def _defect(call: HttpCall, name: str) -> None:
 
 def told(request_id: str, trace_id: str, worker: str) -> bytes:
     """Headers of an answer, as `edge.told` has them."""
-    return fields_of((("x-request-id", request_id), ("x-tokenworks-trace-id", trace_id), ("x-tokenworks-worker", worker)))
+    return fields_of(
+        (("x-request-id", request_id), ("x-tokenworks-trace-id", trace_id), ("x-tokenworks-worker", worker))
+    )
