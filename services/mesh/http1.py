@@ -73,7 +73,7 @@ class _At(Enum):
 
 
 class _Refused(Exception):
-    """Raised in the parser's callbacks: the connection ends with this answer."""
+    """Raised in the parser's callbacks: it reads no further, since the connection ends."""
 
 
 class Http1Connection(asyncio.Protocol):
@@ -95,6 +95,7 @@ class Http1Connection(asyncio.Protocol):
         self._url = b""
         self._headers: dict[bytes, bytes] = {}
         self._fields = self._head_bytes = 0
+        self._begun = 0  # heads within the bytes being parsed
         self._upgrading = False
         self._call: HttpCall | None = None  # whose body is coming
         self._body: list[bytes] = []
@@ -122,11 +123,12 @@ class Http1Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._at is _At.DEAF:
             return
-        if self._at is _At.START:
+        fresh = self._at is _At.START
+        if fresh:
             self._now_at(_At.HEAD)
             self._head_bytes = 0
         while data:
-            data = self._parsed(data)
+            data = self._parsed(data, fresh)
 
     def eof_received(self) -> None:
         """Its client hangs up; asyncio closes the transport."""
@@ -155,19 +157,22 @@ class Http1Connection(asyncio.Protocol):
 
     # What the parser tells.
 
-    def _parsed(self, data: bytes) -> bytes:
-        """What is to be parsed once more; mostly nothing."""
+    def _parsed(self, data: bytes, fresh: bool) -> bytes:
+        """What is to be parsed once more; mostly nothing. `fresh`: a request begins with it."""
+        self._begun = 0
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             return self._without_upgrade() + data[upgrade.args[0] :]
         except httptools.HttpParserError as error:
+            if self._at is _At.DEAF:
+                return b""
             if self._refusal is None:
                 log.debug("a bad request: %s", error)
                 self._refusal = 400, f"this is no HTTP: {error}"
             self._hear_no_more()
         else:
-            if self._at is _At.HEAD:
+            if self._at is _At.HEAD and self._begun <= fresh:  # else part of it was another request's
                 self._head_bytes += len(data)
                 if self._head_bytes > _MOST_HEAD_BYTES:
                     self._refusal = 431, f"the head has more than {_MOST_HEAD_BYTES} bytes"
@@ -185,6 +190,7 @@ class Http1Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         self._now_at(_At.HEAD)
+        self._begun += 1
         self._url, self._headers = b"", {}
         self._fields = self._head_bytes = 0
 
@@ -414,6 +420,7 @@ class Http1Connection(asyncio.Protocol):
         if self._served is not None:
             self._refuse(400, str(error))
         self._end_with(call, error)
+        raise _Refused
 
     def _end_with(self, call: HttpCall, error: TokenworksError) -> None:
         call.close_after()
