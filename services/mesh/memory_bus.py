@@ -114,9 +114,10 @@ class MemoryBroker:
         self._streams[stream].lose(event_id)
 
     def expire(self, most: int) -> None:
-        """Every stream keeps so many messages, the latest, as a server's limits have it."""
+        """Every stream keeps so many messages, the latest, and so many dead letters, as a server's limits have it."""
         for stream in self._streams.values():
             stream.expire(most)
+        del self.dead[:-most]
 
     def redeliver(self, durable: str) -> None:
         """Gives a durable reader everything that it was given before once more."""

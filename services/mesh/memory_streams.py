@@ -49,7 +49,8 @@ class MemoryStream:
         self.last_sequence += 1
         stored = Stored(self._stream.name, self.last_sequence, subject, dict(headers), body)
         if self._stream.last_per_subject:
-            self.messages.pop(self._last_of.get(subject, 0), None)
+            if (before := self.messages.pop(self._last_of.get(subject, 0), None)) is not None:
+                self._ids.discard(before.headers.get(MESSAGE_ID, ""))
             self._last_of[subject] = stored.sequence
         self.messages[stored.sequence] = stored
         return [stored]
