@@ -22,7 +22,7 @@ _RETRY_S: Final = 0.1
 
 
 class Announcer:
-    """The accounts of all tenants, and their voice on the bus. Lives in the event loop."""
+    """The accounts of tenants with budgets, and their voice on the bus. Lives in the event loop."""
 
     def __init__(self, accounts: Accounts, bus: Bus, clock: Clock) -> None:
         self._accounts = accounts
@@ -30,7 +30,8 @@ class Announcer:
         self._clock = clock
         self._woken = asyncio.Event()
 
-    def of(self, tenant: str) -> Credit:
+    def of(self, tenant: str) -> Credit | None:
+        """See `Accounts.of`."""
         return self._accounts.of(tenant)
 
     def spend(self, spent: Mapping[str, int]) -> None:
@@ -41,11 +42,12 @@ class Announcer:
 
     def correct(self, tenant: str, spent_nusd: int) -> None:
         """Takes in what a tenant has spent in all, where the books were corrected."""
-        self.spend({tenant: spent_nusd - self._accounts.of(tenant).spent_nusd})
+        if (credit := self._accounts.of(tenant)) is not None:
+            self.spend({tenant: spent_nusd - credit.spent_nusd})
 
-    def set_limit(self, tenant: str, limit_nusd: int | None) -> Credit:
-        """Takes in a budget that is stored; None lifts it."""
-        credit = self._accounts.set_limit(tenant, limit_nusd)
+    def set_limit(self, tenant: str, limit_nusd: int | None, spent_nusd: int) -> Credit:
+        """Takes in a budget that was just stored; None lifts it. `spent_nusd`: see `Accounts.set_limit`."""
+        credit = self._accounts.set_limit(tenant, limit_nusd, spent_nusd)
         self._woken.set()
         return credit
 

@@ -5,7 +5,7 @@ requests under way) is what the database has; when a transaction fails, it is dr
 called from one thread, the one that writes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -21,7 +21,7 @@ from services.meter.core.budgets import Credit
 from services.meter.core.conservation import Audited
 from services.meter.core.costs import RateCard
 from services.meter.core.ledger import Entry, Ledger, keys_of
-from services.meter.core.marks import Marks, Source
+from services.meter.core.marks import MOST_AT_HAND, Marks, Source
 from services.meter.core.requests import Key, Request
 from services.meter.core.usage import UsageKey, roll_up, spent_by_tenant
 from services.meter.store.books import Books, Transaction
@@ -149,10 +149,10 @@ class Bookkeeper:
                     f"prices.version = {price_book.version}: {price_book.label} is in the books with other prices, and"
                     " what was billed by them stays; raise prices.version with every change of prices"
                 )
-            transaction.forget_marks(now_unix_ms - _MARKS_KEPT_MS)
         self._ledger = Ledger(self.prices, rate_card)
         self._marks: Marks | None = None
         self._lost_before = 0
+        self.forget_long_gone(now_unix_ms)
 
     def open_prices(self, opened: OpenedBook) -> None:
         """Stores a price book, and prices by it from when it is in force.
@@ -224,15 +224,16 @@ class Bookkeeper:
         with self._books.transaction() as transaction:
             return transaction.credits()
 
-    def set_limit(self, tenant: str, limit_nusd: int | None, now_unix_ms: int) -> None:
-        """Stores the budget of dollars that a tenant has as a whole; None lifts it."""
+    def set_limit(self, tenant: str, limit_nusd: int | None, now_unix_ms: int) -> int:
+        """Stores the budget of dollars that a tenant has as a whole; None lifts it. Nano-dollars it has spent."""
 
-        def store(vault: Vault, transaction: Transaction) -> None:
-            spent_nusd = {credit.tenant: credit.spent_nusd for credit, _ in transaction.credits()}
-            vault.set_limit(transaction.credit, tenant, limit_nusd, spent_nusd.get(tenant, 0))
+        def store(vault: Vault, transaction: Transaction) -> int:
+            spent_nusd = transaction.spent_nusd(tenant)
+            vault.set_limit(transaction.credit, tenant, limit_nusd, spent_nusd)
             transaction.set_limit(tenant, limit_nusd, now_unix_ms)
+            return spent_nusd
 
-        self.with_vault(store)
+        return self.with_vault(store)
 
     def adopt_limits(self) -> None:
         """Makes budgets of the tenants' limits that were set before there were others."""
@@ -276,10 +277,18 @@ class Bookkeeper:
 
         self.with_vault(close)
 
-    def noted(self) -> Noted:
-        """What the marks say now."""
+    def forget_long_gone(self, now_unix_ms: int) -> None:
+        """Drops what is stored, and at hand, of publishers and holders of which the streams hold nothing any more."""
         with self._books.transaction() as transaction:
-            marks = self._known_marks(transaction)
+            transaction.forget_marks(now_unix_ms - _MARKS_KEPT_MS)
+        self._lost_before += self._marks.lost if self._marks is not None else 0
+        self._marks = None
+        self._vault.forget()
+
+    def noted(self, sources: Collection[Source] = ()) -> Noted:
+        """What the marks say now of publishers that told something lately, and of these."""
+        with self._books.transaction() as transaction:
+            marks = self._known_marks(transaction, sources)
         gaps, tokens = marks.gaps(), marks.tokens()
         high_water = {source: marks.high_water(source) for source in gaps.keys() | tokens.keys()}
         return Noted(gaps, tokens, high_water)
@@ -293,7 +302,7 @@ class Bookkeeper:
         """
         try:
             with self._books.transaction() as transaction:
-                marks = self._known_marks(transaction)
+                marks = self._known_marks(transaction, _sources_of(messages))
                 if not all(marks.noted(message.id) for message in messages):
                     return Remade(postponed="some of its events are still to be booked", again=True)
                 if transaction.audited([key])[key] != before:
@@ -349,14 +358,17 @@ class Bookkeeper:
         self._vault.settle(requests, entries)
         self._vault.store(transaction.credit)
 
-    def _known_marks(self, transaction: Transaction) -> Marks:
+    def _known_marks(self, transaction: Transaction, sources: Iterable[Source]) -> Marks:
+        """With those of `sources` at hand."""
         if self._marks is None:
-            self._marks = Marks(transaction.marks())
+            self._marks = Marks(transaction.latest_marks(MOST_AT_HAND))
+        if absent := self._marks.absent(sources):
+            self._marks.adopt(transaction.marks(absent))
         return self._marks
 
     def _book(self, messages: Sequence[Delivered], now_unix_ms: int, *, traced: bool, durable: str) -> Booked:
         with self._books.transaction() as transaction:
-            marks, ledger, vault = self._known_marks(transaction), self._ledger, self._vault
+            marks, ledger, vault = self._known_marks(transaction, _sources_of(messages)), self._ledger, self._vault
             vault.load(transaction.credit)
             fresh = [message for message in messages if marks.admit(message.id, _tokens_in(message.event))]
             keys = keys_of(message.event for message in fresh)
@@ -374,6 +386,7 @@ class Bookkeeper:
             transaction.write(entries, usage, touched, marks.take_changed(), now_unix_ms, positions=positions)
             vault.store(transaction.credit)
         ledger.release(touched)
+        marks.release()
         return Booked(
             entries=entries,
             usage=usage,
@@ -388,6 +401,10 @@ class Bookkeeper:
             reached=vault.reached(),
             written_off=written_off,
         )
+
+
+def _sources_of(messages: Iterable[Delivered]) -> Iterator[Source]:
+    return ((message.id.publisher, message.id.epoch) for message in messages)
 
 
 def _tokens_in(event: Event) -> int:

@@ -45,6 +45,7 @@ _SUSPECTS_KEPT: Final = 10_000
 _GIVEN_UP_KEPT: Final = 10_000
 _OF_REQUESTS: Final = (Kind.LINES, Kind.BILLED, Kind.UNREPORTED, Kind.UNFINISHED)
 _GAP_STANDS_S: Final = 2.0
+_FORGETS_EVERY_S: Final = 86_400.0
 _REST: Final = 10.0  # times as long as it took to read the streams, until they are read again
 _START: Final = ("", "")
 
@@ -97,6 +98,7 @@ class Reconciler:
         self._summing = Summing()
         self._suspects: OrderedDict[Key, _Suspect] = OrderedDict()
         self._next_remake_s = float("-inf")
+        self._forgets_s = clock.monotonic_s() + _FORGETS_EVERY_S
         self._given_up: OrderedDict[Key, Audited] = OrderedDict()  # what cannot be repaired as it stands
 
     async def run(self) -> None:
@@ -117,6 +119,9 @@ class Reconciler:
         self._last = max(found) if len(found) == _REQUESTS_A_PASS else _START
         await self._repair(self._look_at(newest | found))
         await self._add_up()
+        if self._clock.monotonic_s() >= self._forgets_s:
+            await self._writing.run(partial(self._bookkeeper.forget_long_gone, self._clock.unix_ms()))
+            self._forgets_s = self._clock.monotonic_s() + _FORGETS_EVERY_S
         checked = self._audit.checked
         checked.requests += len(found)
         if self._last == _START:
@@ -144,7 +149,7 @@ class Reconciler:
 
     async def _look_at_publishers(self) -> None:
         settled = self._feed.lag_events == 0
-        noted = await self._writing.run(self._bookkeeper.noted)
+        noted = await self._writing.run(partial(self._bookkeeper.noted, tuple(self._counts.sources)))
         for lost in await self._gaps.look(noted.gaps):
             self._audit.stands(lost)
         for publisher in self._gaps.take_closed():

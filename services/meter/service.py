@@ -146,14 +146,16 @@ class MeterService(metering_pb2_grpc.MeterServicer):
             if request.unlimited and request.limit_nusd:
                 raise InvalidRequest(f"unlimited together with limit_nusd = {request.limit_nusd}; give one of them")
             limit_nusd = None if request.unlimited else request.limit_nusd
-        await self._writing.run(
+        spent_nusd = await self._writing.run(
             partial(self._bookkeeper.set_limit, tenant, limit_nusd, now_unix_ms=self._clock.unix_ms())
         )
+        # At once: what is booked from here on is told to the announcer, which has to know the tenant.
+        credit = self._announcer.set_limit(tenant, limit_nusd, spent_nusd)
         await self._lessor.announce(tenant)
-        return _budget(self._announcer.set_limit(tenant, limit_nusd))
+        return _budget(credit)
 
     async def _set_other(self, tenant: str, terms: BudgetTerms, *, lift: bool) -> metering_pb2.Budget:
-        budget = _budget(self._announcer.of(tenant))
+        budget = _budget(await self._credit(tenant))
         if lift:
             if not await self._lessor.lift(tenant, terms):
                 raise InvalidRequest(
@@ -179,7 +181,11 @@ class MeterService(metering_pb2_grpc.MeterServicer):
     async def GetBudget(self, request: metering_pb2.GetBudgetRequest, context: Context) -> metering_pb2.Budget:
         """A tenant without a budget is unlimited, also one that was never billed."""
         require_mesh_secret(context, self._secrets)
-        return _budget(self._announcer.of(_tenant(request.tenant)))
+        return _budget(await self._credit(_tenant(request.tenant)))
+
+    async def _credit(self, tenant: str) -> Credit:
+        known = self._announcer.of(tenant)
+        return known or Credit(tenant, None, await self._reading.run(partial(self._questions.spent_nusd, tenant)))
 
     async def GetRequest(self, request: metering_pb2.GetRequestRequest, context: Context) -> metering_pb2.RequestBill:
         require_mesh_secret(context, self._secrets)

@@ -106,7 +106,8 @@ async def wire(
     await writing.run(bookkeeper.adopt_limits)
     accounts = Accounts()
     for credit, budgeted in await writing.run(bookkeeper.credits):
-        accounts.restore(credit, budgeted=budgeted)
+        if budgeted:
+            accounts.restore(credit)
 
     prices = bookkeeper.prices
     for opened in prices.opened:

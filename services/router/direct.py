@@ -255,6 +255,10 @@ class Direct:
         )
         # What there is of it is at the client, which is checked above.
         check(replace(asked, resume_from=0) if asked.resume_from else asked, situation)
+        if self._unsaid:  # so that no more wait than there were placements out when the bus took no more
+            raise OutboxFull(
+                f"{len(self._unsaid)} ends of direct requests wait for the bus, which takes no more events; try again"
+            )
         if len(self._open) >= self._settings.max_direct:
             raise QueueFull(
                 f"{len(self._open)} placements of this router are out, its limit (router.max_direct); try again"

@@ -2,7 +2,8 @@
 
 In: budgets set, and nano-dollars booked. Out: `Credit` states to publish: at once when a tenant becomes exhausted, gets
 credit again, or its budget was set; else at most every `ANNOUNCE_EVERY_S` per tenant. A state stays due until
-`announced` says that it went out, so a full outbox loses nothing. Tenants without a budget are never announced.
+`announced` says that it went out, so a full outbox loses nothing. Tenants that never had a budget are not known here:
+what they have spent is in the books, and nobody announces it.
 """
 
 from dataclasses import dataclass
@@ -38,42 +39,42 @@ class _Account:
     credit: Credit
     announced: Credit | None = None
     announced_s: float = float("-inf")
-    budgeted: bool = False
 
 
 class Accounts:
-    """The credit of every tenant that has a budget or was billed."""
+    """The credit of every tenant that has, or had, a budget."""
 
     def __init__(self) -> None:
         self._accounts: dict[str, _Account] = {}
         self._due: set[str] = set()
 
-    def restore(self, credit: Credit, *, budgeted: bool) -> None:
-        """Takes over a stored state; due at once when a budget was ever set: what readers know may be old."""
-        self._accounts[credit.tenant] = _Account(credit, budgeted=budgeted)
-        if budgeted:
-            self._due.add(credit.tenant)
+    def restore(self, credit: Credit) -> None:
+        """Takes over the stored state of a tenant that ever had a budget; due at once: what readers know may be old."""
+        self._accounts[credit.tenant] = _Account(credit)
+        self._due.add(credit.tenant)
 
-    def set_limit(self, tenant: str, limit_nusd: int | None) -> Credit:
-        """Sets a tenant's budget; None lifts it."""
-        account = self._account(tenant)
+    def set_limit(self, tenant: str, limit_nusd: int | None, spent_nusd: int) -> Credit:
+        """Sets a tenant's budget; None lifts it. `spent_nusd`: by the books, where it is its first."""
+        account = self._accounts.setdefault(tenant, _Account(Credit(tenant, None, spent_nusd)))
         account.credit = Credit(tenant, limit_nusd, account.credit.spent_nusd)
-        account.budgeted, account.announced = True, None
+        account.announced = None
         self._due.add(tenant)
         return account.credit
 
     def spend(self, tenant: str, amount_nusd: int) -> None:
         """Books an amount, negative when a correction gives some back."""
-        account = self._account(tenant)
+        account = self._accounts.get(tenant)
+        if account is None:
+            return
         before = account.credit
         account.credit = Credit(tenant, before.limit_nusd, before.spent_nusd + amount_nusd)
-        if account.budgeted and amount_nusd and not before.unlimited:
+        if amount_nusd and not before.unlimited:
             self._due.add(tenant)
 
-    def of(self, tenant: str) -> Credit:
-        """A tenant's credit; unlimited and nothing spent for one that is not known."""
+    def of(self, tenant: str) -> Credit | None:
+        """A tenant's credit; None for one that never had a budget."""
         account = self._accounts.get(tenant)
-        return account.credit if account else Credit(tenant, None, 0)
+        return account.credit if account else None
 
     def due(self, now_s: float) -> tuple[list[Credit], float | None]:
         """What to announce now, and the seconds until the next may be due (None when nothing waits)."""
@@ -95,6 +96,3 @@ class Accounts:
         account.announced, account.announced_s = credit, now_s
         if account.credit == credit:
             self._due.discard(credit.tenant)
-
-    def _account(self, tenant: str) -> _Account:
-        return self._accounts.setdefault(tenant, _Account(Credit(tenant, None, 0)))

@@ -17,7 +17,7 @@ for a while.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -178,6 +178,11 @@ class Counts:
 
     def __init__(self) -> None:
         self._counted: OrderedDict[Source, _Counted] = OrderedDict()
+
+    @property
+    def sources(self) -> Collection[Source]:
+        """Of the workers that were heard."""
+        return self._counted.keys()
 
     def beat(self, source: Source, worker: str, sequence: int, generated_tokens: int, now_s: float) -> None:
         """Takes a heartbeat in.

@@ -25,6 +25,7 @@ _BULK_PART: Final = 4  # beyond what requests wait for, at most this part of wha
 _MARGIN: Final = 1.1  # clocks may run unlike by so much
 _UNKNOWN_LINGER_S: Final = 15.0  # of a holder whose word is lost with its database
 _WINDOWS_KEPT: Final = 2
+_LONGEST_NAME: Final = 256  # of a holder or its start: whoever was closed out is remembered for weeks
 
 
 @dataclass(slots=True)
@@ -177,6 +178,9 @@ class Leases:
     def answer(self, asked: LeaseAsked, now_s: float, unix_s: int) -> LeaseGranted:
         """What a holder gets. Whoever has been replaced, or was silent for too long, has no say."""
         funder = f"{asked.holder}/{asked.epoch}"
+        if len(funder) > _LONGEST_NAME:
+            refused = f"a holder's name of {len(funder)} characters is too long; it may have {_LONGEST_NAME}"
+            return LeaseGranted(refused=refused, ttl_ms=0, grants=())
         known = self._holders.get(asked.holder)
         replaced = known is not None and known.epoch > asked.epoch
         if replaced or funder in self._dying or funder in self._over:

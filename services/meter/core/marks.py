@@ -1,11 +1,13 @@
 """Which events of every publisher were booked: tells duplicates, counts gaps. Pure.
 
 In: event ids as they arrive, and marks as they were stored. Out: whether an event is new, and the marks to store with
-its effect. Of each publisher the last `WINDOW` numbers below its mark are kept apart when missing, because an event
-that was given back comes again after its successors. What is missing for longer is given up and counted as lost: a
-consumer has fewer events than that under way, so it cannot come any more.
+its effect. At hand are the marks used latest; those of publishers that are long gone stay stored, and are asked for
+(`absent`) when one of theirs comes after all. Of each publisher the last `WINDOW` numbers below its mark are kept apart
+when missing, because an event that was given back comes again after its successors. What is missing for longer is given
+up and counted as lost: a consumer has fewer events than that under way, so it cannot come any more.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -16,6 +18,7 @@ from services.mesh.sequences import SeenSequences
 
 WINDOW: Final = 4096
 UNKNOWN: Final = -1
+MOST_AT_HAND: Final = 8192
 _NAMED_GAPS: Final = 1024  # of one publisher
 
 Source = tuple[str, str]  # publisher, epoch
@@ -33,23 +36,35 @@ class Mark(SeenSequences):
 
 
 class Marks:
-    """The marks of all publishers.
+    """The marks of publishers, by when they were used last.
 
     Attributes:
         lost: events given up since the process started.
     """
 
     def __init__(self, stored: Iterable[tuple[Source, Mark]] = ()) -> None:
-        self._marks: dict[Source, Mark] = dict(stored)
+        self._marks: OrderedDict[Source, Mark] = OrderedDict(stored)
         self._changed: set[Source] = set()
         self.lost = 0
 
+    def absent(self, sources: Iterable[Source]) -> list[Source]:
+        """Those of the publishers whose marks are not at hand: load them, and `adopt` what is stored of them."""
+        return [source for source in dict.fromkeys(sources) if source not in self._marks]
+
+    def adopt(self, stored: Iterable[tuple[Source, Mark]]) -> None:
+        """Takes over stored marks."""
+        self._marks.update(stored)
+
     def admit(self, event: EventId, tokens: int = 0) -> bool:
-        """Notes an event with so many tokens in it; False when it was noted before (or given up)."""
+        """Notes an event with so many tokens in it; False when it was noted before (or given up).
+
+        A publisher without a mark at hand is a new one.
+        """
         source = (event.publisher, event.epoch)
         mark = self._marks.get(source)
         if mark is None:
             mark = self._marks[source] = Mark()
+        self._marks.move_to_end(source)
         floor = event.sequence - WINDOW
         if floor > mark.high_water:
             self.lost += len(mark.missing) + floor - mark.high_water
@@ -60,6 +75,14 @@ class Marks:
             mark.tokens += tokens
         self._changed.add(source)
         return True
+
+    def release(self, most: int = MOST_AT_HAND) -> None:
+        """Lets go of the marks that were used longest ago, beyond `most`. What such a publisher lacks is given up, but
+        booked if it comes after all: its mark is stored as it is."""
+        assert not self._changed, "store what has changed first"
+        while len(self._marks) > most:
+            _, mark = self._marks.popitem(last=False)
+            self.lost += len(mark.missing)
 
     def noted(self, event: EventId) -> bool:
         """Whether the event was booked, or given up: it will not be booked any more."""

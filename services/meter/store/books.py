@@ -77,9 +77,20 @@ class Transaction:
     def connection(self) -> Connection:
         return self._connection
 
-    def marks(self) -> list[tuple[Source, Mark]]:
-        """The marks of all publishers."""
-        return [rows.mark_of(row) for row in self._connection.execute(select(schema.publishers)).mappings()]
+    def latest_marks(self, most: int) -> list[tuple[Source, Mark]]:
+        """The marks that were changed last, the latest last; at most so many."""
+        latest = select(schema.publishers).order_by(schema.publishers.c.changed_unix_ms.desc()).limit(most)
+        return [rows.mark_of(row) for row in self._connection.execute(latest).mappings()][::-1]
+
+    def marks(self, sources: Sequence[Source]) -> list[tuple[Source, Mark]]:
+        """Those of the publishers' marks that are stored."""
+        table, wanted = schema.publishers, set(sources)
+        names = sorted({publisher for publisher, _ in wanted})
+        found: list[tuple[Source, Mark]] = []
+        for start in range(0, len(names), _KEYS_PER_QUERY):
+            some = select(table).where(table.c.publisher.in_(names[start : start + _KEYS_PER_QUERY]))
+            found += map(rows.mark_of, self._connection.execute(some).mappings())
+        return [each for each in found if each[0] in wanted]
 
     def forget_marks(self, before_unix_ms: int) -> None:
         """Drops marks of publishers, and dead holders of credit, of which the streams hold nothing any more."""
@@ -176,6 +187,12 @@ class Transaction:
             (Credit(row.tenant, row.limit_nusd, row.spent_nusd), bool(row.budgeted_unix_ms))
             for row in self._connection.execute(select(schema.tenants))
         ]
+
+    def spent_nusd(self, tenant: str) -> int:
+        """What a tenant was billed in all."""
+        tenants = schema.tenants
+        found = self._connection.execute(select(tenants.c.spent_nusd).where(tenants.c.tenant == tenant)).scalar()
+        return int(found or 0)
 
     def set_limit(self, tenant: str, limit_nusd: int | None, now_unix_ms: int) -> None:
         """Sets a tenant's budget; None lifts it."""

@@ -47,6 +47,13 @@ class Questions:
             if row["requests"] is not None  # without groups there is always a row, of nulls where nothing was booked
         ]
 
+    def spent_nusd(self, tenant: str) -> int:
+        """What a tenant was billed in all."""
+        tenants = schema.tenants
+        with self._engine.begin() as connection:
+            found = connection.execute(select(tenants.c.spent_nusd).where(tenants.c.tenant == tenant)).scalar()
+        return int(found or 0)
+
     def request(self, request_id: str) -> Request | None:
         """The request, the latest admitted where tenants chose the same id; None when nothing is booked under it."""
         requests, segments = schema.requests, schema.segments

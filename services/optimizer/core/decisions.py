@@ -1,8 +1,8 @@
 """What each plan predicted, and what then came true of the requests it sent: decisions, by plan version.
 
 In: plans as they are made, requests admitted under them, what those used, how they ended. Out: `Decision`s, the latest
-`_KEPT` of each model. A request belongs to the plan that was in force where it was placed, so its figures come in later
-than the decision: those of the last seconds are not complete.
+`_KEPT` of each model, `_MOST` in all. A request belongs to the plan that was in force where it was placed, so its
+figures come in later than the decision: those of the last seconds are not complete.
 """
 
 from collections import OrderedDict
@@ -13,6 +13,7 @@ from typing import Final
 from services.mesh.events import RoutingPlan
 
 _KEPT: Final = 3600  # of each model: an hour, at a plan a second
+_MOST: Final = 100_000  # of all models
 _MOST_REQUESTS: Final = 20_000  # of all models, the latest
 
 
@@ -51,7 +52,9 @@ class Decisions:
     """All models' decisions. Bounded: the oldest are forgotten."""
 
     def __init__(self) -> None:
-        self._by_name: dict[str, OrderedDict[str, Decision]] = {}
+        # By version: the name of a plan has its model's in it, which may be long.
+        self._by_model: dict[str, OrderedDict[int, Decision]] = {}
+        self._count = 0
         self._requests: OrderedDict[str, Decision] = OrderedDict()
 
     def made(self, plan: RoutingPlan) -> None:
@@ -59,8 +62,9 @@ class Decisions:
         demand_rps = sum(each.demand_rps for each in plan.classes)
         served_rps = demand_rps - plan.prediction.unserved_rps
         per_request_usd = plan.prediction.cost_usd_per_hour / 3600 / served_rps if served_rps > 0 else 0.0
-        decisions = self._by_name.setdefault(plan.model, OrderedDict())
-        decisions[plan.name] = Decision(
+        decisions = self._by_model.setdefault(plan.model, OrderedDict())
+        self._count += plan.version not in decisions
+        decisions[plan.version] = Decision(
             plan.model,
             plan.version,
             plan.made_unix_ms,
@@ -71,12 +75,15 @@ class Decisions:
             per_request_usd,
         )
         while len(decisions) > _KEPT:
-            decisions.popitem(last=False)
+            self._drop_oldest(decisions)
+        while self._count > _MOST:
+            self._drop_oldest(max(self._by_model.values(), key=len))
 
     def admitted(self, request_id: str, model: str, plan: str) -> None:
         """A request was placed; `plan` names the one that was in force, or is empty."""
-        decisions = self._by_name.get(model)
-        decision = decisions.get(plan) if decisions else None
+        decisions = self._by_model.get(model)
+        version = plan.removeprefix(f"{model}:")
+        decision = decisions.get(int(version)) if decisions and version.isdecimal() and len(version) < 20 else None
         if decision is None or request_id in self._requests:
             return
         decision.requests += 1
@@ -99,11 +106,16 @@ class Decisions:
 
     def latest(self, model: str, most: int) -> Sequence[Decision]:
         """The latest `most` decisions of a model, newest first."""
-        decisions = self._by_name.get(model)
+        decisions = self._by_model.get(model)
         if not decisions:
             return ()
         return [each for each, _ in zip(reversed(decisions.values()), range(most), strict=False)]
 
     def forget(self, known: set[str]) -> None:
         """Drops the models that are not among `known`."""
-        self._by_name = {model: each for model, each in self._by_name.items() if model in known}
+        self._by_model = {model: each for model, each in self._by_model.items() if model in known}
+        self._count = sum(map(len, self._by_model.values()))
+
+    def _drop_oldest(self, decisions: OrderedDict[int, Decision]) -> None:
+        decisions.popitem(last=False)
+        self._count -= 1

@@ -27,6 +27,7 @@ from services.router.core.serving import DevicePrice, Serving, bounded_slow
 from services.router.core.table import ModelTable
 
 _FORGET_AFTER_S: Final = 60.0
+_MOST_WORKERS: Final = 16_384
 _MOST_MODELS: Final = 4096
 _MOVE_WHEN_STALLED_S: Final = 3.0
 _MOVE_WHEN_SLOW: Final = 3.0  # times as slow as expected
@@ -107,8 +108,11 @@ class Fleet:
         return now_s - worker.heard_s > self.heartbeat_timeout_s
 
     def heartbeat(self, beat: WorkerHeartbeat, now_s: float, now_unix_ms: int) -> None:
-        """Folds one heartbeat; one that comes out of order is ignored."""
+        """Folds one heartbeat; one that comes out of order is ignored, and a worker more than `_MOST_WORKERS`: it is
+        taken in once others have been silent for long enough to be dropped."""
         known = self._workers.get(beat.worker)
+        if known is None and len(self._workers) >= _MOST_WORKERS:
+            return
         if known is None or known.beat.epoch != beat.epoch:
             if known is not None and beat.epoch == known.epoch_before and not self._late(known, now_s):
                 return  # the last words of an earlier epoch; no clock tells, since a host's may have been set back

@@ -57,6 +57,7 @@ LOAD: Final = (  # what changes with every heartbeat and every placement
     # then for each band of promises: what the TPOT promises of our requests running there are worth, in dollars
 )
 _FIRST_CAPACITY: Final = 2 * LANES
+_SPARE_POOLS: Final = 64  # names that no worker has any more
 _MOST_FEATURES: Final = 60  # told apart
 
 
@@ -131,13 +132,24 @@ class ModelTable:
         """Says anew who a row is."""
         self.serving[row] = serving
         worker = serving.worker
-        number = self._pool_numbers.get(worker.pool)
-        if number is None:
-            number = self._pool_numbers[worker.pool] = len(self.pool_names)
-            self.pool_names.append(worker.pool)
+        number = self._pool_number(worker.pool)
         self._numbers[:, row] = worker.slot, number, self._bits(worker.beat.features), worker.linked
         self.row_of[worker.slot] = row
         self._slots_end = max(self._slots_end, worker.slot + 1)
+
+    def _pool_number(self, pool: str) -> int:
+        number = self._pool_numbers.get(pool)
+        if number is not None:
+            return number
+        if len(self.pool_names) > 2 * len(self.serving) + _SPARE_POOLS:  # most of them are of workers that are gone
+            self.pool_names = list(dict.fromkeys(each.worker.pool for each in self.serving))
+            self._pool_numbers = {name: number for number, name in enumerate(self.pool_names)}
+            for row, each in enumerate(self.serving):
+                self.pools[row] = self._pool_numbers[each.worker.pool]
+            return self._pool_number(pool)
+        number = self._pool_numbers[pool] = len(self.pool_names)
+        self.pool_names.append(pool)
+        return number
 
     def remove(self, row: int) -> None:
         """Takes a row out; the last row takes its number."""

@@ -45,7 +45,7 @@ async def _running(accounts: Accounts, outbox: _Outbox) -> AsyncIterator[Announc
 
 async def test_restored_budgets_are_announced_at_the_start() -> None:
     accounts, outbox = Accounts(), _Outbox(10)
-    accounts.restore(Credit("acme", 100, 30), budgeted=True)
+    accounts.restore(Credit("acme", 100, 30))
     async with _running(accounts, outbox):
         await outbox.holds(1)
     assert (outbox.events[0].tenant, outbox.events[0].remaining_nusd) == ("acme", 70)
@@ -54,7 +54,7 @@ async def test_restored_budgets_are_announced_at_the_start() -> None:
 async def test_exhaustion_is_announced_without_waiting() -> None:
     outbox = _Outbox(10)
     async with _running(Accounts(), outbox) as announcer:
-        announcer.set_limit("acme", 100)
+        announcer.set_limit("acme", 100, 0)
         await outbox.holds(1)
         announcer.spend({"acme": 100, "free": 5})
         await outbox.holds(2)
@@ -64,7 +64,7 @@ async def test_exhaustion_is_announced_without_waiting() -> None:
 async def test_what_a_full_outbox_refused_is_announced_when_there_is_room() -> None:
     outbox = _Outbox(0)
     async with _running(Accounts(), outbox) as announcer:
-        announcer.set_limit("acme", 100)
+        announcer.set_limit("acme", 100, 0)
         announcer.spend({"acme": 40})
         await asyncio.sleep(0)  # lets the announcer meet the full outbox
         outbox.room = 10

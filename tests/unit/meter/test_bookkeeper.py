@@ -3,7 +3,9 @@ import sqlite3
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from decimal import Decimal
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from services.mesh.subjects import channel_of, subject_of
 from services.meter.bookkeeper import Bookkeeper
 from services.meter.core.amounts import NOTHING, Amounts
 from services.meter.core.costs import RateCard
+from services.meter.core.marks import Marks
 from services.meter.core.usage import DIMENSIONS, Grouping, grouping
 from services.meter.store.database import Database
 from services.meter.store.questions import Questions
@@ -283,3 +286,26 @@ def test_usage_is_filtered_and_bounded_by_time_and_rows(tmp_path: Path) -> None:
         found = questions.usage(wanted, first + 1, first + 3, 10)
         assert [group for group, _ in found] == [(t, first + m) for t, m in itertools.product("ac", (1, 2))]
         assert len(questions.usage(wanted, None, None, 3)) == 3
+
+
+def test_what_comes_again_of_a_publisher_that_was_let_go_of_long_ago_is_billed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.meter.bookkeeper.MOST_AT_HAND", 4)
+    monkeypatch.setattr(Marks, "release", partialmethod(Marks.release, 4))
+    batches = [
+        [
+            replace(each, id=EventId(f"worker.w{number}.tokens", "e1", 1))
+            for each in _delivered(tokens(entry("r", number, 1)))
+        ]
+        for number in range(12)
+    ]
+    with _opened(tmp_path / "meter.db") as (keeper, questions):
+        for batch in batches:
+            keeper.book(batch, START_MS)
+        assert len(keeper.noted().tokens) == 4
+        assert set(keeper.noted([("worker.w0.tokens", "e1")]).tokens) >= {("worker.w0.tokens", "e1")}
+        assert [keeper.book(batch, START_MS).duplicates for batch in batches] == [1] * 12
+        assert _total(questions).generated_tokens == 12
+        keeper.forget_long_gone(START_MS)
+        assert keeper.book(batches[0], START_MS).duplicates == 1

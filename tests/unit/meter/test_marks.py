@@ -57,3 +57,19 @@ def test_a_first_sight_late_in_a_history_keeps_a_bounded_number_of_gaps() -> Non
     assert marks.admit(_id(10**9))
     assert sum(marks.missing().values()) < WINDOW
     assert marks.admit(_id(10**9 - 5))
+
+
+def test_marks_used_longest_ago_are_let_go_and_taken_up_again_as_they_were_stored() -> None:
+    marks, stored = Marks(), {}
+    for number in range(20):
+        for sequence in (1, 3):
+            assert marks.admit(_id(sequence, f"e{number}"))
+        stored |= dict(marks.take_changed())
+        marks.release(5)
+    assert sum(marks.missing().values()) == 5
+    assert marks.lost == 15
+    late = [_id(2, "e0"), _id(3, "e0"), _id(1, "e19")]
+    sources = [(each.publisher, each.epoch) for each in late]
+    assert marks.absent(sources) == sources[:1]
+    marks.adopt([(source, stored[source]) for source in marks.absent(sources)])
+    assert [marks.admit(each) for each in late] == [True, False, False]

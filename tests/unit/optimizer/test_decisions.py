@@ -71,3 +71,19 @@ def test_only_the_latest_are_kept_and_none_of_a_model_that_is_gone() -> None:
     assert [each.version for each in decisions.latest(MODEL, 2)] == [3999, 3998]
     decisions.forget(set())
     assert decisions.latest(MODEL, 1) == ()
+
+
+def test_no_number_of_models_makes_decisions_grow_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.optimizer.core.decisions._MOST", 10)
+    decisions = Decisions()
+    for version in range(1, 8):
+        decisions.made(plan(version))
+        for other in ("a", "b"):
+            decisions.made(replace(plan(version), model=other))
+    kept = {model: [each.version for each in decisions.latest(model, 100)] for model in (MODEL, "a", "b")}
+    assert sum(map(len, kept.values())) == 10
+    assert all(versions[0] == 7 and len(versions) >= 3 for versions in kept.values())
+    decisions.forget({"a"})
+    assert decisions.latest("b", 10) == ()
+    decisions.made(replace(plan(8), model="a"))
+    assert len(decisions.latest("a", 100)) == len(kept["a"]) + 1

@@ -334,3 +334,29 @@ def test_models_and_plans_that_come_and_go_are_not_kept_without_end(monkeypatch:
     assert MODEL in world.fleet.models
     assert MODEL in world.fleet.plans
     assert world.decide().worker.name == "a"
+
+
+def test_no_more_workers_are_known_than_may_be_and_a_new_one_is_taken_in_when_others_are_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("services.router.core.fleet._MOST_WORKERS", 3)
+    world = World()
+    for worker in ("a", "b", "c", "d"):
+        world.beat(worker)
+    assert sorted(each.name for each in world.fleet.workers()) == ["a", "b", "c"]
+    world.now_s += 61.0
+    world.beat("a")
+    assert sorted(world.fleet.forget(world.now_s)) == ["b", "c"]
+    world.beat("d")
+    assert sorted(each.name for each in world.fleet.workers()) == ["a", "d"]
+
+
+def test_names_of_pools_that_are_gone_are_forgotten_and_every_row_keeps_its_pool() -> None:
+    world = World()
+    for number in range(500):
+        world.beat("a", pool=f"pool-{number}")
+        world.beat("b", pool="steady")
+    table = world.fleet.models[MODEL]
+    assert len(table.pool_names) < 100
+    shown = {each.worker.name: table.pool_names[table.pools[each.row]] for each in table.serving}
+    assert shown == {"a": "pool-499", "b": "steady"}
