@@ -1,7 +1,9 @@
 """`tokenworks usage`: who used what, on what, at what price and cost."""
 
 import asyncio
+import csv
 import re
+import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from services.cli.access import Access
     from tokenworks.v1 import metering_pb2 as metering
 
-LABELS: Final = ("tenant", "workload", "model", "accelerator", "worker", "pool", "slo_class")
+LABELS: Final = ("tenant", "team", "key", "workload", "session", "model", "accelerator", "worker", "pool", "slo_class")
 _OF_REQUESTS: Final = ("tenant", "workload", "slo_class")
 SPANS: Final = ("minute", "hour", "day")
 _UNIT_MS: Final = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
@@ -36,8 +38,11 @@ def usage(
     until: Annotated[str, typer.Option("--to", help="Until when, likewise; default: now.")] = "",
     meter: MeterOption = "",
     as_json: JsonFlag = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Comma-separated values on standard output.")] = False,
 ) -> None:
     """Show tokens, price, cost and energy, grouped and filtered."""
+    if as_json and as_csv:
+        raise typer.BadParameter("choose one of --json and --csv", param_hint="--csv")
     group_by = [part.strip() for part in by.split(",") if part.strip()]
     for field in group_by:
         if field not in (*LABELS, *SPANS):
@@ -50,8 +55,26 @@ def usage(
         from services.cli.wire_document import document_of
 
         answer = asyncio.run(_ask(read_access(meter=meter), group_by, filters, from_ms, to_ms))
+        if as_csv:
+            _write_csv(group_by, answer)
+            return
         late = f"[yellow]{answer.lag_events:,} events are not booked yet.[/]" if answer.lag_events else ""
         output.result(document_of(answer), *_tables(group_by, answer), at_risk(answer), *([late] if late else []))
+
+
+def _write_csv(group_by: list[str], answer: "metering.GetUsageResponse") -> None:
+    """A line for each row: what it is grouped by, then all its figures as they are on the wire."""
+    figures = [field.name for field in answer.total.DESCRIPTOR.fields if field.name != "key"]
+    writer = csv.writer(sys.stdout)
+    writer.writerow([*group_by, *figures])
+    for row in answer.rows:
+        labels = [_at(row) if field in SPANS else getattr(row.key, field) for field in group_by]
+        absent = {each.name for each in row.DESCRIPTOR.fields if each.has_presence and not row.HasField(each.name)}
+        writer.writerow([*labels, *("" if name in absent else getattr(row, name) for name in figures)])
+
+
+def _at(row: "metering.UsageRow") -> str:
+    return datetime.fromtimestamp(row.key.from_unix_ms / 1000, UTC).isoformat()
 
 
 def at_risk(answer: "metering.GetUsageResponse") -> str:
@@ -129,7 +152,7 @@ def _tables(group_by: list[str], answer: "metering.GetUsageResponse") -> "list[T
     from services.cli.report_view import table
 
     used = (">requests", ">prompt", ">cached", ">tokens", ">price", ">cost", ">energy", ">cost $/M", ">SLO met")
-    cost = (">use", ">energy", ">idle", ">house", ">credits", ">margin", ">CO2e", ">tokens/J")
+    cost = (">use", ">energy", ">idle", ">house", ">credits", ">margin", ">CO2e", ">tokens/J", ">used")
     made = []
     for title, columns, cells in (("Usage", used, _used), ("Costs", cost, _costs)):
         one = table(title, *group_by, *columns)
@@ -145,7 +168,6 @@ def _tables(group_by: list[str], answer: "metering.GetUsageResponse") -> "list[T
 
 
 def _used(row: "metering.UsageRow") -> list[str]:
-    from services.cli.report import usd_per_mtok
     from services.cli.report_view import dollars_per_mtok, joules
     from services.mesh.money import format_usd
 
@@ -158,8 +180,8 @@ def _used(row: "metering.UsageRow") -> list[str]:
         format_usd(row.price_nusd + row.adjustment_nusd),
         format_usd(cost_nusd),
         joules(row.energy_uj / 1e6, row.measured_energy_uj / 1e6),
-        dollars_per_mtok(usd_per_mtok(cost_nusd, row.delivered_tokens)),
-        f"{row.slo_met_requests / row.finished_requests:.1%}" if row.finished_requests else "-",
+        dollars_per_mtok(row.cost_usd_per_mtok if row.HasField("cost_usd_per_mtok") else None),
+        f"{row.slo_attainment:.1%}" if row.HasField("slo_attainment") else "-",
     ]
 
 
@@ -177,5 +199,6 @@ def _costs(row: "metering.UsageRow") -> list[str]:
     return [
         *(format_usd(each) for each in amounts),
         f"{row.carbon_ug / 1e6:,.2f} g",
-        f"{row.delivered_tokens / row.energy_uj * 1e6:,.2f}" if row.energy_uj else "-",
+        f"{row.tokens_per_joule:,.2f}" if row.HasField("tokens_per_joule") else "-",
+        f"{row.utilisation:.1%}" if row.HasField("utilisation") else "-",
     ]

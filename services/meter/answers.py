@@ -4,7 +4,7 @@ In: amounts of the ledger's lines, and what stands beside them. Out: messages of
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from services.meter.core.amounts import Amounts
 from services.meter.core.beside import Beside
@@ -15,9 +15,17 @@ from services.meter.core.requests import Request
 from services.meter.core.usage import MINUTES_BY_UNIT, Group, Grouping
 from tokenworks.v1 import metering_pb2
 
+_NUSD_PER_MTOK_USD: Final = 1000  # nano-dollars a token, of a dollar per million
 
-def row_of(wanted: Grouping, group: Group, amounts: Amounts, beside: Beside | None = None) -> metering_pb2.UsageRow:
-    """One row of usage; without `beside`, what the ledger's lines say alone."""
+
+def row_of(
+    wanted: Grouping, group: Group, amounts: Amounts, beside: Beside | None = None, *, paid_ns: int = 0
+) -> metering_pb2.UsageRow:
+    """One row of usage; without `beside`, what the ledger's lines say alone.
+
+    Args:
+        paid_ns: that the workers of the group's hardware and time were paid for; 0: not known.
+    """
     key: dict[str, Any] = {
         "from_unix_ms" if name in MINUTES_BY_UNIT else name: value if isinstance(value, str) else value * MS_PER_MINUTE
         for name, value in zip(wanted.names, group, strict=True)
@@ -30,7 +38,23 @@ def row_of(wanted: Grouping, group: Group, amounts: Amounts, beside: Beside | No
         row.credit_nusd, row.adjustment_nusd = beside.credit_nusd, beside.adjustment_nusd
         row.carbon_ug = max(0, beside.carbon_ug)
         row.margin_nusd = beside.margin_nusd(amounts)
+        _add_efficiency(row, paid_ns)
     return row
+
+
+def _add_efficiency(row: metering_pb2.UsageRow, paid_ns: int) -> None:
+    """What follows from the sums, where there is anything to divide by."""
+    if row.delivered_tokens:
+        cost_nusd = row.use_cost_nusd + row.energy_cost_nusd + row.idle_cost_nusd + row.house_cost_nusd
+        row.price_usd_per_mtok = (row.price_nusd + row.adjustment_nusd) / row.delivered_tokens / _NUSD_PER_MTOK_USD
+        row.cost_usd_per_mtok = cost_nusd / row.delivered_tokens / _NUSD_PER_MTOK_USD
+    if row.energy_uj:
+        row.tokens_per_joule = row.delivered_tokens / row.energy_uj * 1e6
+    if row.finished_requests:
+        row.slo_attainment = row.slo_met_requests / row.finished_requests
+    if paid_ns > 0:
+        row.paid_ns = paid_ns
+        row.utilisation = row.device_ns / paid_ns
 
 
 def bill_of(

@@ -20,13 +20,11 @@ from services.meter.answers import bill_of, row_of
 from services.meter.audit import Audit
 from services.meter.bookkeeper import Bookkeeper
 from services.meter.budget_calls import check_room, is_tenants_own, states, terms_of
-from services.meter.core.amounts import NOTHING
-from services.meter.core.beside import Beside, by_group
 from services.meter.core.budgets import Credit
 from services.meter.core.journal import HOUSE, Account
-from services.meter.core.ledger import MS_PER_MINUTE
-from services.meter.core.usage import Grouping, grouping
+from services.meter.core.usage import DIMENSIONS
 from services.meter.feed import Feed
+from services.meter.inquiry import Inquiry, grouping_of
 from services.meter.lessor import Lessor
 from services.meter.runaways import Runaways
 from services.meter.settler import Settler
@@ -38,7 +36,6 @@ from tokenworks.v1 import events_pb2, metering_pb2, metering_pb2_grpc
 
 SERVICE_NAME: Final = "tokenworks.v1.Meter"
 _SCOPES: Final = ("tenant", "workload", "session")
-_MAX_ROWS: Final = 100_000
 _MAX_TENANT: Final = 128
 _MAX_NUSD: Final = 2**63 - 1
 _OF_BILLS: Final = (Account.USE, Account.ENERGY, Account.IDLE, *HOUSE)
@@ -63,6 +60,7 @@ class MeterService(metering_pb2_grpc.MeterServicer):
         lessor: Lessor,
         settler: Settler,
         bills: BillReader,
+        inquiry: Inquiry,
         clock: Clock,
         secrets: Sequence[str],
     ) -> None:
@@ -78,46 +76,21 @@ class MeterService(metering_pb2_grpc.MeterServicer):
         self._lessor = lessor
         self._settler = settler
         self._bills = bills
+        self._inquiry = inquiry
         self._clock = clock
         self._secrets = secrets
 
     async def GetUsage(self, request: metering_pb2.GetUsageRequest, context: Context) -> metering_pb2.GetUsageResponse:
         """Times count in whole minutes: all that [from, to) touches; what is billed by the hour, in whole hours."""
         require_mesh_secret(context, self._secrets)
-        wanted = _grouping(request.group_by, request.filters)
-        from_minute, to_minute = _minutes(request.from_unix_ms, request.to_unix_ms)
-        lag_events = self._feed.lag_events
-        lines = await self._reading.run(
-            partial(self._questions.usage, wanted, from_minute, to_minute, max_rows=_MAX_ROWS + 1)
-        )
-        hours = None if from_minute is None else from_minute // 60, None if to_minute is None else -(-to_minute // 60)
-        booked = await self._reading.run(partial(self._bills.by_group, wanted, *hours))
-        found = by_group(wanted, lines, booked, self._settler.standing.hours, hours)
-        if len(found) > _MAX_ROWS:
-            raise InvalidRequest(
-                f"group_by = {list(request.group_by)} gives more than {_MAX_ROWS} rows; narrow the times, or filter"
-            )
-        total, beside = NOTHING, Beside()
-        for each in found:
-            total = total.plus(each.amounts)
-            beside.add(each.beside)
-        at_risk = self._settler.standing.at_risk
-        return metering_pb2.GetUsageResponse(
-            rows=[row_of(wanted, each.group, each.amounts, each.beside) for each in found],
-            total=row_of(Grouping(), (), total, beside),
-            lag_events=lag_events,
-            at_risk_nusd=at_risk.at_risk_nusd,
-            expected_credit_nusd=at_risk.expected_nusd,
-            running_requests=at_risk.requests,
-            idle_rule=self._settler.terms.rule.idle,
-        )
+        return await self._inquiry.usage(request)
 
     async def WatchUsage(
         self, request: metering_pb2.WatchUsageRequest, context: Context
     ) -> AsyncIterator[metering_pb2.UsageDelta]:
         """A message every `every_ms`, also when nothing was booked."""
         require_mesh_secret(context, self._secrets)
-        wanted = _grouping(request.group_by, request.filters)
+        wanted = grouping_of(request.group_by, request.filters, DIMENSIONS)
         shortest_ms, longest_ms = _WATCH_MS
         every_ms = request.every_ms or 1000
         if not shortest_ms <= every_ms <= longest_ms:
@@ -249,22 +222,6 @@ def _drift(found: DriftFound) -> metering_pb2.Drift:
         done=found.done,
         at_unix_ms=found.at_unix_ms,
     )
-
-
-def _grouping(names: Sequence[str], filters: Sequence[metering_pb2.UsageFilter]) -> Grouping:
-    return grouping(tuple(names), [(each.field, tuple(each.values)) for each in filters])
-
-
-def _minutes(from_unix_ms: int, to_unix_ms: int) -> tuple[int | None, int | None]:
-    """The minutes that [from, to) touches, as [first, end); None where 0 says that there is no bound."""
-    for field, unix_ms in (("from_unix_ms", from_unix_ms), ("to_unix_ms", to_unix_ms)):
-        if unix_ms < 0:
-            raise InvalidRequest(f"{field} = {unix_ms} is negative; give milliseconds since 1970, or 0 for no bound")
-    if to_unix_ms and from_unix_ms > to_unix_ms:
-        raise InvalidRequest(f"from_unix_ms = {from_unix_ms} is after to_unix_ms = {to_unix_ms}; exchange them")
-    first = from_unix_ms // MS_PER_MINUTE if from_unix_ms else None
-    end = -(-to_unix_ms // MS_PER_MINUTE) if to_unix_ms else None
-    return first, end
 
 
 def _tenant(tenant: str) -> str:

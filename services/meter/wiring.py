@@ -21,19 +21,23 @@ from services.meter.catch_up import booked_up_to, catch_up, find_behind, restore
 from services.meter.core.budgets import Accounts
 from services.meter.core.fleet_bill import IdleRule, Rule
 from services.meter.feed import Feed
+from services.meter.inquiry import Inquiry
 from services.meter.lessor import Lessor
 from services.meter.pricing_service import SERVICE_NAME as PRICING_NAME
 from services.meter.pricing_service import PricingService
 from services.meter.rates import credit_terms, fleet_rates, rate_card
 from services.meter.reconciler import Reconciler
 from services.meter.reratings import Reratings
+from services.meter.roller import Roller
 from services.meter.runaways import Runaways
 from services.meter.service import SERVICE_NAME, MeterService
 from services.meter.settler import Settler, Terms
 from services.meter.store.audit import Audits
 from services.meter.store.bill import BillReader, BillWriter
+from services.meter.store.callers import CallerReader
 from services.meter.store.database import Database
 from services.meter.store.questions import Questions
+from services.meter.store.rolling import HourRoller
 from services.meter.thread import WorkThreads
 from services.meter.watchers import Watchers
 from tokenworks.v1 import metering_pb2_grpc, pricing_pb2_grpc
@@ -172,6 +176,16 @@ async def wire(
         bus=bus,
         clock=clock,
     )
+    roller = Roller(hours=HourRoller(database), bookkeeper=bookkeeper, reading=reading, writing=writing, clock=clock)
+    inquiry = Inquiry(
+        questions=Questions(database),
+        callers=CallerReader(database),
+        bills=bills,
+        settler=settler,
+        feed=feed,
+        reading=reading,
+        clock=clock,
+    )
     reratings = Reratings(
         bookkeeper=bookkeeper,
         audits=Audits(database),
@@ -186,6 +200,7 @@ async def wire(
         life.spawn(feed.run(), "feed"),
         life.spawn(reconciler.run(), "reconciler"),
         life.spawn(settler.run(), "settler"),
+        life.spawn(roller.run(), "hours by caller"),
         life.spawn(reratings.resume(), "unfinished re-ratings"),
         life.spawn(lessor.serve(), "leases"),
         life.spawn(lessor.look_after(), "look after leases"),
@@ -212,6 +227,7 @@ async def wire(
         lessor=lessor,
         settler=settler,
         bills=bills,
+        inquiry=inquiry,
         clock=clock,
         secrets=settings.secrets,
     )

@@ -5,11 +5,25 @@ In: amounts by account, as booked and as they stand. Out: their sums by group.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Final, NamedTuple
 
 from services.meter.core.amounts import Amounts
 from services.meter.core.journal import HOUSE, OF_REQUESTS, Account, Posting, Value
-from services.meter.core.usage import MINUTES_BY_UNIT, Group, Grouping
+from services.meter.core.requests import Key
+from services.meter.core.usage import CALLERS, MINUTES_BY_UNIT, Group, Grouping
+
+
+class Caller(NamedTuple):
+    """Who asked; each empty where it is not known, or there is none."""
+
+    team: str = ""
+    key: str = ""
+    session: str = ""
+
+
+_NOBODY: Final = Caller()
+assert Caller._fields == CALLERS
 
 
 @dataclass(slots=True)
@@ -63,6 +77,8 @@ def by_group(
     booked: Iterable[tuple[Group, Account, Value]],
     standing: Mapping[int, Iterable[Posting]],
     within: tuple[int | None, int | None],
+    *,
+    callers: Mapping[Key, Caller] = MappingProxyType({}),
 ) -> list[Row]:
     """The ledger's sums and what stands beside them, ordered by group.
 
@@ -70,6 +86,7 @@ def by_group(
         booked: postings, grouped.
         standing: what is not booked yet, by hour since 1970.
         within: hours [first, end) of `standing` that count; None: no bound.
+        callers: of the requests in `standing`, where `wanted` asks for them.
     """
     rows = {group: Row(group, amounts, Beside()) for group, amounts in lines}
 
@@ -85,19 +102,20 @@ def by_group(
     for hour, postings in standing.items():
         if (first is None or hour >= first) and (end is None or hour < end):
             for posting in postings:
-                if (its_group := _group(wanted, hour, posting)) is not None:
+                if (its_group := _group(wanted, hour, posting, callers)) is not None:
                     take(its_group, posting.account, posting.value)
     shown = (row for row in rows.values() if any(row.amounts) or row.beside != Beside())
     return sorted(shown, key=lambda row: row.group)
 
 
-def _group(wanted: Grouping, hour: int, posting: Posting) -> Group | None:
-    of_house = posting.account in HOUSE
+def _group(wanted: Grouping, hour: int, posting: Posting, callers: Mapping[Key, Caller]) -> Group | None:
+    of_house, subject = posting.account in HOUSE, posting.subject
 
     def told(name: str) -> str:
-        if of_house and name in OF_REQUESTS:
+        if of_house and (name in OF_REQUESTS or name in CALLERS):
             return ""
-        value: str = getattr(posting.subject, name)
+        of = callers.get((subject.request_id, subject.tenant), _NOBODY) if name in CALLERS else subject
+        value: str = getattr(of, name)
         return value
 
     if any(told(name) not in values for name, values in wanted.filters.items()):

@@ -42,6 +42,9 @@ class Admission(NamedTuple):
     router: str
     price_book: str
     plan: str
+    key: str
+    team: str
+    session_id: str
 
 
 class Finish(NamedTuple):
@@ -216,7 +219,8 @@ class Request:
         segment.closed = segment.closed or entry.last
 
     def note_admitted(self, event: RequestAdmitted) -> None:
-        admission = Admission(event.at_unix_ms, event.router, event.price_book, event.plan)
+        who = event.key, event.team, event.session_id
+        admission = Admission(event.at_unix_ms, event.router, event.price_book, event.plan, *who)
         self.admission = min(self.admission or admission, admission)
         self.reported = True
 

@@ -27,6 +27,7 @@ class UsageKey(NamedTuple):
 
 
 DIMENSIONS: Final = UsageKey._fields[1:]
+CALLERS: Final = ("team", "key", "session")  # told of requests, not of usage as it is kept by the minute
 MINUTES_BY_UNIT: Final = {"minute": 1, "hour": 60, "day": 1440}
 
 Group = tuple[str | int, ...]  # the values of a grouping's names; a time as minutes since 1970
@@ -37,12 +38,24 @@ class Grouping:
     """What to group by and what to leave out; made by `grouping`.
 
     Attributes:
-        names: out of `DIMENSIONS` and `MINUTES_BY_UNIT`, no name twice, at most one unit of time.
-        filters: for a name out of `DIMENSIONS`, the values that count.
+        names: out of `DIMENSIONS`, `CALLERS` and `MINUTES_BY_UNIT`, no name twice, at most one unit of time.
+        filters: for a name out of `DIMENSIONS` or `CALLERS`, the values that count.
     """
 
     names: tuple[str, ...] = ()
     filters: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+    @property
+    def by_caller(self) -> bool:
+        """Whether it asks who called."""
+        return any(name in self.names or name in self.filters for name in CALLERS)
+
+    def only(self, **values: str) -> "Grouping":
+        """The same with one value for a field; nothing passes where its filter does not have that value."""
+        allowed = {
+            name: frozenset({value}) & self.filters.get(name, frozenset({value})) for name, value in values.items()
+        }
+        return Grouping(self.names, {**self.filters, **allowed})
 
     def group(self, key: UsageKey) -> Group | None:
         """The group that `key` falls into; None when a filter leaves it out."""
@@ -54,15 +67,19 @@ class Grouping:
         )
 
 
-def grouping(names: Sequence[str], filters: Sequence[tuple[str, Sequence[str]]]) -> Grouping:
-    """Checks what a caller wants to group and filter by.
+def grouping(
+    names: Sequence[str],
+    filters: Sequence[tuple[str, Sequence[str]]],
+    fields: Sequence[str] = (*DIMENSIONS, *CALLERS),
+) -> Grouping:
+    """Checks what a caller wants to group and filter by, out of `fields` and times.
 
     Raises:
         InvalidRequest: an unknown or repeated field, two units of time, or a filter without values.
     """
     for name in names:
-        if name not in DIMENSIONS and name not in MINUTES_BY_UNIT:
-            raise InvalidRequest(f"cannot group by {name!r}; use any of: {', '.join((*DIMENSIONS, *MINUTES_BY_UNIT))}")
+        if name not in fields and name not in MINUTES_BY_UNIT:
+            raise InvalidRequest(f"cannot group by {name!r}; use any of: {', '.join((*fields, *MINUTES_BY_UNIT))}")
     if len(set(names)) != len(names):
         raise InvalidRequest(f"group_by = {list(names)} names a field twice; name each once")
     units = [name for name in names if name in MINUTES_BY_UNIT]
@@ -70,8 +87,8 @@ def grouping(names: Sequence[str], filters: Sequence[tuple[str, Sequence[str]]])
         raise InvalidRequest(f"cannot group by {' and '.join(units)} together; use one of them")
     checked: dict[str, frozenset[str]] = {}
     for name, values in filters:
-        if name not in DIMENSIONS:
-            raise InvalidRequest(f"cannot filter on {name!r}; use any of: {', '.join(DIMENSIONS)}")
+        if name not in fields:
+            raise InvalidRequest(f"cannot filter on {name!r}; use any of: {', '.join(fields)}")
         if not values:
             raise InvalidRequest(f"the filter on {name!r} has no values, so nothing could pass; give at least one")
         if name in checked:

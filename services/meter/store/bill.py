@@ -8,13 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import ColumnElement, FromClause, and_, case, func, select
+from sqlalchemy import ColumnElement, FromClause, and_, func, literal, select
 
 from services.meter.core.credits import Missed
 from services.meter.core.fleet_bill import Work
-from services.meter.core.journal import HOUSE, OF_REQUESTS, Account, Booked, Posting, Subject, Value
+from services.meter.core.journal import Account, Booked, Posting, Subject, Value
+from services.meter.core.paid import PaidHour
 from services.meter.core.presence import Start, WorkerHour
-from services.meter.core.usage import MINUTES_BY_UNIT, Group, Grouping
+from services.meter.core.usage import MINUTES_BY_UNIT, Grouping
 from services.meter.store import schema
 from services.meter.store.bill_tables import bill_hours, postings, worker_hours
 from services.meter.store.books import Transaction
@@ -191,25 +192,20 @@ class BillReader:
                 for hour, account, *rest in connection.execute(query)
             ]
 
-    def by_group(
-        self, grouping: Grouping, from_hour: int | None, to_hour: int | None
-    ) -> list[tuple[Group, Account, Value]]:
-        """What postings come to by account, in the hours [from, to), grouped as usage is."""
-        table = postings
-        groups = [_group(name) for name in grouping.names]
-        totals = (whole_sum(table.c.amount_nusd), whole_sum(table.c.carbon_ug))
-        query = select(*groups, table.c.account, *totals).group_by(*groups, table.c.account)
+    def paid(self, grouping: Grouping, from_hour: int | None, to_hour: int | None) -> list[PaidHour]:
+        """What workers were paid for in the hours [from, to), by hour and what the grouping says of hardware."""
+        table = worker_hours
+        asked = {*grouping.names, *grouping.filters}
+        named = [table.c[name] if name in asked else literal("") for name in PaidHour._fields[1:-1]]
+        keys = [table.c.hour, *(each.label(name) for name, each in zip(PaidHour._fields[1:-1], named, strict=True))]
+        query = select(*keys, whole_sum(table.c.paid_ns).label("paid_ns")).group_by(*keys)
         if from_hour is not None:
             query = query.where(table.c.hour >= from_hour)
         if to_hour is not None:
             query = query.where(table.c.hour < to_hour)
-        for name, values in grouping.filters.items():
-            query = query.where(_told(name).in_(sorted(values)))
         with self._engine.begin() as connection:
-            return [
-                (tuple(group), Account(account), Value(int(nusd), int(carbon_ug)))
-                for *group, account, nusd, carbon_ug in connection.execute(query)
-            ]
+            found = connection.execute(query)
+            return [PaidHour(row.hour, row.accelerator, row.worker, row.pool, int(row.paid_ns)) for row in found]
 
     def unbalanced(self, from_hour: int, to_hour: int) -> list[tuple[str, int]]:
         """Transactions of some hours whose amounts do not come to 0, with what they come to."""
@@ -319,22 +315,6 @@ class BillWriter:
                 for each in some
             ],
         )
-
-
-def _told(name: str) -> ColumnElement[str]:
-    """A dimension of a posting; what the house bears is no tenant's, whoever asked for it."""
-    column: ColumnElement[str] = postings.c[name]
-    if name in OF_REQUESTS:
-        return case((postings.c.account.in_([each.value for each in HOUSE]), ""), else_=column)
-    return column
-
-
-def _group(name: str) -> ColumnElement[str] | ColumnElement[int]:
-    if name not in MINUTES_BY_UNIT:
-        return _told(name).label(f"group_{name}")
-    hours = max(1, MINUTES_BY_UNIT[name] // _MINUTES)
-    hour: ColumnElement[int] = postings.c.hour
-    return ((hour - hour % hours) * _MINUTES).label(f"group_{name}")
 
 
 def _dated_in(hour: BillHour) -> ColumnElement[bool]:

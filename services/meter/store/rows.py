@@ -13,7 +13,7 @@ from services.meter.store.bulk import Values
 
 Stored = Mapping[Any, Any]  # by column name
 
-_NO_ADMISSION: Final = Admission(0, "", "", "")
+_NO_ADMISSION: Final = Admission(0, "", "", "", "", "", "")
 _NO_FINISH: Final = Finish(0, 0, "", "", NOWHERE, 0, 0, 0.0, 0.0, 0.0, False, "", 0, "", "")
 _PLACE: Final = Finish._fields.index("place")
 
@@ -50,7 +50,13 @@ def request_of(row: Stored) -> Request:
     request = Request((row["request_id"], row["tenant"]), row["workload"], row["model"], row["slo_class"])
     if row["admitted_by"]:
         request.admission = Admission(
-            row["admitted_unix_ms"], row["admitted_by"], row["admitted_price_book"], row["admitted_plan"]
+            at_unix_ms=row["admitted_unix_ms"],
+            router=row["admitted_by"],
+            price_book=row["admitted_price_book"],
+            plan=row["admitted_plan"],
+            key=row["caller_key"],
+            team=row["caller_team"],
+            session_id=row["session_id"],
         )
     if row["finished"]:
         request.finish = Finish(

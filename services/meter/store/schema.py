@@ -67,6 +67,9 @@ requests = Table(
     text("admitted_by"),
     text("admitted_price_book"),
     text("admitted_plan"),
+    text("caller_key"),  # its name
+    text("caller_team"),
+    text("session_id"),
     # End: all empty, 0 or false until a deliverer said.
     Column("finished", Boolean, nullable=False),
     Column("delivered", Text, nullable=False),

@@ -188,6 +188,10 @@ def test_books_of_the_first_version_are_carried_over_with_their_energy_as_modell
         other.execute("DROP INDEX entries_by_request")
         for table in ("budgets", "budget_accounts", "leases", "credit_holders", "closed_funders", "funded_requests"):
             other.execute(f"DROP TABLE {table}")
+        for table in ("caller_hours", "session_hours", "caller_postings", "session_postings", "rolled_hours"):
+            other.execute(f"DROP TABLE {table}")
+        for column in ("caller_key", "caller_team", "session_id"):
+            other.execute(f"ALTER TABLE requests DROP COLUMN {column}")
         other.execute("DROP TABLE alembic_version")
         other.execute("UPDATE state SET schema_version = 1")
     other.close()
