@@ -8,6 +8,7 @@ import asyncio
 import importlib.metadata
 import importlib.util
 import os
+import re
 import shutil
 import sys
 import time
@@ -29,6 +30,8 @@ from services.mesh.settings import Settings, load_settings
 
 _LEAST_FREE_BYTES: Final = 1 << 30
 _CONNECT_S: Final = 1.0
+_DATABASE_S: Final = 3
+_LEAST_POSTGRESQL: Final = 14
 _EARLIEST_UNIX_S: Final = 1_767_225_600  # 2026-01-01: a clock before it is not set
 _EXTRAS: Final = {
     "xllamacpp": ("llama.cpp, for the real model on the CPU", "pip install 'tokenworks[llamacpp]'"),
@@ -62,6 +65,7 @@ async def run_checks() -> list[Check]:
     found.append(Check("settings", Severity.OK, "read"))
     found.append(_data_dir(settings.mesh.data_dir))
     found.append(_keys(settings))
+    found.append(await asyncio.to_thread(_books, settings))
     running = await _services(access)
     found += running
     if not any(each.severity is Severity.OK for each in running):
@@ -148,11 +152,36 @@ def _keys(settings: Settings) -> Check:
     return Check("keys", Severity.OK, f"for {', '.join(sorted(tenants))}")
 
 
+def _books(settings: Settings) -> Check:
+    """The books' database; a PostgreSQL server is asked, a file is looked at with the data directory."""
+    url = settings.database_url
+    if not url.startswith("postgres"):
+        return Check("books", Severity.OK, "in a SQLite file, for one meter")
+    if importlib.util.find_spec("psycopg") is None:
+        return Check("books", Severity.WRONG, "no driver for PostgreSQL", "pip install 'tokenworks[postgresql]'")
+    import psycopg
+
+    plain = re.sub(r"^postgres(ql)?(\+\w+)?:", "postgresql:", url)
+    try:
+        with psycopg.connect(plain, connect_timeout=_DATABASE_S) as connection:
+            version = connection.info.server_version // 10_000
+            may_create = connection.execute("SELECT has_schema_privilege(current_schema(), 'CREATE')").fetchone()
+    except psycopg.Error as error:
+        return Check("books", Severity.WRONG, f"PostgreSQL: {error}", "start the server, or correct meter.database_url")
+    if version < _LEAST_POSTGRESQL:
+        return Check("books", Severity.WRONG, f"PostgreSQL {version}", f"use {_LEAST_POSTGRESQL} or newer")
+    if may_create is None or not may_create[0]:
+        return Check("books", Severity.WRONG, "no right to make tables there", "GRANT CREATE ON SCHEMA public TO …")
+    return Check("books", Severity.OK, f"PostgreSQL {version} answers; any number of meters may stand by")
+
+
 async def _services(access: Access) -> list[Check]:
     answers = await asyncio.gather(*(probe(address) for address in access.http.values()))
     checks = []
     for (name, address), answer in zip(access.http.items(), answers, strict=True):
-        if answer == "ready":
+        if answer.startswith("stands by: "):
+            checks.append(Check(name, Severity.OK, f"{answer}, at {address}"))
+        elif answer == "ready":
             checks.append(Check(name, Severity.OK, f"ready at {address}"))
         elif answer:
             checks.append(Check(name, Severity.WRONG, f"{answer} at {address}", "wait a moment; then read its log"))

@@ -14,12 +14,14 @@ from typing import Final
 from services.cli.access import Access
 from services.cli.real_model import DETECTED, SIMULATING, RealModel
 from services.mesh.accelerators import ModelShape, load_catalogue
-from services.mesh.settings import FleetWorker, Settings
+from services.mesh.errors import SettingInvalid
+from services.mesh.settings import FleetSettings, FleetWorker, Settings
 
 _AS_SET: Final = RealModel()
 _READY_S: Final = 90.0
 _LEAST_CONTEXT: Final = 4096  # tokens that must fit beside the weights
 _MOST_NODES: Final = 5
+_MOST_METERS: Final = 5
 _REAL_ENGINE_S: Final = 900.0  # until a worker is ready that may have weights to load, or to fetch
 
 
@@ -121,7 +123,7 @@ def _sharing(worker: FleetWorker, real: RealModel) -> FleetWorker:
 
 def ports_needed(workers: int) -> int:
     """How many free ports `lay_out` takes at most."""
-    return 7 + 2 * _MOST_NODES + 2 * workers
+    return 7 + 2 * _MOST_NODES + 2 * (_MOST_METERS - 1) + 2 * workers
 
 
 def lay_out(
@@ -164,26 +166,30 @@ def lay_out(
         "TOKENWORKS_NATS_REPLICAS": str(max(settings.nats.replicas, len(nodes))),
         **extra_environment,
     }
-    services: list[ServiceSpec] = []
-    grpc: dict[str, str] = {}
-    for kind, section in (("router", settings.router), ("meter", settings.meter), ("optimizer", settings.optimizer)):
-        grpc_port = port(f"{kind}.port", section.port)
-        http_port = port(f"{kind}.http_port", section.http_port)
-        grpc[kind] = f"{host}:{grpc_port}"
-        services.append(
-            ServiceSpec(
-                id=section.id,
-                kind=kind,
-                module=(f"services.{kind}",),
-                environment=common
-                | {
-                    f"TOKENWORKS_{kind.upper()}_PORT": str(grpc_port),
-                    f"TOKENWORKS_{kind.upper()}_HTTP_PORT": str(http_port),
-                },
-                ready_at=f"{host}:{http_port}",
-                shown=f"gRPC {host}:{grpc_port}",
-            )
+    grpc: dict[str, list[str]] = {}
+
+    def service(kind: str, name: str, grpc_port: int, http_port: int) -> ServiceSpec:
+        grpc.setdefault(kind, []).append(f"{host}:{grpc_port}")
+        own = {"ID": name, "PORT": str(grpc_port), "HTTP_PORT": str(http_port)}
+        if kind == "meter" and settings.meter.database_url:
+            own["DATABASE_URL"] = settings.meter.database_url
+        return ServiceSpec(
+            id=name,
+            kind=kind,
+            module=(f"services.{kind}",),
+            environment=common | {f"TOKENWORKS_{kind.upper()}_{key}": value for key, value in own.items()},
+            ready_at=f"{host}:{http_port}",
+            shown=f"gRPC {host}:{grpc_port}",
         )
+
+    services = [
+        service(kind, section.id, port(f"{kind}.port", section.port), port(f"{kind}.http_port", section.http_port))
+        for kind, section in (("router", settings.router), ("meter", settings.meter), ("optimizer", settings.optimizer))
+    ]
+    more_meters = [
+        service("meter", _numbered(settings.meter.id, number), next(spare), next(spare))
+        for number in range(1, settings.fleet.meters)
+    ]
     workers = [
         _worker(
             worker,
@@ -196,14 +202,14 @@ def lay_out(
     ]
     local = [worker.id for worker in fleet if is_local(worker)]
     router, meter, optimizer = services
-    ordered = (router, meter, optimizer, *workers)
+    ordered = (router, meter, *more_meters, optimizer, *workers)
     return Layout(
         services=ordered,
         first=(router.id, *(local or [worker.id for worker in fleet])[:1]),
         access=Access(
-            router=grpc["router"],
-            meter=grpc["meter"],
-            optimizer=grpc["optimizer"],
+            router=grpc["router"][0],
+            meter=",".join(grpc["meter"]),
+            optimizer=grpc["optimizer"][0],
             nats=nats_url,
             secret=secret,
             http={spec.id: spec.ready_at for spec in ordered},
@@ -214,8 +220,34 @@ def lay_out(
     )
 
 
+def with_meters(settings: Settings, meters: int, store: str) -> Settings:
+    """The settings with so many meters on that database; 0 and empty: as they are.
+
+    Raises:
+        SettingInvalid: several meters on a SQLite file.
+    """
+    if meters:
+        fleet = FleetSettings.model_validate(settings.fleet.model_dump() | {"meters": meters})
+        settings = settings.model_copy(update={"fleet": fleet})
+    if store:
+        meter = settings.meter.model_copy(update={"database_url": store})
+        settings = settings.model_copy(update={"meter": meter})
+    if settings.fleet.meters > 1 and not settings.database_url.startswith("postgres"):
+        raise SettingInvalid(
+            f"fleet.meters = {settings.fleet.meters}: a SQLite file has one meter; keep the books in PostgreSQL, with"
+            " --store postgresql://user:password@host/name or meter.database_url"
+        )
+    return settings
+
+
 def with_keys(layout: Layout, keys: Mapping[str, str]) -> Layout:
     return replace(layout, access=replace(layout.access, keys=keys))
+
+
+def _numbered(first: str, number: int) -> str:
+    """meter-0 -> meter-1; a name without a number gets one."""
+    stem, _, digits = first.rpartition("-")
+    return f"{stem}-{int(digits) + number}" if stem and digits.isdecimal() else f"{first}-{number}"
 
 
 def _nth(first: int, index: int) -> int:

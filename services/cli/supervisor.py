@@ -24,6 +24,7 @@ _PROBE_EVERY_S: Final = 0.1
 _FIRST_BACKOFF_S: Final = 0.5
 LONGEST_BACKOFF_S: Final = 30.0
 _SETTLED_S: Final = 60.0  # a child that ran this long starts again without delay
+_STANDS_BY: Final = "stands by: "  # a service that is well, and waits for the end of another
 _FAILED: Final = "failed: "  # a service that is up and cannot serve says so, and why
 _TAIL_LINES: Final = 15
 _TAIL_BYTES: Final = 16_384
@@ -194,7 +195,7 @@ class Supervisor:
         while True:
             says = await probe(child.spec.ready_at, child.spec.ready_path)
             child.failed_because = says.removeprefix(_FAILED) if says.startswith(_FAILED) else ""
-            if says == "ready":
+            if says == "ready" or says.startswith(_STANDS_BY):
                 child.ready_after_s = time.monotonic() - child.started_s
                 child.state = ChildState.READY
                 if child.restarts:

@@ -33,6 +33,8 @@ def up(
         bool, typer.Option("--free-ports", help="Take free ports instead of the usual ones.")
     ] = False,
     nats_nodes: Annotated[int, typer.Option(help="NATS servers: 1, 3 or 5, a cluster where several.")] = 0,
+    meters: Annotated[int, typer.Option(help="Meters that stand by for each other; several need --store.")] = 0,
+    store: Annotated[str, typer.Option(help="Where the books are kept: postgresql://user:password@host/name.")] = "",
     as_json: JsonFlag = False,
 ) -> None:
     """Start a mesh on this machine: bus, router, meter, optimizer and a worker per accelerator; Ctrl-C drains it.
@@ -44,6 +46,7 @@ def up(
     started_s = time.monotonic()
     with command(as_json) as output:
         from services.cli.data_dir import DataDir
+        from services.cli.layout import with_meters
         from services.cli.real_model import real_model
         from services.cli.up_run import UpRun, prepare
         from services.mesh.settings import ENGINES, NatsSettings, load_settings
@@ -54,6 +57,7 @@ def up(
         if nats_nodes:
             nodes = NatsSettings.model_validate(settings.nats.model_dump() | {"nodes": nats_nodes})
             settings = settings.model_copy(update={"nats": nodes})
+        settings = with_meters(settings, meters, store)
         real = real_model(engine=engine, model=model, url=url, shape=shape)
         if real.note:
             output.say(f"[yellow]{real.note}[/]")

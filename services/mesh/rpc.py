@@ -8,6 +8,7 @@ method raises is a defect: logged, and answered as `InvariantBroken` without its
 import hmac
 import inspect
 import logging
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
@@ -257,10 +258,20 @@ class _Call:
             self._use.__exit__(None, None, None)
 
 
+def _several(addresses: str) -> str:
+    """gRPC takes several addresses as numbers only."""
+    hosts = [each.strip().rpartition(":") for each in addresses.split(",")]
+    return "ipv4:" + ",".join(f"{socket.gethostbyname(host)}:{port}" for host, _, port in hosts)
+
+
 def open_channel(address: str, *, max_message_bytes: int = 64 << 20) -> grpc.aio.Channel:
-    """A channel to `host:port`; it connects at the first call, and reconnects within 2 s."""
+    """A channel to `host:port`; it connects at the first call, and reconnects within 2 s.
+
+    Args:
+        address: several by commas: the first that answers is asked, another once that one is gone.
+    """
     return grpc.aio.insecure_channel(
-        address,
+        _several(address) if "," in address else address,
         options=[
             ("grpc.max_receive_message_length", max_message_bytes),
             ("grpc.max_send_message_length", max_message_bytes),

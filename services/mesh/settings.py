@@ -119,6 +119,7 @@ class MeterSettings(Section):
     http_port: Port = 7681
     database_url: str = ""  # empty: sqlite at <data_dir>/meter.db
     lease_ttl_s: Annotated[float, Field(ge=0.5, le=3600)] = 30.0  # routers give out credit so long without an answer
+    holding_ttl_s: Annotated[float, Field(ge=0.5, le=60)] = 3.0  # silence after which another takes the books over
     audit_every_s: Annotated[float, Field(gt=0, le=3600)] = 5.0  # between two passes of the reconciler
     audit_patience_s: Annotated[float, Field(gt=0, le=86_400)] = 60.0  # until what does not agree is not on its way
 
@@ -177,6 +178,7 @@ class FleetWorker(Section):
 
 
 class FleetSettings(Section):
+    meters: Annotated[int, Field(ge=1, le=5)] = 1
     workers: tuple[FleetWorker, ...] = (
         FleetWorker(id="h100-0", accelerator="nvidia-h100-sxm"),
         FleetWorker(id="mi300x-0", accelerator="amd-mi300x"),

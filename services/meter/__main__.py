@@ -12,7 +12,8 @@ log = logging.getLogger(__name__)
 async def start(life: Lifecycle, settings: Settings) -> None:
     running = await wire(life, settings)
     host = settings.mesh.host
-    log.info("gRPC on %s:%d, HTTP on %s:%d", host, running.grpc_port, host, running.http_port)
+    if running.grpc_port:
+        log.info("gRPC on %s:%d, HTTP on %s:%d", host, running.grpc_port, host, running.http_port)
 
 
 if __name__ == "__main__":

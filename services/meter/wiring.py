@@ -1,15 +1,20 @@
-"""Starts the meter's parts, top to bottom, and says how each is stopped: what was started last, first."""
+"""Starts the meter's parts, top to bottom, and says how each is stopped: what was started last, first.
+
+Where other meters are on the same books and one has them, all but the HTTP server waits until they are free.
+"""
 
 import asyncio
+import logging
 import secrets
 from dataclasses import dataclass
 from functools import partial
 
 from services.mesh.bus import Bus
 from services.mesh.clock import Clock
+from services.mesh.errors import SettingInvalid
 from services.mesh.events import RunawayGrade
 from services.mesh.fast_grpc import FastGrpcServer
-from services.mesh.footing import find_footing
+from services.mesh.footing import Footing, find_footing
 from services.mesh.httpd import HttpServer
 from services.mesh.lifecycle import Lifecycle, cancel_all
 from services.mesh.settings import Settings
@@ -32,26 +37,33 @@ from services.meter.roller import Roller
 from services.meter.runaways import Runaways
 from services.meter.service import SERVICE_NAME, MeterService
 from services.meter.settler import Settler, Terms
+from services.meter.standby import Standby
 from services.meter.store.audit import Audits
 from services.meter.store.bill import BillReader, BillWriter
 from services.meter.store.callers import CallerReader
 from services.meter.store.database import Database
+from services.meter.store.holding import FileLock, Holding, is_shared
 from services.meter.store.questions import Questions
 from services.meter.store.rolling import HourRoller
 from services.meter.thread import WorkThreads
 from services.meter.watchers import Watchers
 from tokenworks.v1 import metering_pb2_grpc, pricing_pb2_grpc
 
+log = logging.getLogger(__name__)
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class Running:
-    """A started meter."""
+    """A started meter.
 
-    grpc_port: int
+    Attributes:
+        grpc_port: 0 while it stands by.
+    """
+
     http_port: int
     http: HttpServer
-    feed: Feed
     database_url: str
+    grpc_port: int = 0
 
 
 async def wire(
@@ -65,13 +77,13 @@ async def wire(
     """Starts a meter; what is given is used and left open.
 
     Raises:
-        SettingInvalid: the database or the price book, see `Database` and `Bookkeeper`.
+        SettingInvalid: the database or the price book, see `Database` and `Bookkeeper`; a SQLite file that another
+            meter writes.
         BusUnavailable, OSError: no bus, no port.
     """
     meter_id = settings.meter.id
     footing = await find_footing(life, settings, "meter", meter_id, bus=bus, telemetry=telemetry, clock=clock)
-    bus, telemetry, clock = footing.bus, footing.telemetry, footing.clock
-    http = HttpServer(telemetry, life)
+    http = HttpServer(footing.telemetry, life)
     life.on_stop("http", http.stop)
     http_port = await http.start(settings.mesh.host, settings.meter.http_port)
 
@@ -79,7 +91,20 @@ async def wire(
     reading = WorkThreads("meter-reading", threads=2, max_waiting=64)
     # Its own name for each start: a process that was replaced notices at its next transaction.
     writer = f"{meter_id}:{secrets.token_hex(4)}"
-    database = await writing.run(partial(Database, settings.database_url))
+    url = settings.database_url
+    database = await writing.run(partial(Database, url))
+    standby: Standby | None = None
+    if is_shared(database):
+        ttl_s = settings.meter.holding_ttl_s
+        standby = Standby(Holding(url, writer, ttl_s), ttl_s, life.end)
+        life.on_stop("hold on the books", standby.stop, deadline_s=15.0)
+    else:
+        try:
+            lock = await writing.run(partial(FileLock, url))
+        except SettingInvalid:
+            await writing.run(database.close)
+            raise
+        life.on_stop("hold on the books", partial(asyncio.to_thread, lock.release))
 
     async def close_books() -> None:
         await writing.stop()
@@ -87,6 +112,38 @@ async def wire(
         await asyncio.to_thread(database.close)
 
     life.on_stop("books", close_books, deadline_s=30.0)
+    running = Running(http_port, http, url)
+    serve = partial(_serve, life, settings, footing, database, writer=writer, writing=writing, reading=reading)
+    holder = await standby.take() if standby is not None else ""
+    if standby is None or not holder:
+        running.grpc_port = await serve()
+        return running
+
+    async def stand_by(standby: Standby) -> None:
+        await standby.wait()
+        running.grpc_port = await serve()
+        await life.release()
+
+    log.info("%s has the books; this meter stands by", holder)
+    await life.hold(f"stands by: {holder} has the books")
+    waiting = life.spawn(stand_by(standby), "standing by")
+    life.on_stop("standing by", partial(cancel_all, [waiting]))
+    return running
+
+
+async def _serve(
+    life: Lifecycle,
+    settings: Settings,
+    footing: Footing,
+    database: Database,
+    *,
+    writer: str,
+    writing: WorkThreads,
+    reading: WorkThreads,
+) -> int:
+    """Starts all that needs the books; the port of gRPC."""
+    meter_id = settings.meter.id
+    bus, telemetry, clock = footing.bus, footing.telemetry, footing.clock
     behind = await find_behind(bus, await writing.run(partial(booked_up_to, database)))
     standing = await restore_price_books(bus, database, writer) if behind else None
     bookkeeper = await writing.run(
@@ -247,5 +304,4 @@ async def wire(
     grace_s = settings.mesh.drain_grace_s
     life.on_stop("grpc", partial(grpc_server.drain, grace_s), deadline_s=grace_s + 5.0)
     life.on_stop("watchers", watchers.stop)
-    grpc_port = await grpc_server.start(settings.mesh.host, settings.meter.port)
-    return Running(grpc_port, http_port, http, feed, settings.database_url)
+    return await grpc_server.start(settings.mesh.host, settings.meter.port)

@@ -30,15 +30,10 @@ class Database:
     """
 
     def __init__(self, url: str) -> None:
-        try:
-            parsed = make_url(url)
-        except ArgumentError as error:
-            raise SettingInvalid(
-                f"meter.database_url is not a database URL: {error}; e.g. sqlite:///meter.db"
-            ) from error
+        parsed = parse_url(url)
         self._name = parsed.render_as_string(hide_password=True)
         if parsed.get_backend_name() not in ("sqlite", "postgresql"):
-            raise SettingInvalid(f"meter.database_url = {self._name}: use sqlite:///<file> or postgresql+psycopg://…")
+            raise SettingInvalid(f"meter.database_url = {self._name}: use sqlite:///<file> or postgresql://…")
         if parsed.get_backend_name() == "sqlite":
             if not parsed.database or parsed.database == ":memory:":
                 raise SettingInvalid(
@@ -74,6 +69,21 @@ class Database:
     def _create(self) -> None:
         with self.writer.begin() as connection:
             bring_up_to_date(connection, self._name)
+
+
+def parse_url(url: str) -> URL:
+    """The URL, for PostgreSQL with the driver that is used here where it names none.
+
+    Raises:
+        SettingInvalid: it is none.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise SettingInvalid(f"meter.database_url is not a database URL: {error}; e.g. sqlite:///meter.db") from error
+    if parsed.drivername in ("postgresql", "postgres"):
+        return parsed.set(drivername="postgresql+psycopg")
+    return parsed
 
 
 def _options(url: URL, *, connections: int, read_only: bool) -> dict[str, Any]:

@@ -11,6 +11,7 @@ tenants      what each tenant was billed in all, and its budget
 price_books  every price book that is known, by label
 reratings    that requests of some time are priced by the books as known later, and whether all were settled so
 budgets, budget_accounts, leases, credit_holders, closed_funders, funded_requests  credit, see credit.py
+holdings     who has the books, and until when it does without renewing, see holding.py
 state        one row: which meter writes these books; a version that programs from before Alembic refuse
 """
 
@@ -169,4 +170,12 @@ state = Table(
     integer("id", key=True),
     integer("schema_version"),
     text("writer"),
+)
+
+holdings = Table(
+    "holdings",
+    metadata,
+    text("what", key=True),
+    text("writer"),
+    integer("until_unix_ms"),  # by the server's clock; others may take over after it
 )

@@ -40,6 +40,7 @@ def bring_up_to_date(connection: Connection, name: str) -> None:
         _version.create(connection)
         connection.execute(_version.insert().values(version_num=HEAD))
         connection.execute(schema.state.insert().values(id=1, schema_version=BY_ALEMBIC, writer=""))
+        connection.execute(schema.holdings.insert().values(what="books", writer="", until_unix_ms=0))
         return
     if not there.has_table(_version.name):
         version = connection.execute(select(schema.state.c.schema_version)).scalar_one()

@@ -1,7 +1,10 @@
 from pathlib import Path
 
-from services.cli.layout import fleet_of, lay_out, ports_needed
+import pytest
+
+from services.cli.layout import fleet_of, lay_out, ports_needed, with_meters
 from services.cli.real_model import RealModel
+from services.mesh.errors import SettingInvalid
 from services.mesh.settings import FleetSettings, NatsSettings, load_settings
 
 DIRECTORY = Path("/data")
@@ -95,3 +98,20 @@ def test_three_nodes_have_ports_of_their_own_and_every_service_knows_all_of_them
     for service in layout.services:
         assert service.environment["TOKENWORKS_NATS_URL"] == url
         assert service.environment["TOKENWORKS_NATS_REPLICAS"] == "3"
+
+
+def test_several_meters_share_a_database_and_are_reached_by_one_address():
+    settings = with_meters(load_settings(), 2, "postgresql://meter@127.0.0.1/books")
+    layout = layout_of(settings)
+    meters = [spec for spec in layout.services if spec.kind == "meter"]
+    assert [spec.id for spec in meters] == ["meter-0", "meter-1"]
+    for spec in meters:
+        assert spec.environment["TOKENWORKS_METER_ID"] == spec.id
+        assert spec.environment["TOKENWORKS_METER_DATABASE_URL"] == "postgresql://meter@127.0.0.1/books"
+    assert layout.access.meter == ",".join(spec.shown.removeprefix("gRPC ") for spec in meters)
+    assert layout.clashes() == []
+
+
+def test_several_meters_on_a_sqlite_file_are_refused():
+    with pytest.raises(SettingInvalid, match=r"fleet\.meters = 2.*--store"):
+        with_meters(load_settings(), 2, "")
