@@ -105,8 +105,9 @@ class Http1Connection(asyncio.Protocol):
         self._ahead: deque[HttpCall] = deque()
         self._paused = False
         self._refusal: tuple[int, str] | None = None  # for when what came before it is answered
-        self._gathered: list[bytes] = []
-        self._gathering = False
+        self._parts: list[bytes] = []  # to be sent
+        self._parts_bytes = 0
+        self._due = self._gathering = False
         self._waiting: list[Callable[[], None]] = []
         self._unread_bytes, self._unread_since_s = 0, 0.0
 
@@ -137,7 +138,7 @@ class Http1Connection(asyncio.Protocol):
         self._at = _At.DEAF
         self._host.connections.discard(self)
         self._waiting.clear()
-        self._gathered.clear()
+        self._parts.clear()
         self._ahead.clear()
         self._call = self._refusal = None
         if self._served is not None and not self._served.over:
@@ -282,29 +283,35 @@ class Http1Connection(asyncio.Protocol):
         return self._host.date()
 
     def send(self, data: bytes) -> None:
-        if self._gathered:
-            self._gathered.append(data)
-            self.flush_if_due()
-        elif not self._transport.is_closing():
-            self._transport.write(data)
+        self._parts.append(data)
+        if not self._due:
+            self._due = True
+            self._host.departures.soon(self)
 
     def send_gathered(self, data: bytes) -> None:
-        departures = self._host.departures
-        if not departures.gathers:
-            self.send(data)
-            return
-        self._gathered.append(data)
-        if not self._gathering:
-            self._gathering = True
-            departures.gathered(self)
+        self._parts.append(data)
+        self._parts_bytes += len(data)
+        if self._parts_bytes > HIGH_WATER_BYTES:
+            self.flush()
+        elif not (self._due or self._gathering):
+            departures = self._host.departures
+            if departures.gathers:
+                self._gathering = True
+                departures.gathered(self)
+            else:
+                self._due = True
+                departures.soon(self)
 
     def flush_if_due(self) -> None:
-        """Sends what was gathered."""
-        self._gathering = False
-        if self._gathered:
-            parts, self._gathered = self._gathered, []
+        self._due = self._gathering = False
+        self.flush()
+
+    def flush(self) -> None:
+        """Sends what was submitted."""
+        if self._parts:
+            parts, self._parts, self._parts_bytes = self._parts, [], 0
             if not self._transport.is_closing():
-                self._transport.write(b"".join(parts))
+                self._transport.write(parts[0] if len(parts) == 1 else b"".join(parts))
 
     def tell_of_room(self, on_room: Callable[[], None]) -> None:
         self._waiting.append(on_room)
@@ -315,6 +322,7 @@ class Http1Connection(asyncio.Protocol):
         self._ahead.clear()
         if call is self._served and self._at is _At.START:
             self._at = _At.DEAF
+            self.flush()
             self._transport.close()
         elif self._at is not _At.DEAF:
             self._hang_up()
@@ -330,6 +338,7 @@ class Http1Connection(asyncio.Protocol):
         """Hangs up on a client that has no request under way."""
         if self._served is None and self._at in (_At.START, _At.DEAF):
             self._at = _At.DEAF
+            self.flush()
             self._transport.close()
 
     def abort(self) -> None:
@@ -445,5 +454,6 @@ class Http1Connection(asyncio.Protocol):
     def _hang_up(self) -> None:
         """Says no more; what the client is still sending is read for a while, or it would not see the answer."""
         self._now_at(_At.DEAF)
+        self.flush()
         with suppress(OSError, RuntimeError):
             self._transport.write_eof()
