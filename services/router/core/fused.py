@@ -170,27 +170,27 @@ class _Names:
         return _Value(self.code, "float", f"%{name}")
 
 
-_CALL: Final = CFUNCTYPE(None, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_void_p)
-
-
 class Loop:
-    """A compiled formula with two results for each row."""
+    """A compiled formula with some results for each row."""
 
-    def __init__(self, formula: Callable[[Any], tuple[Any, Any]], columns: Sequence[str], given: Sequence[str]) -> None:
+    def __init__(self, formula: Callable[[Any], tuple[Any, ...]], columns: Sequence[str], given: Sequence[str]) -> None:
         """
         Args:
-            formula: gives two expressions of attributes of its argument.
+            formula: gives expressions of attributes of its argument.
             columns: of the table, in order.
             given: numbers that are the same for every row.
         """
-        self._code = compiled(_program(formula, _Names(columns, given)))
-        self._call = _CALL(self._code.get_function_address(_FUNCTION))
+        names = _Names(columns, given)
+        results = formula(names)
+        self._code = compiled(_program(results, names))
+        call = CFUNCTYPE(None, c_void_p, c_int64, c_int64, c_void_p, *[c_void_p] * len(results))
+        self._call = call(self._code.get_function_address(_FUNCTION))
         self._numbers = struct.Struct(f"{len(given)}f")
         self._given = (c_float * len(given))()
         self._given_at = addressof(self._given)
 
-    def __call__(self, table: int, stride: int, rows: int, given: Sequence[float], results: tuple[int, int]) -> None:
-        """Computes both results for every row.
+    def __call__(self, table: int, stride: int, rows: int, given: Sequence[float], results: Sequence[int]) -> None:
+        """Computes the results for every row.
 
         Args:
             table: address of the first column; each is `stride` numbers after the one before.
@@ -219,13 +219,17 @@ def compiled(program: str) -> llvm.ExecutionEngine:
     return code
 
 
-def _program(formula: Callable[[Any], tuple[Any, Any]], names: _Names) -> str:
-    first, second = formula(names)
+def _program(results: Sequence[Any], names: _Names) -> str:
+    places = "".join(f", ptr noalias writeonly %result.{number}" for number in range(len(results)))
+    stores = [
+        f"%at.result.{number} = getelementptr float, ptr %result.{number}, i64 %row\n"
+        f"store float {_text(result)}, ptr %at.result.{number}"
+        for number, result in enumerate(results)
+    ]
     return f"""
 declare float @llvm.ceil.f32(float)
 declare float @llvm.fma.f32(float, float, float)
-define void @{_FUNCTION}(ptr noalias readonly %table, i64 %stride, i64 %rows, ptr noalias readonly %given,
-                         ptr noalias writeonly %first, ptr noalias writeonly %second) {{
+define void @{_FUNCTION}(ptr noalias readonly %table, i64 %stride, i64 %rows, ptr noalias readonly %given{places}) {{
 entry:
 {chr(10).join(names.before)}
 %any = icmp sgt i64 %rows, 0
@@ -233,10 +237,7 @@ br i1 %any, label %loop, label %done
 loop:
 %row = phi i64 [ 0, %entry ], [ %next, %loop ]
 {chr(10).join(names.code)}
-%at.first.result = getelementptr float, ptr %first, i64 %row
-store float {_text(first)}, ptr %at.first.result
-%at.second.result = getelementptr float, ptr %second, i64 %row
-store float {_text(second)}, ptr %at.second.result
+{chr(10).join(stores)}
 %next = add nuw nsw i64 %row, 1
 %more = icmp slt i64 %next, %rows
 br i1 %more, label %loop, label %done

@@ -78,20 +78,20 @@ class Prospect:
 
 def prospect(decision: Decision, now_s: float) -> Prospect:
     """The prospect of a request at the worker that was picked for it."""
-    picked, worker, promise = decision.picked, decision.worker, decision.shortlist.ask.promise
+    terms, worker, promise = decision.outlook, decision.worker, decision.shortlist.ask.promise
     rank = rank_of(promise.priority)
     ahead = worker.ahead()[1][rank]
     shown = min(ahead, sum(worker.beat.prefill_tokens_by_priority[: rank + 1]) or worker.beat.waiting_prefill_tokens)
     # What the last heartbeat showed as queued is being worked off; what was placed since is counted as it ends.
     worked_off_s = min(max(0.0, now_s - worker.made_s), _OLDEST_BEAT_S) * shown / ahead if shown > 0 else 0.0
     return Prospect(
-        queue_s=max(0.0, picked.queue_s - worked_off_s),
-        own_s=picked.ttft_s - picked.queue_s,
-        kept_usd=promise.miss_usd * (1.0 - picked.miss_probability),
-        harm_usd=picked.harm_usd,
+        queue_s=max(0.0, terms.queue_s - worked_off_s),
+        own_s=terms.ttft_s - terms.queue_s,
+        kept_usd=promise.miss_usd * (1.0 - terms.miss),
+        harm_usd=terms.harm_usd,
         of_no_matter_usd=promise.miss_usd * _OF_NO_MATTER,
-        device_usd=max(0.0, picked.score_usd - picked.slo_risk_usd),
-        score_usd=picked.score_usd,
+        device_usd=max(0.0, terms.score_usd - terms.risk_usd),
+        score_usd=terms.score_usd,
         spare=_spare(decision),
     )
 

@@ -40,8 +40,8 @@ from services.router.core.known_worker import KnownWorker
 from services.router.core.lowest import lowest
 from services.router.core.plans import PlanInForce
 from services.router.core.promises import Promises
-from services.router.core.ranking import Circumstances, rank, ranking_loop
-from services.router.core.scores import Ask, Candidate, Shortlist, terms_of
+from services.router.core.ranking import Circumstances, outlook, rank, ranking_loop
+from services.router.core.scores import Ask, Candidate, Shortlist, Terms, terms_of
 from services.router.core.table import ModelTable, Rows
 
 CANDIDATES: Final = 16  # kept of each decision
@@ -71,6 +71,12 @@ class Decision:
     def picked(self) -> Candidate:
         """The terms of the picked worker, worked out anew each time."""
         return self.shortlist.candidate(self.place)
+
+    @property
+    def outlook(self) -> Terms:
+        """What the formulas say of it, to single precision."""
+        shortlist = self.shortlist
+        return outlook(shortlist.band_tpots_s).of(shortlist.figures, self.place, shortlist.ask)
 
 
 @dataclass(slots=True)
@@ -110,6 +116,7 @@ class _Field:
 def make_ready(promises: Promises) -> None:
     """Compiles what a pick calls, within a tenth of a second, so that no request waits for it."""
     ranking_loop(promises.band_tpots_s)
+    outlook(promises.band_tpots_s)
     lowest(CANDIDATES)
 
 

@@ -1,9 +1,11 @@
 """The workers of one model ranked for one request, by the formulas of `scores`, all of them in one go.
 
-In: the model's table and the ask. Out: for each row its score and how soon it begins, in the table's own results.
+In: the model's table and the ask. Out: for each row its score and how soon it begins, in the table's own results. And
+for one row that was picked, all that the formulas say of it, by the same machine code.
 """
 
 from collections.abc import Collection, Sequence
+from ctypes import addressof, c_float, sizeof
 from dataclasses import dataclass
 from functools import lru_cache
 from math import inf
@@ -11,8 +13,8 @@ from typing import Any, Final
 
 from services.router.core.fused import FUNCTIONS, Loop
 from services.router.core.promises import Promises
-from services.router.core.scores import ASKED, Ask, work_out
-from services.router.core.table import ModelTable, figure_names
+from services.router.core.scores import ASKED, Ask, Terms, work_out
+from services.router.core.table import ModelTable, Singles, figure_names
 
 _AROUND: Final = ("must_take", "max_queue_s")  # of `Circumstances`
 
@@ -66,3 +68,33 @@ def ranking_loop(band_tpots_s: Sequence[float]) -> Loop:
         return FUNCTIONS.where(closed, inf, terms.score_usd), terms.soonest_s
 
     return Loop(ranked, figure_names(len(band_tpots_s)), (*ASKED, *_AROUND))
+
+
+class Outlook:
+    """The terms of a request at one worker, in single precision, as its score was worked out: a tenth of what
+    `scores.terms_of` takes."""
+
+    def __init__(self, band_tpots_s: Sequence[float]) -> None:
+        def told(of: Any) -> Terms:
+            return work_out(of, band_tpots_s, FUNCTIONS)
+
+        self._loop = Loop(told, figure_names(len(band_tpots_s)), ASKED)
+        self._numbers = (c_float * len(Terms._fields))()
+        start = addressof(self._numbers)
+        self._results = [start + place * sizeof(c_float) for place in range(len(Terms._fields))]
+
+    def of(self, figures: Singles, place: int, ask: Ask) -> Terms:
+        """The terms at one candidate.
+
+        Args:
+            figures: (columns, candidates), one row of memory for each column.
+        """
+        at = figures.ctypes.data + place * sizeof(c_float)
+        self._loop(at, figures.shape[1], 1, ask.numbers(), self._results)
+        return Terms(*self._numbers)
+
+
+@lru_cache
+def outlook(band_tpots_s: Sequence[float]) -> Outlook:
+    """Compiled, as `ranking_loop` is."""
+    return Outlook(band_tpots_s)

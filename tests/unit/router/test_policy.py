@@ -90,6 +90,13 @@ def test_the_terms_add_up_to_the_score_and_every_figure_is_sane(
         return
     found = [decision.shortlist.candidate(place) for place in range(len(decision.shortlist))]
     assert decision.picked in found
+    outlook, picked = decision.outlook, decision.picked
+    assert (outlook.queue_s, outlook.ttft_s, outlook.tpot_s) == pytest.approx(
+        (picked.queue_s, picked.ttft_s, picked.tpot_s), rel=1e-4
+    )
+    assert (outlook.score_usd, outlook.risk_usd, outlook.harm_usd, outlook.miss) == pytest.approx(
+        (picked.score_usd, picked.slo_risk_usd, picked.harm_usd, picked.miss_probability), rel=1e-3, abs=1e-6
+    )
     for each in found:
         terms = each.use_usd + each.energy_usd + each.shadow_usd + each.slo_risk_usd - each.prefix_saving_usd
         assert each.score_usd == pytest.approx(terms)
