@@ -18,7 +18,7 @@ from services.mesh.timing import StepLoad, Timing
 from services.router.core.exploration import Exploration
 from services.router.core.fleet import Fleet
 from services.router.core.known_worker import Placed
-from services.router.core.policy import Decision, decide
+from services.router.core.policy import Decision, decide, make_ready
 from services.router.core.promises import Promises
 from services.router.core.request import Promise
 from services.router.core.scores import Ask
@@ -58,6 +58,9 @@ def ask(**changes: Any) -> Ask:
             **changes,
         }
     )
+
+
+make_ready(PROMISES)  # as a router does before its first request
 
 
 class World:
