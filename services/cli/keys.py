@@ -26,6 +26,13 @@ def create(
         ),
     ] = False,
     team: Annotated[str, typer.Option(help="A team of the tenant, whose budgets its requests count for, too.")] = "",
+    within: Annotated[
+        str,
+        typer.Option(
+            help="Where its requests may be computed, beside what goes for its tenant, such as"
+            " 'region=eu-1|eu-2;vendor=AMD;data=health'."
+        ),
+    ] = "",
     as_json: JsonFlag = False,
 ) -> None:
     """Make a key and print it, this once."""
@@ -40,7 +47,7 @@ def create(
         settings = load_settings()
         try:
             store = KeyStore(settings.keys_file)
-            key = store.create(tenant, name, SystemClock().unix_ms(), direct_http=direct_http, team=team)
+            key = store.create(tenant, name, SystemClock().unix_ms(), direct_http=direct_http, team=team, within=within)
         except ValueError as error:
             raise CommandFailed(str(error), reason="InvalidRequest") from error
         kept = settings.mesh.data_dir / FILE_NAME
@@ -54,6 +61,7 @@ def create(
                 "key": key,
                 "direct_http": direct_http,
                 "team": team,
+                "within": within,
                 "keys_file": str(settings.keys_file),
                 "kept": keep,
             },
@@ -73,17 +81,24 @@ def list_keys(*, as_json: JsonFlag = False) -> None:
         from services.mesh.settings import load_settings
 
         settings = load_settings()
-        made = table(f"Keys in {settings.keys_file}", "tenant", "name", "created", "HTTP")
+        made = table(f"Keys in {settings.keys_file}", "tenant", "name", "created", "HTTP", "within")
         rows = []
         for record in KeyStore(settings.keys_file).records():
             created = datetime.fromtimestamp(record.created_unix_ms / 1000, UTC).isoformat(timespec="seconds")
-            made.add_row(record.tenant, record.name or "-", created, "direct" if record.direct_http else "relayed")
+            made.add_row(
+                record.tenant,
+                record.name or "-",
+                created,
+                "direct" if record.direct_http else "relayed",
+                record.within or "-",
+            )
             rows.append(
                 {
                     "tenant": record.tenant,
                     "name": record.name,
                     "created": created,
                     "direct_http": record.direct_http,
+                    "within": record.within,
                 }
             )
         empty = "There are no keys; make one with `tokenworks keys create TENANT`."

@@ -66,6 +66,8 @@ MESSAGES: Final[dict[type, type[Message]]] = {
     events.PoolPlan: planning_pb2.PoolPlan,
     events.Prediction: planning_pb2.Prediction,
     events.Evidence: planning_pb2.Evidence,
+    events.PlanLimit: planning_pb2.PlanLimit,
+    events.ReplicaTarget: planning_pb2.ReplicaTarget,
     events.RoutingPlan: planning_pb2.RoutingPlan,
     events.GapRequested: events_pb2.GapRequested,
     events.GapAnswered: events_pb2.GapAnswered,

@@ -9,7 +9,7 @@
     │   └── Unsupported           ClientTooSlow
     ├── CapacityError      the mesh is full; `retry_after_s` says when to come back
     │   ├── QueueFull             OutboxFull        NoWorker
-    │   └── DeadlineUnreachable
+    │   └── NoWorkerAllowed       DeadlineUnreachable
     ├── PeerError          another process failed us
     │   ├── WorkerLost            EngineFailed      BusUnavailable
     │   └── RequestTimedOut
@@ -130,6 +130,10 @@ class OutboxFull(CapacityError):
 
 class NoWorker(CapacityError):
     pass
+
+
+class NoWorkerAllowed(CapacityError):
+    retry_after_s = 30.0
 
 
 class DeadlineUnreachable(CapacityError):

@@ -164,6 +164,7 @@ class RequestAdmitted:
     key: str = ""
     team: str = ""
     conversation: str = ""
+    within: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,6 +215,8 @@ class WorkerHeartbeat:
             3 with all from there on; empty where the engine does not tell them apart.
         busy_ns, generated_tokens, energy_uj, steps: totals since the epoch began.
         step_s: what its steps take at most while they compute prompts, about; 0: only their tokens are bounded.
+        region, vendor, data_classes: its site, see `mesh/confines.py`.
+        spot: it may be taken away at short notice.
     """
 
     worker: str
@@ -254,6 +257,10 @@ class WorkerHeartbeat:
     waiting_by_priority: tuple[int, ...] = ()
     prefill_tokens_by_priority: tuple[int, ...] = ()
     step_s: float = 0.0
+    region: str = ""
+    vendor: str = ""
+    data_classes: tuple[str, ...] = ()
+    spot: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -543,6 +550,7 @@ class WorkloadClass:
     demand_rps: float
     mean_prompt_tokens: float
     mean_completion_tokens: float
+    within: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -609,11 +617,56 @@ class Evidence:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlanLimit:
+    """A bound of the program that binds, or is passed for want of anything better.
+
+    Attributes:
+        name: "capacity", "carbon", "spot" or "placement".
+        of: the pool, or what the requests are confined to; empty: the whole mesh.
+        unit: of `used` and `most`.
+        usd_per_unit: what one more unit would save.
+        exceeded: it could not be kept.
+    """
+
+    name: str
+    of: str
+    unit: str
+    used: float
+    most: float
+    usd_per_unit: float
+    exceeded: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaTarget:
+    """How many replicas of a pool there should be.
+
+    Attributes:
+        replicas: that should run or be starting; `ready` are there now.
+        forecast_rps: of requests that the pool shall take, when what is started now is ready.
+        cold_start_s: until one that is started is ready.
+        because: "demand", "forecast", "overlap" (kept until its successor is ready), "least" or "most" (bounds).
+    """
+
+    pool: str
+    accelerator: str
+    replicas: int
+    ready: int
+    forecast_rps: float
+    cold_start_s: float
+    because: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RoutingPlan:
     """Where the optimizer wants one model's work; named `model:version`.
 
     Attributes:
         advisory: it is only said; routers go on without it.
+        limits: that bind, the dearest first.
+        canary_share: of requests that follow it while it is tried beside the one before; 0: all do.
+        rolled_back: name of the plan that this one undoes, `because` of what; empty: of none.
+        targets: how many replicas there should be.
     """
 
     model: str
@@ -633,6 +686,11 @@ class RoutingPlan:
     status: str = "idle"
     solve_s: float = 0.0
     advisory: bool = False
+    limits: tuple[PlanLimit, ...] = ()
+    canary_share: float = 0.0
+    rolled_back: str = ""
+    because: str = ""
+    targets: tuple[ReplicaTarget, ...] = ()
 
     @property
     def name(self) -> str:

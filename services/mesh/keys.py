@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
+from services.mesh.confines import Confines
 from services.mesh.errors import SettingInvalid
 
 PREFIX: Final = "tw-"
@@ -27,6 +28,7 @@ class KeyRecord:
     Attributes:
         team: whose budget its requests count for beside the tenant's and the key's own; empty: of none.
         direct_http: its HTTP requests are sent on (307) to the worker that makes the tokens, where that is possible.
+        within: where its requests may be computed beside what goes for its tenant, as `confines` writes it.
     """
 
     tenant: str
@@ -34,6 +36,14 @@ class KeyRecord:
     created_unix_ms: int
     direct_http: bool = False
     team: str = ""
+    within: str = ""
+
+    def __post_init__(self) -> None:
+        Confines.parse(self.within)
+
+    @property
+    def confines(self) -> Confines:
+        return Confines.parse(self.within)
 
 
 def digest(key: str) -> str:
@@ -74,17 +84,19 @@ class KeyStore:
         self._refresh()
         return sorted(self._records.values(), key=lambda record: record.created_unix_ms)
 
-    def create(self, tenant: str, name: str, unix_ms: int, *, direct_http: bool = False, team: str = "") -> str:
+    def create(
+        self, tenant: str, name: str, unix_ms: int, *, direct_http: bool = False, team: str = "", within: str = ""
+    ) -> str:
         """A new key for `tenant`, returned in clear this once.
 
         Raises:
-            ValueError: `tenant` is empty or longer than 128 characters.
+            ValueError: `tenant` is empty or longer than 128 characters; `within` says nothing.
         """
         if not 1 <= len(tenant) <= 128:
             raise ValueError(f"tenant {tenant!r} must have 1 to 128 characters")
         self._refresh()
         key = PREFIX + secrets.token_urlsafe(32)
-        self._records[digest(key)] = KeyRecord(tenant, name, unix_ms, direct_http, team)
+        self._records[digest(key)] = KeyRecord(tenant, name, unix_ms, direct_http, team, within)
         self._write()
         return key
 

@@ -17,6 +17,7 @@ none that was made for an earlier start of it.
     admitted  when the router let the request in, milliseconds since 1970
     resume  index of the token to begin with; those before it are at the client
     fund    most completion tokens the answer may have: the first funded slice
+    within  where it may be computed, where that is confined: for whoever plans
     funds   where budgets bound the request: tokens paid for, the budgets, and what is held of them
     prompt  prompt tokens as the router estimated them
     rates   nano-dollars per million tokens: input, cached input, output
@@ -76,6 +77,7 @@ class PlacementClaims:
     key: str = ""
     team: str = ""
     conversation: str = ""
+    within: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +177,8 @@ class PlacementSigner:
             payload += ',"funds":' + json.dumps(_packed(claims.funds), separators=(",", ":"))
         if claims.key or claims.team or claims.conversation:
             payload += f',"who":[{_quoted(claims.key)},{_quoted(claims.team)},{_quoted(claims.conversation)}]'
+        if claims.within:
+            payload += f',"within":{_quoted(claims.within)}'
         payload += "}"
         signed = self._head + b"." + _base64(payload)
         mac = self._mac.copy()
@@ -257,6 +261,7 @@ class PlacementVerifier:
                 key=key,
                 team=team,
                 conversation=conversation,
+                within=payload.get("within", ""),
             )
         except (jwt.InvalidTokenError, KeyError, TypeError, ValueError) as error:
             raise PlacementRefused(f"the placement is not genuine: {error}") from error

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
+from services.mesh.confines import ConfinesSettings
 from services.mesh.cost_settings import CostSettings, EnergySettings
 from services.mesh.errors import SettingInvalid
 from services.mesh.events import RunawayGrade
@@ -78,6 +79,10 @@ class WorkerSettings(Section):
     devices: Annotated[int, Field(ge=1, le=9999)] = 1  # of it that the engine uses together, where it is detected
     telemetry: str = "auto"  # what tells watts: auto, catalogue (nothing does), or a source's name
     telemetry_interval_s: Annotated[float, Field(ge=0.02, le=60)] = 0.2
+    region: Identifier | Literal[""] = ""  # where it stands, for tenants whose requests stay in a region
+    vendor: Identifier | Literal[""] = ""  # of its accelerator; empty: the catalogue's
+    data_classes: tuple[Identifier, ...] = ()  # of data that it is cleared for
+    spot: bool = False  # it may be taken away at short notice
     engine: str = "auto"
     models: tuple[str, ...] = ("llama-3.1-8b",)
     port: Port = 7610
@@ -151,6 +156,20 @@ class OptimizerSettings(Section):
     forgetting: Annotated[float, Field(gt=0.5, le=1.0)] = 0.995
     target_utilisation: Annotated[float, Field(gt=0, le=1)] = 0.85
     marked_change: Annotated[float, Field(gt=0)] = 0.25  # relative change of demand or capacity that re-solves at once
+    carbon_cap_g_per_hour: Annotated[float, Field(ge=0)] = 0.0  # of what is planned; 0: no cap
+    carbon_cap_g_per_mtoken: Annotated[float, Field(ge=0)] = 0.0  # per million tokens made; 0: no cap
+    spot_share: Annotated[float, Field(ge=0, le=1)] = 1.0  # of the requests that are planned on spot capacity, at most
+    canary_share: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # of requests, by which a new plan is tried; 0: it is not
+    canary_s: Annotated[float, Field(gt=0, le=3600)] = 10.0  # for so long
+    canary_requests: Annotated[int, Field(ge=1)] = 30  # that must have ended before it is judged
+    canary_worse: Annotated[float, Field(gt=0)] = 0.25  # than predicted, relatively: then it is rolled back
+    canary_rest_s: Annotated[float, Field(gt=0)] = 60.0  # after that, nothing is tried for so long
+
+
+class PlacementSettings(Section):
+    """Where requests may be computed."""
+
+    tenants: dict[str, ConfinesSettings] = Field(default_factory=dict)  # those that are not here: anywhere
 
 
 class SloClass(Section):
@@ -226,6 +245,7 @@ class Settings(BaseSettings):
     meter: MeterSettings = MeterSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     runaway: RunawaySettings = RunawaySettings()
+    placement: PlacementSettings = PlacementSettings()
     slo: SloSettings = SloSettings()
     prices: PriceBook = PriceBook()
     energy: EnergySettings = EnergySettings()

@@ -55,6 +55,7 @@ class Announcer:
                 team=asked.team,
                 conversation=asked.conversation,
                 funding=_funding(relay),
+                within=str(asked.confines),
             ),
             traceparent=relay.traceparent,
         )

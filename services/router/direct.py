@@ -17,6 +17,7 @@ from typing import Final
 
 from services.mesh.bus import Bus, Delivered
 from services.mesh.clock import Clock
+from services.mesh.confines import ANYWHERE, Confines
 from services.mesh.errors import DuplicateRequest, OutboxFull, QueueFull, TokenworksError, Unsupported
 from services.mesh.events import Outcome, PlacementEnded, PlacementsUsed, RequestFinished
 from services.mesh.holds import RequestCredit
@@ -102,6 +103,7 @@ class Direct:
         *,
         key: str = "",
         team: str = "",
+        within: Confines = ANYWHERE,
         time_left_s: float | None = None,
     ) -> wire.Placement:
         """Lets a request in and says where its client streams it from.
@@ -110,6 +112,7 @@ class Direct:
             request: with `resume_from` > 0, `avoid_workers` or `place_lost`, it is placed again after a break.
             traceparent: context of the span that the request is placed under; never empty.
             key, team: of the caller, by name, for budgets.
+            within: where the caller's key, beside its tenant, has its requests computed.
             time_left_s: of the caller's deadline; None where there is none.
 
         Raises:
@@ -122,7 +125,7 @@ class Direct:
                 "this router hands out no placements, since mesh.secret is empty; call Router.Generate, which relays"
             )
         self._dispatcher.prepare(request, tenant)
-        asked = asked_of(request, tenant, key=key, team=team)
+        asked = asked_of(request, tenant, key=key, team=team, confines=self._dispatcher.confines_of(tenant, within))
         credit = None
         try:
             before = self._admit(asked, request)
@@ -183,7 +186,9 @@ class Direct:
         if not self.possible:
             return None
         tenant = caller.tenant
-        placement = await self.place(request, tenant, traceparent, key=caller.name, team=caller.team)
+        placement = await self.place(
+            request, tenant, traceparent, key=caller.name, team=caller.team, within=caller.confines
+        )
         if placement.http_url:
             return placement
         self.superseded(placement.request_id, tenant)
@@ -297,6 +302,7 @@ class Direct:
             key=asked.key,
             team=asked.team,
             conversation=asked.conversation,
+            within=str(asked.confines),
         )
         return wire.Placement(
             request_id=asked.request_id,

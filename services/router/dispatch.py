@@ -12,12 +12,14 @@ leaves no trace: RequestAdmitted waits that long.
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from random import Random
 from typing import Final
 
 from services.mesh.clock import Clock
+from services.mesh.confines import ANYWHERE, Confines
 from services.mesh.errors import (
     CallerError,
     CapacityError,
@@ -89,6 +91,7 @@ class Dispatcher:
         funds: Funds,
         room: Room,
         default_slo_class: str,
+        confines: Mapping[str, Confines],
     ) -> None:
         self.credit: dict[str, CreditChanged] = {}
         self.records = DecisionRecords(settings.decision_records)
@@ -106,6 +109,7 @@ class Dispatcher:
         self._funds = funds
         self._room = room
         self._default_slo_class = default_slo_class
+        self._confines = confines
         self._relays: dict[str, Relay] = {}
         self._unread = Unread()
         self._idle = asyncio.Event()
@@ -130,6 +134,7 @@ class Dispatcher:
         *,
         key: str = "",
         team: str = "",
+        within: Confines = ANYWHERE,
         time_left_s: float | None = None,
     ) -> Relay:
         """Lets a request in and sends it to a worker; give the relay back with `close`, whatever happens. Waits for
@@ -138,6 +143,7 @@ class Dispatcher:
         Args:
             time_left_s: of the caller's deadline; None where there is none.
             key, team: of the caller, by name, for budgets.
+            within: where the caller's key, beside its tenant, has its requests computed.
             request: its `request_id` and `slo_class` are filled in here where they are empty.
             traceparent: context of the span that the request is served under; never empty.
 
@@ -146,7 +152,7 @@ class Dispatcher:
             CallerError, CapacityError: see `admission.check` and `policy.decide`; the request left no trace.
         """
         self.prepare(request, tenant)
-        asked = asked_of(request, tenant, key=key, team=team)
+        asked = asked_of(request, tenant, key=key, team=team, confines=self.confines_of(tenant, within))
         credit = None
         try:
             self._check(asked, request)
@@ -195,6 +201,10 @@ class Dispatcher:
         cap_tokens = self.restraints.cap_tokens(tenant, request.workload, request.session_id, now_s)
         if cap_tokens and (not request.sampling.max_tokens or request.sampling.max_tokens > cap_tokens):
             request.sampling.max_tokens = cap_tokens
+
+    def confines_of(self, tenant: str, within: Confines) -> Confines:
+        """Where a request may be computed: as its tenant's setting and its key say."""
+        return self._confines.get(tenant, ANYWHERE).both(within)
 
     def close(self, relay: Relay) -> None:
         """The client is done with the relay, or gone. Ends what still runs of it; again changes nothing."""

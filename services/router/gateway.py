@@ -89,7 +89,12 @@ class Gateway:
             for index in range(wanted.n):
                 asked = wanted.request if index == 0 else _another(wanted.request, relays[0].asked.request_id, index)
                 relay = await self._dispatcher.admit(
-                    asked, caller.tenant, traceparent, key=caller.name, team=caller.team
+                    asked,
+                    caller.tenant,
+                    traceparent,
+                    key=caller.name,
+                    team=caller.team,
+                    within=caller.confines,
                 )
                 relays.append(relay)
             answer = Answer(

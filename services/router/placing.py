@@ -91,6 +91,7 @@ class Placing:
             cached=self._fleet.prefixes.expected(asked.model, asked.prompt.chain, prompt_tokens),
             excluded=frozenset(excluded) if excluded else _NOBODY,
             features=asked.features,
+            confines=asked.confines,
         )
 
     def decide(self, asked: Asked, ask: Ask, max_queue_s: float | None = None) -> Decision:

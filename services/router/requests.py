@@ -1,12 +1,15 @@
 """From the wire to plain values: what the cores need to know of a GenerateRequest."""
 
+from services.mesh.confines import ANYWHERE, Confines
 from services.mesh.features import features_needed
 from services.mesh.prefix_chain import chain_of_chat, chain_of_text, chain_of_token_ids
 from services.router.core.request import Asked, PromptFacts, PromptKind, SamplingValues
 from tokenworks.v1 import inference_pb2 as wire
 
 
-def asked_of(request: wire.GenerateRequest, tenant: str, *, key: str = "", team: str = "") -> Asked:
+def asked_of(
+    request: wire.GenerateRequest, tenant: str, *, key: str = "", team: str = "", confines: Confines = ANYWHERE
+) -> Asked:
     """The request in plain values; its `request_id` and `slo_class` must be filled."""
     return Asked(
         request_id=request.request_id,
@@ -25,6 +28,7 @@ def asked_of(request: wire.GenerateRequest, tenant: str, *, key: str = "", team:
         ),
         key=key,
         team=team,
+        confines=confines,
     )
 
 

@@ -67,6 +67,7 @@ class RouterService:
             traceparent,
             key=caller.name,
             team=caller.team,
+            within=caller.confines,
             time_left_s=context.time_remaining(),
         )
         try:
@@ -83,7 +84,9 @@ class RouterService:
     async def place(self, request: wire.GenerateRequest, context: ServerCall) -> wire.Placement:
         caller = self._caller(context)
         traceparent = current_traceparent() or fresh_traceparent()
-        return await self._direct.place(request, caller.tenant, traceparent, key=caller.name, team=caller.team)
+        return await self._direct.place(
+            request, caller.tenant, traceparent, key=caller.name, team=caller.team, within=caller.confines
+        )
 
     async def explain(self, request: wire.ExplainRequest, context: ServerCall) -> wire.Explanation:
         tenant = self._tenant(context)

@@ -133,6 +133,7 @@ async def wire(
         funds=funds,
         room=room,
         default_slo_class=settings.slo.default,
+        confines={tenant: each.confines for tenant, each in settings.placement.tenants.items()},
     )
     direct = Direct(
         router,

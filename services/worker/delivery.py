@@ -134,6 +134,7 @@ class Delivery:
             key=claims.key,
             team=claims.team,
             conversation=claims.conversation,
+            within=claims.within,
         )
 
     def finished_event(self, now_s: float, now_unix_ms: int) -> RequestFinished:

@@ -117,5 +117,9 @@ class Heartbeat:
                 features=info.features if info else (),
                 restarts=self._engine.restarts,
                 tokenizer=info.tokenizer if info else "",
+                region=who.site.region,
+                vendor=who.site.vendor,
+                data_classes=who.site.data_classes,
+                spot=who.spot,
             )
         )

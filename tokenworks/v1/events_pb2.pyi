@@ -135,7 +135,7 @@ class StepSample(_message.Message):
     def __init__(self, prefill_tokens: _Optional[int] = ..., decode_sequences: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., step_s: _Optional[float] = ..., attended_tokens: _Optional[int] = ...) -> None: ...
 
 class RequestAdmitted(_message.Message):
-    __slots__ = ("request_id", "router", "tenant", "workload", "model", "slo_class", "prompt_tokens", "max_tokens", "worker", "pool", "plan", "at_unix_ms", "price_book", "funding", "session_id", "key", "team", "conversation")
+    __slots__ = ("request_id", "router", "tenant", "workload", "model", "slo_class", "prompt_tokens", "max_tokens", "worker", "pool", "plan", "at_unix_ms", "price_book", "funding", "session_id", "key", "team", "conversation", "within")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ROUTER_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
@@ -154,6 +154,7 @@ class RequestAdmitted(_message.Message):
     KEY_FIELD_NUMBER: _ClassVar[int]
     TEAM_FIELD_NUMBER: _ClassVar[int]
     CONVERSATION_FIELD_NUMBER: _ClassVar[int]
+    WITHIN_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     router: str
     tenant: str
@@ -172,7 +173,8 @@ class RequestAdmitted(_message.Message):
     key: str
     team: str
     conversation: str
-    def __init__(self, request_id: _Optional[str] = ..., router: _Optional[str] = ..., tenant: _Optional[str] = ..., workload: _Optional[str] = ..., model: _Optional[str] = ..., slo_class: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., worker: _Optional[str] = ..., pool: _Optional[str] = ..., plan: _Optional[str] = ..., at_unix_ms: _Optional[int] = ..., price_book: _Optional[str] = ..., funding: _Optional[_Iterable[_Union[Funding, _Mapping]]] = ..., session_id: _Optional[str] = ..., key: _Optional[str] = ..., team: _Optional[str] = ..., conversation: _Optional[str] = ...) -> None: ...
+    within: str
+    def __init__(self, request_id: _Optional[str] = ..., router: _Optional[str] = ..., tenant: _Optional[str] = ..., workload: _Optional[str] = ..., model: _Optional[str] = ..., slo_class: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., worker: _Optional[str] = ..., pool: _Optional[str] = ..., plan: _Optional[str] = ..., at_unix_ms: _Optional[int] = ..., price_book: _Optional[str] = ..., funding: _Optional[_Iterable[_Union[Funding, _Mapping]]] = ..., session_id: _Optional[str] = ..., key: _Optional[str] = ..., team: _Optional[str] = ..., conversation: _Optional[str] = ..., within: _Optional[str] = ...) -> None: ...
 
 class RequestFinished(_message.Message):
     __slots__ = ("request_id", "router", "tenant", "workload", "model", "slo_class", "worker", "pool", "accelerator", "delivered_from", "delivered_count", "prompt_tokens", "cached_prompt_tokens", "outcome", "ttft_s", "tpot_s", "e2e_s", "slo_met", "trace_id", "at_unix_ms", "admitted_unix_ms", "price_book", "plan", "funding")
@@ -227,7 +229,7 @@ class RequestFinished(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., router: _Optional[str] = ..., tenant: _Optional[str] = ..., workload: _Optional[str] = ..., model: _Optional[str] = ..., slo_class: _Optional[str] = ..., worker: _Optional[str] = ..., pool: _Optional[str] = ..., accelerator: _Optional[str] = ..., delivered_from: _Optional[int] = ..., delivered_count: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_prompt_tokens: _Optional[int] = ..., outcome: _Optional[str] = ..., ttft_s: _Optional[float] = ..., tpot_s: _Optional[float] = ..., e2e_s: _Optional[float] = ..., slo_met: bool = ..., trace_id: _Optional[str] = ..., at_unix_ms: _Optional[int] = ..., admitted_unix_ms: _Optional[int] = ..., price_book: _Optional[str] = ..., plan: _Optional[str] = ..., funding: _Optional[_Iterable[_Union[Funding, _Mapping]]] = ...) -> None: ...
 
 class WorkerHeartbeat(_message.Message):
-    __slots__ = ("worker", "pool", "accelerator", "engine", "models", "address", "epoch", "sequence", "state", "running", "waiting", "waiting_prefill_tokens", "kv_cache_usage", "kv_capacity_tokens", "context_tokens", "max_batch", "max_waiting", "slowdown", "power_w", "busy_ns", "generated_tokens", "energy_uj", "simulated", "rate_nusd_per_hour", "failed_because", "at_unix_ms", "steps", "prefill_chunk_tokens", "power_source", "utilisation", "http_url", "features", "restarts", "tokenizer", "utilisation_source", "waiting_by_priority", "prefill_tokens_by_priority", "step_s")
+    __slots__ = ("worker", "pool", "accelerator", "engine", "models", "address", "epoch", "sequence", "state", "running", "waiting", "waiting_prefill_tokens", "kv_cache_usage", "kv_capacity_tokens", "context_tokens", "max_batch", "max_waiting", "slowdown", "power_w", "busy_ns", "generated_tokens", "energy_uj", "simulated", "rate_nusd_per_hour", "failed_because", "at_unix_ms", "steps", "prefill_chunk_tokens", "power_source", "utilisation", "http_url", "features", "restarts", "tokenizer", "utilisation_source", "waiting_by_priority", "prefill_tokens_by_priority", "step_s", "region", "vendor", "data_classes", "spot")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     POOL_FIELD_NUMBER: _ClassVar[int]
     ACCELERATOR_FIELD_NUMBER: _ClassVar[int]
@@ -266,6 +268,10 @@ class WorkerHeartbeat(_message.Message):
     WAITING_BY_PRIORITY_FIELD_NUMBER: _ClassVar[int]
     PREFILL_TOKENS_BY_PRIORITY_FIELD_NUMBER: _ClassVar[int]
     STEP_S_FIELD_NUMBER: _ClassVar[int]
+    REGION_FIELD_NUMBER: _ClassVar[int]
+    VENDOR_FIELD_NUMBER: _ClassVar[int]
+    DATA_CLASSES_FIELD_NUMBER: _ClassVar[int]
+    SPOT_FIELD_NUMBER: _ClassVar[int]
     worker: str
     pool: str
     accelerator: str
@@ -304,7 +310,11 @@ class WorkerHeartbeat(_message.Message):
     waiting_by_priority: _containers.RepeatedScalarFieldContainer[int]
     prefill_tokens_by_priority: _containers.RepeatedScalarFieldContainer[int]
     step_s: float
-    def __init__(self, worker: _Optional[str] = ..., pool: _Optional[str] = ..., accelerator: _Optional[str] = ..., engine: _Optional[str] = ..., models: _Optional[_Iterable[str]] = ..., address: _Optional[str] = ..., epoch: _Optional[str] = ..., sequence: _Optional[int] = ..., state: _Optional[str] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., waiting_prefill_tokens: _Optional[int] = ..., kv_cache_usage: _Optional[float] = ..., kv_capacity_tokens: _Optional[int] = ..., context_tokens: _Optional[int] = ..., max_batch: _Optional[int] = ..., max_waiting: _Optional[int] = ..., slowdown: _Optional[float] = ..., power_w: _Optional[float] = ..., busy_ns: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., energy_uj: _Optional[int] = ..., simulated: bool = ..., rate_nusd_per_hour: _Optional[int] = ..., failed_because: _Optional[str] = ..., at_unix_ms: _Optional[int] = ..., steps: _Optional[int] = ..., prefill_chunk_tokens: _Optional[int] = ..., power_source: _Optional[str] = ..., utilisation: _Optional[float] = ..., http_url: _Optional[str] = ..., features: _Optional[_Iterable[str]] = ..., restarts: _Optional[int] = ..., tokenizer: _Optional[str] = ..., utilisation_source: _Optional[str] = ..., waiting_by_priority: _Optional[_Iterable[int]] = ..., prefill_tokens_by_priority: _Optional[_Iterable[int]] = ..., step_s: _Optional[float] = ...) -> None: ...
+    region: str
+    vendor: str
+    data_classes: _containers.RepeatedScalarFieldContainer[str]
+    spot: bool
+    def __init__(self, worker: _Optional[str] = ..., pool: _Optional[str] = ..., accelerator: _Optional[str] = ..., engine: _Optional[str] = ..., models: _Optional[_Iterable[str]] = ..., address: _Optional[str] = ..., epoch: _Optional[str] = ..., sequence: _Optional[int] = ..., state: _Optional[str] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., waiting_prefill_tokens: _Optional[int] = ..., kv_cache_usage: _Optional[float] = ..., kv_capacity_tokens: _Optional[int] = ..., context_tokens: _Optional[int] = ..., max_batch: _Optional[int] = ..., max_waiting: _Optional[int] = ..., slowdown: _Optional[float] = ..., power_w: _Optional[float] = ..., busy_ns: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., energy_uj: _Optional[int] = ..., simulated: bool = ..., rate_nusd_per_hour: _Optional[int] = ..., failed_because: _Optional[str] = ..., at_unix_ms: _Optional[int] = ..., steps: _Optional[int] = ..., prefill_chunk_tokens: _Optional[int] = ..., power_source: _Optional[str] = ..., utilisation: _Optional[float] = ..., http_url: _Optional[str] = ..., features: _Optional[_Iterable[str]] = ..., restarts: _Optional[int] = ..., tokenizer: _Optional[str] = ..., utilisation_source: _Optional[str] = ..., waiting_by_priority: _Optional[_Iterable[int]] = ..., prefill_tokens_by_priority: _Optional[_Iterable[int]] = ..., step_s: _Optional[float] = ..., region: _Optional[str] = ..., vendor: _Optional[str] = ..., data_classes: _Optional[_Iterable[str]] = ..., spot: bool = ...) -> None: ...
 
 class PrefixesChanged(_message.Message):
     __slots__ = ("worker", "epoch", "sequence", "reset", "held", "dropped", "at_unix_ms")

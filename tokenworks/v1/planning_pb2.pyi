@@ -41,7 +41,7 @@ class ClassReason(_message.Message):
     def __init__(self, workload_class: _Optional[_Union[WorkloadClass, _Mapping]] = ..., share: _Optional[float] = ..., because: _Optional[str] = ..., usd_per_request: _Optional[float] = ..., told_usd_per_request: _Optional[float] = ..., best_pool: _Optional[str] = ..., best_told_usd_per_request: _Optional[float] = ..., breakeven_usd_per_hour: _Optional[float] = ..., batch: _Optional[int] = ..., ttft_s: _Optional[float] = ..., tpot_s: _Optional[float] = ...) -> None: ...
 
 class PoolReason(_message.Message):
-    __slots__ = ("pool", "accelerator", "workers", "status", "rate_usd_per_hour", "utilisation", "shadow_usd_per_device_s", "binding", "saving_usd_per_hour", "classes", "evidence")
+    __slots__ = ("pool", "accelerator", "workers", "status", "rate_usd_per_hour", "utilisation", "shadow_usd_per_device_s", "binding", "saving_usd_per_hour", "classes", "evidence", "limits")
     POOL_FIELD_NUMBER: _ClassVar[int]
     ACCELERATOR_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
@@ -53,6 +53,7 @@ class PoolReason(_message.Message):
     SAVING_USD_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
     CLASSES_FIELD_NUMBER: _ClassVar[int]
     EVIDENCE_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
     pool: str
     accelerator: str
     workers: int
@@ -64,7 +65,8 @@ class PoolReason(_message.Message):
     saving_usd_per_hour: float
     classes: _containers.RepeatedCompositeFieldContainer[ClassReason]
     evidence: Evidence
-    def __init__(self, pool: _Optional[str] = ..., accelerator: _Optional[str] = ..., workers: _Optional[int] = ..., status: _Optional[str] = ..., rate_usd_per_hour: _Optional[float] = ..., utilisation: _Optional[float] = ..., shadow_usd_per_device_s: _Optional[float] = ..., binding: _Optional[str] = ..., saving_usd_per_hour: _Optional[float] = ..., classes: _Optional[_Iterable[_Union[ClassReason, _Mapping]]] = ..., evidence: _Optional[_Union[Evidence, _Mapping]] = ...) -> None: ...
+    limits: _containers.RepeatedCompositeFieldContainer[PlanLimit]
+    def __init__(self, pool: _Optional[str] = ..., accelerator: _Optional[str] = ..., workers: _Optional[int] = ..., status: _Optional[str] = ..., rate_usd_per_hour: _Optional[float] = ..., utilisation: _Optional[float] = ..., shadow_usd_per_device_s: _Optional[float] = ..., binding: _Optional[str] = ..., saving_usd_per_hour: _Optional[float] = ..., classes: _Optional[_Iterable[_Union[ClassReason, _Mapping]]] = ..., evidence: _Optional[_Union[Evidence, _Mapping]] = ..., limits: _Optional[_Iterable[_Union[PlanLimit, _Mapping]]] = ...) -> None: ...
 
 class GetPlanRequest(_message.Message):
     __slots__ = ("model",)
@@ -73,7 +75,7 @@ class GetPlanRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ...) -> None: ...
 
 class WorkloadClass(_message.Message):
-    __slots__ = ("slo_class", "prompt_tokens_from", "prompt_tokens_to", "completion_tokens_from", "completion_tokens_to", "demand_rps", "mean_prompt_tokens", "mean_completion_tokens")
+    __slots__ = ("slo_class", "prompt_tokens_from", "prompt_tokens_to", "completion_tokens_from", "completion_tokens_to", "demand_rps", "mean_prompt_tokens", "mean_completion_tokens", "within")
     SLO_CLASS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FROM_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_TO_FIELD_NUMBER: _ClassVar[int]
@@ -82,6 +84,7 @@ class WorkloadClass(_message.Message):
     DEMAND_RPS_FIELD_NUMBER: _ClassVar[int]
     MEAN_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MEAN_COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    WITHIN_FIELD_NUMBER: _ClassVar[int]
     slo_class: str
     prompt_tokens_from: int
     prompt_tokens_to: int
@@ -90,7 +93,8 @@ class WorkloadClass(_message.Message):
     demand_rps: float
     mean_prompt_tokens: float
     mean_completion_tokens: float
-    def __init__(self, slo_class: _Optional[str] = ..., prompt_tokens_from: _Optional[int] = ..., prompt_tokens_to: _Optional[int] = ..., completion_tokens_from: _Optional[int] = ..., completion_tokens_to: _Optional[int] = ..., demand_rps: _Optional[float] = ..., mean_prompt_tokens: _Optional[float] = ..., mean_completion_tokens: _Optional[float] = ...) -> None: ...
+    within: str
+    def __init__(self, slo_class: _Optional[str] = ..., prompt_tokens_from: _Optional[int] = ..., prompt_tokens_to: _Optional[int] = ..., completion_tokens_from: _Optional[int] = ..., completion_tokens_to: _Optional[int] = ..., demand_rps: _Optional[float] = ..., mean_prompt_tokens: _Optional[float] = ..., mean_completion_tokens: _Optional[float] = ..., within: _Optional[str] = ...) -> None: ...
 
 class Share(_message.Message):
     __slots__ = ("workload_class", "pool", "share", "feasible", "device_s_per_request", "usd_per_request")
@@ -176,8 +180,44 @@ class Evidence(_message.Message):
     trigger: str
     def __init__(self, latency_events: _Optional[int] = ..., token_events: _Optional[int] = ..., request_events: _Optional[int] = ..., window_s: _Optional[float] = ..., traceparents: _Optional[_Iterable[str]] = ..., trigger: _Optional[str] = ...) -> None: ...
 
+class PlanLimit(_message.Message):
+    __slots__ = ("name", "of", "unit", "used", "most", "usd_per_unit", "exceeded")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    OF_FIELD_NUMBER: _ClassVar[int]
+    UNIT_FIELD_NUMBER: _ClassVar[int]
+    USED_FIELD_NUMBER: _ClassVar[int]
+    MOST_FIELD_NUMBER: _ClassVar[int]
+    USD_PER_UNIT_FIELD_NUMBER: _ClassVar[int]
+    EXCEEDED_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    of: str
+    unit: str
+    used: float
+    most: float
+    usd_per_unit: float
+    exceeded: bool
+    def __init__(self, name: _Optional[str] = ..., of: _Optional[str] = ..., unit: _Optional[str] = ..., used: _Optional[float] = ..., most: _Optional[float] = ..., usd_per_unit: _Optional[float] = ..., exceeded: bool = ...) -> None: ...
+
+class ReplicaTarget(_message.Message):
+    __slots__ = ("pool", "accelerator", "replicas", "ready", "forecast_rps", "cold_start_s", "because")
+    POOL_FIELD_NUMBER: _ClassVar[int]
+    ACCELERATOR_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
+    FORECAST_RPS_FIELD_NUMBER: _ClassVar[int]
+    COLD_START_S_FIELD_NUMBER: _ClassVar[int]
+    BECAUSE_FIELD_NUMBER: _ClassVar[int]
+    pool: str
+    accelerator: str
+    replicas: int
+    ready: int
+    forecast_rps: float
+    cold_start_s: float
+    because: str
+    def __init__(self, pool: _Optional[str] = ..., accelerator: _Optional[str] = ..., replicas: _Optional[int] = ..., ready: _Optional[int] = ..., forecast_rps: _Optional[float] = ..., cold_start_s: _Optional[float] = ..., because: _Optional[str] = ...) -> None: ...
+
 class RoutingPlan(_message.Message):
-    __slots__ = ("model", "version", "made_unix_ms", "classes", "shares", "pools", "prediction", "evidence", "status", "solve_s", "advisory")
+    __slots__ = ("model", "version", "made_unix_ms", "classes", "shares", "pools", "prediction", "evidence", "status", "solve_s", "advisory", "limits", "canary_share", "rolled_back", "because", "targets")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     MADE_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
@@ -189,6 +229,11 @@ class RoutingPlan(_message.Message):
     STATUS_FIELD_NUMBER: _ClassVar[int]
     SOLVE_S_FIELD_NUMBER: _ClassVar[int]
     ADVISORY_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
+    CANARY_SHARE_FIELD_NUMBER: _ClassVar[int]
+    ROLLED_BACK_FIELD_NUMBER: _ClassVar[int]
+    BECAUSE_FIELD_NUMBER: _ClassVar[int]
+    TARGETS_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     made_unix_ms: int
@@ -200,7 +245,12 @@ class RoutingPlan(_message.Message):
     status: str
     solve_s: float
     advisory: bool
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., made_unix_ms: _Optional[int] = ..., classes: _Optional[_Iterable[_Union[WorkloadClass, _Mapping]]] = ..., shares: _Optional[_Iterable[_Union[Share, _Mapping]]] = ..., pools: _Optional[_Iterable[_Union[PoolPlan, _Mapping]]] = ..., prediction: _Optional[_Union[Prediction, _Mapping]] = ..., evidence: _Optional[_Union[Evidence, _Mapping]] = ..., status: _Optional[str] = ..., solve_s: _Optional[float] = ..., advisory: bool = ...) -> None: ...
+    limits: _containers.RepeatedCompositeFieldContainer[PlanLimit]
+    canary_share: float
+    rolled_back: str
+    because: str
+    targets: _containers.RepeatedCompositeFieldContainer[ReplicaTarget]
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., made_unix_ms: _Optional[int] = ..., classes: _Optional[_Iterable[_Union[WorkloadClass, _Mapping]]] = ..., shares: _Optional[_Iterable[_Union[Share, _Mapping]]] = ..., pools: _Optional[_Iterable[_Union[PoolPlan, _Mapping]]] = ..., prediction: _Optional[_Union[Prediction, _Mapping]] = ..., evidence: _Optional[_Union[Evidence, _Mapping]] = ..., status: _Optional[str] = ..., solve_s: _Optional[float] = ..., advisory: bool = ..., limits: _Optional[_Iterable[_Union[PlanLimit, _Mapping]]] = ..., canary_share: _Optional[float] = ..., rolled_back: _Optional[str] = ..., because: _Optional[str] = ..., targets: _Optional[_Iterable[_Union[ReplicaTarget, _Mapping]]] = ...) -> None: ...
 
 class ListDecisionsRequest(_message.Message):
     __slots__ = ("model", "most")
@@ -211,7 +261,7 @@ class ListDecisionsRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., most: _Optional[int] = ...) -> None: ...
 
 class Decision(_message.Message):
-    __slots__ = ("plan", "made_unix_ms", "trigger", "status", "demand_rps", "unserved_rps", "predicted_usd_per_request", "realised_usd_per_request", "requests", "finished_requests", "slo_met_requests")
+    __slots__ = ("plan", "made_unix_ms", "trigger", "status", "demand_rps", "unserved_rps", "predicted_usd_per_request", "realised_usd_per_request", "requests", "finished_requests", "slo_met_requests", "canary_share", "fate", "because")
     PLAN_FIELD_NUMBER: _ClassVar[int]
     MADE_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
     TRIGGER_FIELD_NUMBER: _ClassVar[int]
@@ -223,6 +273,9 @@ class Decision(_message.Message):
     REQUESTS_FIELD_NUMBER: _ClassVar[int]
     FINISHED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     SLO_MET_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    CANARY_SHARE_FIELD_NUMBER: _ClassVar[int]
+    FATE_FIELD_NUMBER: _ClassVar[int]
+    BECAUSE_FIELD_NUMBER: _ClassVar[int]
     plan: str
     made_unix_ms: int
     trigger: str
@@ -234,7 +287,10 @@ class Decision(_message.Message):
     requests: int
     finished_requests: int
     slo_met_requests: int
-    def __init__(self, plan: _Optional[str] = ..., made_unix_ms: _Optional[int] = ..., trigger: _Optional[str] = ..., status: _Optional[str] = ..., demand_rps: _Optional[float] = ..., unserved_rps: _Optional[float] = ..., predicted_usd_per_request: _Optional[float] = ..., realised_usd_per_request: _Optional[float] = ..., requests: _Optional[int] = ..., finished_requests: _Optional[int] = ..., slo_met_requests: _Optional[int] = ...) -> None: ...
+    canary_share: float
+    fate: str
+    because: str
+    def __init__(self, plan: _Optional[str] = ..., made_unix_ms: _Optional[int] = ..., trigger: _Optional[str] = ..., status: _Optional[str] = ..., demand_rps: _Optional[float] = ..., unserved_rps: _Optional[float] = ..., predicted_usd_per_request: _Optional[float] = ..., realised_usd_per_request: _Optional[float] = ..., requests: _Optional[int] = ..., finished_requests: _Optional[int] = ..., slo_met_requests: _Optional[int] = ..., canary_share: _Optional[float] = ..., fate: _Optional[str] = ..., because: _Optional[str] = ...) -> None: ...
 
 class ListDecisionsResponse(_message.Message):
     __slots__ = ("decisions",)

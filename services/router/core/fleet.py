@@ -364,5 +364,8 @@ def _same_offer(one: WorkerHeartbeat, other: WorkerHeartbeat) -> bool:
         and one.accelerator == other.accelerator
         and one.rate_nusd_per_hour == other.rate_nusd_per_hour
         and one.features == other.features
+        and one.region == other.region
+        and one.vendor == other.vendor
+        and one.data_classes == other.data_classes
         and one.prefill_chunk_tokens == other.prefill_chunk_tokens
     )

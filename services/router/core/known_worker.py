@@ -12,6 +12,7 @@ from itertools import accumulate
 from operator import add
 from typing import Final
 
+from services.mesh.confines import Site
 from services.mesh.events import WorkerHeartbeat, WorkerState
 from services.mesh.priorities import RANKS
 
@@ -95,6 +96,10 @@ class KnownWorker:
     @property
     def pool(self) -> str:
         return self.beat.pool
+
+    @property
+    def site(self) -> Site:
+        return Site(self.beat.region, self.beat.vendor, self.beat.data_classes)
 
     def fold(self, beat: WorkerHeartbeat, now_s: float, now_unix_ms: int) -> None:
         """Takes a later heartbeat of the same epoch."""

@@ -88,9 +88,10 @@ class PlanInForce:
             for pool in plan.pools
         }
         self._classes = plan.classes
-        self._by_promise: dict[str, _Buckets] = {}  # SLO class: prompt lengths, each with its answer lengths
+        # By SLO class and confines: prompt lengths, each with its answer lengths.
+        self._by_promise: dict[tuple[str, str], _Buckets] = {}
         for index, each in enumerate(plan.classes):
-            prompts = self._by_promise.setdefault(each.slo_class, {})
+            prompts = self._by_promise.setdefault((each.slo_class, each.within), {})
             answers = prompts.setdefault((each.prompt_tokens_from, each.prompt_tokens_to), [])
             answers.append((each.completion_tokens_from, each.completion_tokens_to, index))
         self._shares: list[dict[str, float]] = [{} for _ in plan.classes]
@@ -100,9 +101,9 @@ class PlanInForce:
         same = before is not None and before._bounds() == self._bounds()
         self._realised: list[_Placed] = before._realised if before and same else [_Placed() for _ in plan.classes]
 
-    def class_of(self, slo_class: str, prompt_tokens: int, completion_tokens: int) -> int | None:
+    def class_of(self, slo_class: str, prompt_tokens: int, completion_tokens: int, within: str = "") -> int | None:
         """The workload class a request falls into; None when the plan has none for it."""
-        for (prompt_from, prompt_to), answers in self._by_promise.get(slo_class, {}).items():
+        for (prompt_from, prompt_to), answers in self._by_promise.get((slo_class, within), {}).items():
             if _holds(prompt_from, prompt_to, prompt_tokens):
                 for answer_from, answer_to, index in answers:
                     if _holds(answer_from, answer_to, completion_tokens):
@@ -126,6 +127,7 @@ class PlanInForce:
 def _bounds(each: WorkloadClass) -> tuple[object, ...]:
     return (
         each.slo_class,
+        each.within,
         each.prompt_tokens_from,
         each.prompt_tokens_to,
         each.completion_tokens_from,

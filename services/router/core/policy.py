@@ -33,7 +33,8 @@ from typing import Final
 
 import numpy as np
 
-from services.mesh.errors import NoWorker, PromptTooLong, QueueFull, Unsupported
+from services.mesh.confines import Confines
+from services.mesh.errors import NoWorker, NoWorkerAllowed, PromptTooLong, QueueFull, Unsupported
 from services.router.core.exploration import MOST_LOSS, STALE_AFTER_S
 from services.router.core.fleet import Fleet
 from services.router.core.known_worker import KnownWorker
@@ -97,6 +98,8 @@ class _Field:
             return "failed this request already"
         if missing := [each for each in self.ask.features if each not in beat.features]:
             return f"its engine has no {', '.join(missing)}"
+        if outside := self.ask.confines.missing(worker.site):
+            return f"is not within {outside}"
         if self.fleet.lost(worker, self.now_s):
             return f"lost: no heartbeat for {self.now_s - worker.heard_s:.1f} s"
         if worker.closed_because:
@@ -128,6 +131,8 @@ def decide(fleet: Fleet, model: str, ask: Ask, *, max_queue_s: float, now_s: flo
 
     Raises:
         Unsupported: no worker of the model has an engine that can do what the request asks for.
+        NoWorkerAllowed: none of the model's is where the request may be computed; counts those that keep each
+            constraint.
         NoWorker: none is up, or all that are up failed this request already.
         PromptTooLong: no worker that is up takes so long a prompt.
         QueueFull: every worker that could is full; `retry_after_s` is when the least full may not be.
@@ -140,6 +145,8 @@ def decide(fleet: Fleet, model: str, ask: Ask, *, max_queue_s: float, now_s: flo
             f"{', '.join(ask.features)}: no engine that serves model {model!r} does that at present; leave it out, or"
             " ask for another model"
         )
+    if ask.confines and not table.admitted(ask.confines).any():
+        raise _outside(table, ask.confines)
     promises = fleet.promises
     silent = fleet.bus_silent(now_s)  # then sessions tell who lives
     around = Circumstances(
@@ -161,7 +168,11 @@ def decide(fleet: Fleet, model: str, ask: Ask, *, max_queue_s: float, now_s: flo
 
     plan = fleet.plans.get(model)
     workload_class = (
-        plan.class_of(ask.promise.name, ask.prompt_tokens, ask.completion_tokens) if plan is not None else None
+        plan.class_of(
+            ask.promise.name, ask.prompt_tokens, ask.completion_tokens, str(ask.confines) if ask.confines else ""
+        )
+        if plan is not None
+        else None
     )
     near_usd = best_usd[0] * (1 + _NEAR)
     if best_usd[-1] > near_usd or len(rows) == len(table):
@@ -233,6 +244,16 @@ def _some(rows: Rows, rng: Random) -> list[int]:
     return some
 
 
+def _outside(table: ModelTable, confines: Confines) -> NoWorkerAllowed:
+    workers = len(table)
+    kept = [f"{each} is kept by {int(table.admitted(each).sum())} of {workers} workers" for each in confines.parts()]
+    together = "" if len(kept) == 1 else ", together by none"
+    return NoWorkerAllowed(
+        f"no worker of model {table.model!r} may serve this request, which its tenant or key confines to {confines}:"
+        f" {'; '.join(kept)}{together}; start one there, or have the confines changed"
+    )
+
+
 def _refusal(field: _Field) -> NoWorker | PromptTooLong | QueueFull:
     table, ask = field.table, field.ask
     workers = [serving.worker for serving in table.serving]
@@ -243,6 +264,7 @@ def _refusal(field: _Field) -> NoWorker | PromptTooLong | QueueFull:
         and not field.fleet.lost(worker, field.now_s)
         and not worker.closed_because
         and set(ask.features) <= set(worker.beat.features)
+        and ask.confines.admits(worker.site)
     ]
     if not takes:
         states = ", ".join(f"{worker.name} {field.because(row)}" for row, worker in enumerate(workers[:8]))

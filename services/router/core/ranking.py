@@ -51,6 +51,8 @@ def rank(table: ModelTable, ask: Ask, promises: Promises, around: Circumstances)
         usd[table.linked == 0] = inf
     if ask.features:
         usd[~table.able(ask.features)] = inf
+    if ask.confines:
+        usd[~table.admitted(ask.confines)] = inf
     if around.excluded:
         usd[list(around.excluded)] = inf
 

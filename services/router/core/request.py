@@ -6,6 +6,7 @@ What is made for each request is not frozen, since a frozen one costs three time
 from dataclasses import dataclass
 from enum import StrEnum
 
+from services.mesh.confines import ANYWHERE, Confines
 from services.mesh.prefix_chain import NO_CHAIN, Chain
 
 
@@ -54,6 +55,7 @@ class Asked:
         key, team: of whoever asks, by name; empty where not known.
         conversation: of a request without a session: which earlier ones its prompt goes on from.
         features: what it needs of an engine beyond plain generation, see `mesh/features.py`.
+        confines: where it may be computed.
     """
 
     request_id: str
@@ -69,6 +71,7 @@ class Asked:
     key: str = ""
     team: str = ""
     conversation: str = ""
+    confines: Confines = ANYWHERE
 
 
 @dataclass(frozen=True, slots=True)

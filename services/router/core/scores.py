@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, Final, NamedTuple
 
+from services.mesh.confines import ANYWHERE, Confines
 from services.mesh.priorities import RANKS, rank_of
 from services.mesh.timing import READING
 from services.router.core.known_worker import KnownWorker
@@ -45,6 +46,7 @@ class Ask:
         cached: what of the prompt is expected to be cached.
         excluded: names of workers that failed this request already.
         features: what a worker's engine must be able to do, see `mesh/features.py`.
+        confines: what a worker must be.
     """
 
     prompt_tokens: int
@@ -55,6 +57,7 @@ class Ask:
     cached: Cached = NOTHING_CACHED
     excluded: Set[str] = frozenset()
     features: tuple[str, ...] = ()
+    confines: Confines = ANYWHERE
 
     def numbers(self) -> tuple[float, ...]:
         """What a formula takes of a request, in the order of `ASKED`."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from services.mesh.confines import Confines
 from services.mesh.priorities import RANKS
 from services.router.core.fused import LANES
 from services.router.core.prefixes import Cached
@@ -59,6 +60,7 @@ LOAD: Final = (  # what changes with every heartbeat and every placement
 _FIRST_CAPACITY: Final = 2 * LANES
 _SPARE_POOLS: Final = 64  # names that no worker has any more
 _MOST_FEATURES: Final = 60  # told apart
+_MOST_CONFINES: Final = 1024  # remembered
 
 
 def figure_names(bands: int) -> tuple[str, ...]:
@@ -92,6 +94,7 @@ class ModelTable:
         self.pool_names: list[str] = []
         self._pool_numbers: dict[str, int] = {}
         self._feature_bits: dict[str, int] = {}
+        self._admitted: dict[Confines, Mask] = {}
         self._any_cached = False
         self._slots_end = 0
         self._all_heard_s = -inf
@@ -109,6 +112,16 @@ class ModelTable:
         wanted = self._bits(features)
         able: Mask = self._features & wanted == wanted
         return able
+
+    def admitted(self, confines: Confines) -> Mask:
+        """(rows,) whether the worker is where a request so confined may be computed."""
+        found = self._admitted.get(confines)
+        if found is None:
+            if len(self._admitted) >= _MOST_CONFINES:
+                self._admitted.clear()
+            found = np.array([confines.admits(each.worker.site) for each in self.serving], np.bool_)
+            self._admitted[confines] = found
+        return found
 
     def silent_since(self, since_s: float) -> bool:
         """Whether any worker was not heard since then."""
@@ -131,6 +144,7 @@ class ModelTable:
     def replace(self, row: int, serving: "Serving") -> None:
         """Says anew who a row is."""
         self.serving[row] = serving
+        self._admitted.clear()
         worker = serving.worker
         number = self._pool_number(worker.pool)
         self._numbers[:, row] = worker.slot, number, self._bits(worker.beat.features), worker.linked
@@ -155,6 +169,7 @@ class ModelTable:
         """Takes a row out; the last row takes its number."""
         del self.row_of[self.serving[row].worker.slot]
         moved = self.serving.pop()
+        self._admitted.clear()
         last = len(self.serving)
         if row < last:
             for each in self._all:
