@@ -1,7 +1,7 @@
 """`tokenworks plan`: where the optimizer wants the work, and why."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
@@ -94,6 +94,20 @@ def bucket(start: int, end: int) -> str:
     return f"{start:,} up" if not end else f"{start:,}-{end - 1:,}"
 
 
+def limits_in_words(limits: "Iterable[planning.PlanLimit]") -> Iterator[str]:
+    """A line for each bound that binds or was passed."""
+    for each in limits:
+        what = f"{each.name} of {each.of}" if each.of else each.name
+        if not each.most and each.exceeded and not each.usd_per_unit:
+            yield f"[bold]{what}[/]: {each.used:,.2f} {each.unit} cannot be served: no pool keeps it."
+        else:
+            passed = "cannot be kept" if each.exceeded else "binds"
+            yield (
+                f"[bold]{what}[/] {passed}: {each.used:,.4g} of {each.most:,.4g} {each.unit}; one more is worth"
+                f" ${each.usd_per_unit:,.3g}."
+            )
+
+
 def _pictures(found: "planning.RoutingPlan") -> Iterator["RenderableType"]:
     from services.cli.report_view import accelerator_name, table
 
@@ -111,6 +125,7 @@ def _pictures(found: "planning.RoutingPlan") -> Iterator["RenderableType"]:
         f" ${prediction.baseline_cost_usd_per_hour:,.4f} by capacity; {prediction.unserved_rps:.2f} requests/s"
         " cannot be served"
     )
+    yield from limits_in_words(found.limits)
     pools = table(
         "Pools", "pool", "accelerator", ">workers", ">planned use", ">shadow $/h", ">rate $/h", ">steps seen", ">error"
     )
@@ -138,7 +153,7 @@ def _pictures(found: "planning.RoutingPlan") -> Iterator["RenderableType"]:
     for index, each in enumerate(found.classes):
         cells = by_class.get(index, {})
         shares.add_row(
-            each.slo_class,
+            f"{each.slo_class} {each.within}".rstrip(),
             bucket(each.prompt_tokens_from, each.prompt_tokens_to),
             bucket(each.completion_tokens_from, each.completion_tokens_to),
             f"{each.demand_rps:.2f}",

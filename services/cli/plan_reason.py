@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from services.cli.plan import bucket
+from services.cli.plan import bucket, limits_in_words
 from services.cli.report_view import accelerator_name, table
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ _CANNOT: Final = {
     "memory": "not one request fits its KV cache",
     "tpot": "it cannot keep the promised time per token",
     "ttft": "it cannot keep the promised time to the first token",
+    "placement": "none of it is where these may be computed",
     "no demand": "nobody asks for it now",
 }
 
@@ -55,6 +56,7 @@ def pictures(reason: "planning.PoolReason") -> Iterator["RenderableType"]:
         )
     yield ""
     yield rows if reason.classes else "No demand was seen yet, so there is no class to give it."
+    yield from limits_in_words(reason.limits)
     evidence = reason.evidence
     yield (
         f"[dim]Rests on {evidence.latency_events:,} latency, {evidence.token_events:,} token and"

@@ -4,14 +4,17 @@ Patterns match a worker's name or its pool, with `*` and `?`. Hours and dates ar
 the one with the latest `since` counts, of as late ones the first in the file.
 """
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Annotated, Literal, Self
+from fnmatch import fnmatchcase
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from services.mesh.section import Section, Usd
 
+_MS_PER_HOUR: Final = 3_600_000
 _Hour = Annotated[int, Field(ge=0, le=24)]
 
 
@@ -103,6 +106,19 @@ class Tariff(Section):
         if self.from_hour <= self.to_hour:
             return self.from_hour <= hour_of_day < self.to_hour
         return hour_of_day >= self.from_hour or hour_of_day < self.to_hour
+
+
+def tariff_of(tariffs: Sequence[Tariff], worker: str, pool: str, unix_ms: int) -> Tariff | None:
+    """The one that counts for a worker at a time; None where none does."""
+    hour_of_day = unix_ms // _MS_PER_HOUR % 24
+    matching = [
+        each
+        for each in tariffs
+        if each.since_unix_ms <= unix_ms
+        and each.covers(hour_of_day)
+        and (fnmatchcase(worker, each.workers) or fnmatchcase(pool, each.workers))
+    ]
+    return max(matching, key=lambda each: each.since_unix_ms, default=None)
 
 
 class EnergySettings(Section):

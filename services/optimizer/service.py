@@ -13,7 +13,7 @@ import grpc
 from services.mesh.clock import Clock
 from services.mesh.codec import to_message
 from services.mesh.errors import InvalidRequest, QueueFull, UnknownModel
-from services.mesh.events import RoutingPlan
+from services.mesh.events import PlanLimit, RoutingPlan
 from services.mesh.rpc import require_mesh_secret
 from services.optimizer.board import PlanBoard
 from services.optimizer.core.beliefs import Beliefs, Snapshot, Trigger
@@ -178,7 +178,14 @@ def _reason_message(snapshot: Snapshot, model: str, reason: PoolReason) -> plann
         saving_usd_per_hour=reason.saving_usd_per_hour,
         classes=[_class_message(each) for each in reason.classes],
         evidence=evidence,
+        limits=[_limit_message(each) for each in reason.limits],
     )
+
+
+def _limit_message(limit: PlanLimit) -> planning_pb2.PlanLimit:
+    message = to_message(limit)
+    assert isinstance(message, planning_pb2.PlanLimit)
+    return message
 
 
 def _class_message(reason: ClassReason) -> planning_pb2.ClassReason:

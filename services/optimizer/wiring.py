@@ -16,6 +16,7 @@ from services.mesh.settings import Settings
 from services.mesh.telemetry import Telemetry
 from services.optimizer.board import PlanBoard
 from services.optimizer.core.beliefs import Assumptions, Beliefs
+from services.optimizer.core.caps import Caps
 from services.optimizer.core.planner import Planner
 from services.optimizer.core.service_curve import Promise
 from services.optimizer.feed import Feed
@@ -55,6 +56,9 @@ def assumptions_of(settings: Settings) -> Assumptions:
         window_s=optimizer.window_s,
         marked_change=optimizer.marked_change,
         heartbeat_timeout_s=settings.router.heartbeat_timeout_s,
+        caps=Caps(optimizer.carbon_cap_g_per_hour, optimizer.carbon_cap_g_per_mtoken, optimizer.spot_share),
+        grid_g_per_kwh=settings.energy.grid_g_per_kwh,
+        tariffs=settings.energy.tariffs,
     )
 
 

@@ -51,10 +51,10 @@ async def test_confined_requests_stay_inside_relayed_and_direct_and_are_planned_
             )
             seen[tenant].add(placed.worker)
     assert seen == {"clinic": {"eu-0"}, "local": {"us-0"}}
-    usage = await mesh.usage("tenant", "worker")
-    assert {(each.tenant, each.worker) for each in usage.rows if each.delivered_tokens} <= {
-        ("clinic", "eu-0"),
-        ("local", "us-0"),
+    usage = await mesh.usage("tenant", "pool")
+    assert {(each.key.tenant, each.key.pool) for each in usage.rows if each.delivered_tokens} <= {
+        ("clinic", "nvidia-h100-sxm-eu"),
+        ("local", "amd-mi300x-us"),
     }
     with pytest.raises(GenerateError, match="region=moon is kept by 0 of 3 workers"):
         await mesh.client(key=lunar).generate(text="sea", model=MODEL, max_tokens=4).text()

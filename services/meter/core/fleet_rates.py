@@ -6,10 +6,10 @@ In: the sections `[cost]` and `[energy]`, the catalogue's rates. Out: rates by w
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from services.mesh.accelerators import split_devices
-from services.mesh.cost_settings import DeviceRate, Reservation, Tariff
+from services.mesh.cost_settings import DeviceRate, Reservation, Tariff, tariff_of
 from services.meter.core.presence import MS_PER_HOUR
 
 
@@ -24,9 +24,6 @@ class Paid(NamedTuple):
 class EnergyRate(NamedTuple):
     tariff_nusd_per_kwh: int
     grid_g_per_kwh: int
-
-
-_Dated = TypeVar("_Dated", DeviceRate, Tariff)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +48,7 @@ class FleetRates:
         return devices * (found.nusd_per_hour if found else self.catalogue.get(key, 0))
 
     def energy(self, paid: Paid, hour: int) -> EnergyRate:
-        matching = [each for each in self.tariffs if each.covers(hour % 24) and _matches(each.workers, paid)]
-        found = _latest(matching, hour)
+        found = tariff_of(self.tariffs, paid.worker, paid.pool, hour * MS_PER_HOUR)
         if found is None:
             return EnergyRate(self.tariff_nusd_per_kwh, self.grid_g_per_kwh)
         grid = self.grid_g_per_kwh if found.grid_g_per_kwh is None else found.grid_g_per_kwh
@@ -72,7 +68,7 @@ def _matches(pattern: str, paid: Paid) -> bool:
     return fnmatchcase(paid.worker, pattern) or fnmatchcase(paid.pool, pattern)
 
 
-def _latest(entries: Sequence[_Dated], hour: int) -> _Dated | None:
+def _latest(entries: Sequence[DeviceRate], hour: int) -> DeviceRate | None:
     """The one that came into force last; of those of one time, the first."""
     known = [each for each in entries if each.since_unix_ms <= hour * MS_PER_HOUR]
     return max(known, key=lambda each: each.since_unix_ms, default=None)

@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Final
 
 from services.mesh.accelerators import Catalogue
+from services.mesh.cost_settings import Tariff, tariff_of
 from services.mesh.events import (
     Event,
     LatencyObserved,
@@ -21,6 +22,7 @@ from services.mesh.events import (
 )
 from services.mesh.timing import Timing
 from services.optimizer.core.capacity import Capacity, Pace, typical_request_s
+from services.optimizer.core.caps import NO_CAPS, Caps
 from services.optimizer.core.decisions import Decisions
 from services.optimizer.core.demand import Demand, Group
 from services.optimizer.core.fleet import Fleet, Roster
@@ -44,7 +46,11 @@ class Trigger(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assumptions:
-    """What events do not tell; from the settings."""
+    """What events do not tell; from the settings.
+
+    Attributes:
+        tariffs: what energy costs and emits where and when, over `tariff_usd_per_kwh` and `grid_g_per_kwh`.
+    """
 
     promises: Mapping[str, Promise]
     target_utilisation: float
@@ -53,6 +59,9 @@ class Assumptions:
     window_s: float
     marked_change: float
     heartbeat_timeout_s: float
+    caps: Caps = NO_CAPS
+    grid_g_per_kwh: float = 0.0
+    tariffs: tuple[Tariff, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +74,7 @@ class Basis:
         capacity: typical requests per second by pool and model.
     """
 
-    fleet: frozenset[tuple[str, str, tuple[str, ...], int]]
+    fleet: frozenset[tuple[object, ...]]
     demand: Mapping[Group, float]
     capacity: Mapping[tuple[str, str], float]
 
@@ -162,11 +171,12 @@ class Beliefs:
         models = sorted(self._fleet.models() | {each.key.model for each in classes})
         return Snapshot(
             problem=Problem(
-                pools=tuple(_pool(roster, paces) for roster in rosters),
+                pools=tuple(_pool(roster, paces, self._assumptions) for roster in rosters),
                 classes=classes,
                 promises=self._assumptions.promises,
                 target_utilisation=self._assumptions.target_utilisation,
                 tariff_usd_per_kwh=self._assumptions.tariff_usd_per_kwh,
+                caps=self._assumptions.caps,
             ),
             basis=Basis(
                 self._fleet.signature(now_s),
@@ -239,10 +249,12 @@ class Beliefs:
         self._windows = {model: window for model, window in self._windows.items() if model in known}
 
 
-def _pool(roster: Roster, paces: Mapping[tuple[str, str], Pace]) -> Pool:
+def _pool(roster: Roster, paces: Mapping[tuple[str, str], Pace], assumptions: Assumptions) -> Pool:
     speeds = [paces[roster.pool, model].speeds for model in roster.models]
     # A worker's speed is that over its models: the device is shared, whichever model told.
     devices = sum(sum(each) / len(each) for each in zip(*speeds, strict=True)) if speeds else float(len(roster.workers))
+    tariff = tariff_of(assumptions.tariffs, roster.workers[0], roster.pool, roster.at_unix_ms)
+    grid = tariff.grid_g_per_kwh if tariff else None
     return Pool(
         name=roster.pool,
         accelerator=roster.accelerator,
@@ -261,6 +273,10 @@ def _pool(roster: Roster, paces: Mapping[tuple[str, str], Pace]) -> Pool:
             )
             for model in roster.models
         },
+        sites=roster.sites,
+        spot=roster.spot,
+        tariff_usd_per_kwh=float(tariff.usd_per_kwh) if tariff else None,
+        grid_g_per_kwh=assumptions.grid_g_per_kwh if grid is None else grid,
     )
 
 

@@ -1,11 +1,12 @@
-"""What is asked for, by workload class: SLO class x prompt bucket x completion bucket, per model.
+"""What is asked for, by workload class: SLO class x prompt bucket x completion bucket x confines, per model.
 
 In: `RequestAdmitted` and `RequestFinished` with the second they arrived at. Out: requests per second and mean tokens of
 each class, and whether demand differs markedly from what a plan was made for.
 
 A request's prompt is known when it arrives, its answer only when it ended. So arrivals are counted by (model, SLO
-class, prompt bucket) and split by the completion lengths that ended lately in the same cell; before any has ended, by
-those of the SLO class; before that, one bucket holds what `max_tokens` allows, at most `_GUESSED_TOKENS`.
+class, prompt bucket, confines) and split by the completion lengths that ended lately with the same model, SLO class and
+prompt bucket; before any has ended, by those of the SLO class; before that, one bucket holds what `max_tokens` allows,
+at most `_GUESSED_TOKENS`.
 
 The rate is exponentially weighted over `window_s`. Beside it stands one that is twenty times as quick; where the two
 differ by more than chance explains (the arrivals of a Poisson process), the quick one is believed.
@@ -13,7 +14,7 @@ differ by more than chance explains (the arrivals of a Poisson process), the qui
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from services.mesh.events import Outcome, RequestAdmitted, RequestFinished
@@ -33,12 +34,17 @@ Group = tuple[str, str]  # model, SLO class: where demand is watched for marked 
 
 @dataclass(frozen=True, slots=True, order=True)
 class ClassKey:
-    """Names a workload class across plans; the buckets index `PROMPT_EDGES` and `COMPLETION_EDGES`."""
+    """Names a workload class across plans; the buckets index `PROMPT_EDGES` and `COMPLETION_EDGES`.
+
+    Attributes:
+        within: where its requests may be computed, see `mesh/confines.py`; empty: anywhere.
+    """
 
     model: str
     slo_class: str
     prompt_bucket: int
     completion_bucket: int
+    within: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +95,19 @@ class _Answers:
 
 @dataclass(slots=True)
 class _Cell:
-    """Requests of one model, SLO class and prompt bucket."""
+    """Requests of one model, SLO class, prompt bucket and confines."""
 
     rate: DecayedRate
     prompt_tokens: DecayedSum
     max_tokens: DecayedSum
     arrivals: DecayedSum
-    served_prompt_tokens: DecayedSum
+
+
+@dataclass(slots=True)
+class _Served:
+    """Requests that ended, of one model, SLO class and prompt bucket."""
+
+    prompt_tokens: DecayedSum
     cached_prompt_tokens: DecayedSum
     answers: _Answers = field(default_factory=_Answers)
 
@@ -130,14 +142,15 @@ class Demand:
         self._quick_s = window_s / _QUICK
         self._slo_classes = frozenset(slo_classes)
         self._started_s = started_s
-        self._cells: dict[tuple[str, str, int], _Cell] = {}
+        self._cells: dict[tuple[str, str, int, str], _Cell] = {}
+        self._served: dict[tuple[str, str, int], _Served] = {}
         self._levels: dict[Group, _Level] = {}
         self._group_answers: dict[Group, _Answers] = {}
 
     def admitted(self, event: RequestAdmitted, now_s: float) -> None:
         if event.slo_class not in self._slo_classes or event.prompt_tokens < 0:
             return
-        cell = self._cell(event.model, event.slo_class, event.prompt_tokens)
+        cell = self._cell(event)
         cell.rate.add(1, now_s)
         cell.arrivals.add(1, now_s)
         cell.prompt_tokens.add(event.prompt_tokens, now_s)
@@ -152,17 +165,21 @@ class Demand:
         completion_tokens = event.delivered_from + event.delivered_count
         if event.outcome == Outcome.ERROR or completion_tokens <= 0:
             return  # says nothing about how long answers are
-        cell = self._cell(event.model, event.slo_class, event.prompt_tokens)
-        cell.answers.add(completion_tokens, now_s)
-        cell.served_prompt_tokens.add(event.prompt_tokens, now_s)
-        cell.cached_prompt_tokens.add(min(event.cached_prompt_tokens, event.prompt_tokens), now_s)
+        key = (event.model, event.slo_class, bucket(PROMPT_EDGES, event.prompt_tokens))
+        served = self._served.get(key)
+        if served is None:
+            served = self._served[key] = _Served(DecayedSum(self._window_s), DecayedSum(self._window_s))
+        served.answers.add(completion_tokens, now_s)
+        served.prompt_tokens.add(event.prompt_tokens, now_s)
+        served.cached_prompt_tokens.add(min(event.cached_prompt_tokens, event.prompt_tokens), now_s)
         self._group_answers.setdefault((event.model, event.slo_class), _Answers()).add(completion_tokens, now_s)
 
     def classes(self, now_s: float) -> list[ClassDemand]:
         """The classes with demand, by key; what falls below `_SMALLEST_PART` is added to the rest of its group."""
         by_model: dict[str, list[ClassDemand]] = {}
-        for (model, slo_class, prompt_bucket), cell in self._cells.items():
-            by_model.setdefault(model, []).extend(self._split(model, slo_class, prompt_bucket, cell, now_s))
+        for (model, slo_class, prompt_bucket, within), cell in self._cells.items():
+            key = ClassKey(model, slo_class, prompt_bucket, 0, within)
+            by_model.setdefault(model, []).extend(self._split(key, cell, now_s))
         kept: list[ClassDemand] = []
         for classes in by_model.values():
             total_rps = sum(each.rps for each in classes)
@@ -188,12 +205,14 @@ class Demand:
         """Drops cells and groups in which nothing arrived for many windows."""
         for key in [key for key, cell in self._cells.items() if cell.arrivals.at(now_s) < 1e-6]:
             del self._cells[key]
+        wanted = {key[:3] for key in self._cells}
+        self._served = {key: each for key, each in self._served.items() if key in wanted}
         for group in [group for group, level in self._levels.items() if level.slow.per_s(now_s) < 1e-9]:
             del self._levels[group]
             self._group_answers.pop(group, None)
 
-    def _cell(self, model: str, slo_class: str, prompt_tokens: int) -> _Cell:
-        key = (model, slo_class, bucket(PROMPT_EDGES, prompt_tokens))
+    def _cell(self, event: RequestAdmitted) -> _Cell:
+        key = (event.model, event.slo_class, bucket(PROMPT_EDGES, event.prompt_tokens), event.within)
         cell = self._cells.get(key)
         if cell is None:
             cell = self._cells[key] = _Cell(
@@ -201,8 +220,6 @@ class Demand:
                 prompt_tokens=DecayedSum(self._window_s),
                 max_tokens=DecayedSum(self._window_s),
                 arrivals=DecayedSum(self._window_s),
-                served_prompt_tokens=DecayedSum(self._window_s),
-                cached_prompt_tokens=DecayedSum(self._window_s),
             )
         return cell
 
@@ -214,28 +231,32 @@ class Demand:
             )
         return level
 
-    def _split(self, model: str, slo_class: str, prompt_bucket: int, cell: _Cell, now_s: float) -> list[ClassDemand]:
+    def _split(self, key: ClassKey, cell: _Cell, now_s: float) -> list[ClassDemand]:
+        """The classes of a cell; `key` with any completion bucket."""
         arrivals = cell.arrivals.at(now_s)
-        level = self._levels.get((model, slo_class))
+        group = key.model, key.slo_class
+        level = self._levels.get(group)
         if level is None or arrivals < 1e-9:
             return []
         slow_rps = level.slow.per_s(now_s)
         scale = level.rps(now_s) / slow_rps if slow_rps > 0 else 0.0
         rps = cell.rate.per_s(now_s) * scale
-        parts = cell.answers.parts(now_s)
-        if not parts and (model, slo_class) in self._group_answers:
-            parts = self._group_answers[model, slo_class].parts(now_s)
+        served = self._served.get((*group, key.prompt_bucket))
+        parts = served.answers.parts(now_s) if served is not None else []
+        if not parts and group in self._group_answers:
+            parts = self._group_answers[group].parts(now_s)
         if not parts:
             guess = min(float(_GUESSED_TOKENS), cell.max_tokens.at(now_s) / arrivals)
             parts = [(bucket(COMPLETION_EDGES, int(guess)), 1.0, guess)]
-        served = cell.served_prompt_tokens.at(now_s)
+        prompts = served.prompt_tokens.at(now_s) if served is not None else 0.0
+        cached = served.cached_prompt_tokens.at(now_s) / prompts if served is not None and prompts > 0 else 0.0
         return [
             ClassDemand(
-                key=ClassKey(model, slo_class, prompt_bucket, completion_bucket),
+                key=replace(key, completion_bucket=completion_bucket),
                 rps=rps * part,
                 prompt_tokens=cell.prompt_tokens.at(now_s) / arrivals,
                 completion_tokens=mean_tokens,
-                cached_fraction=cell.cached_prompt_tokens.at(now_s) / served if served > 0 else 0.0,
+                cached_fraction=cached,
             )
             for completion_bucket, part, mean_tokens in parts
         ]

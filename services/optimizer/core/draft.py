@@ -62,7 +62,8 @@ def draft(
                 pool=pool.name,
                 accelerator=pool.accelerator,
                 workers=pool.workers,
-                shadow_usd_per_device_s=shadow.get(pool.name, 0.0),
+                shadow_usd_per_device_s=shadow.get(pool.name, 0.0)
+                + solution.surcharge_usd_per_device_s.get(pool.name, 0.0),
                 utilisation=min(1.0, used[pool.name]),
                 timing=_coefficients(pool.stations[model].timing),
                 observations=snapshot.paces[pool.name, model].observations,
@@ -78,6 +79,7 @@ def draft(
         evidence=evidence_of(snapshot, model, trigger),
         status=_status(snapshot, solution, classes),
         solve_s=solve_s,
+        limits=solution.limits,
     )
 
 
@@ -134,6 +136,7 @@ def workload_class(each: ClassDemand) -> WorkloadClass:
         demand_rps=each.rps,
         mean_prompt_tokens=each.prompt_tokens,
         mean_completion_tokens=each.completion_tokens,
+        within=each.key.within,
     )
 
 

@@ -4,11 +4,13 @@ In: `WorkerHeartbeat` with the second it arrived at. Out: the workers that count
 hold. A worker counts while it is ready, was heard lately, and its steps move whenever something runs on it.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
 from services.mesh.accelerators import Catalogue
+from services.mesh.confines import Site
 from services.mesh.events import WorkerHeartbeat, WorkerState
 from services.mesh.money import NUSD_PER_USD
 from services.optimizer.core.power import Power
@@ -39,6 +41,9 @@ class Roster:
 
     Attributes:
         workers: at least one.
+        sites: with the part of the workers that stand there; the parts add up to 1.
+        spot: part of the workers that may be taken away, 0 to 1.
+        at_unix_ms: by the clock of the worker that is furthest.
     """
 
     pool: str
@@ -52,6 +57,9 @@ class Roster:
     kv_capacity_tokens: int
     context_tokens: int
     prefill_chunk_tokens: int
+    sites: tuple[tuple[Site, float], ...]
+    spot: float
+    at_unix_ms: int
 
 
 class Fleet:
@@ -87,10 +95,17 @@ class Fleet:
             ):
                 yield member
 
-    def signature(self, now_s: float) -> frozenset[tuple[str, str, tuple[str, ...], int]]:
-        """Changes exactly when who counts, where, for what or at which rate does."""
+    def signature(self, now_s: float) -> frozenset[tuple[object, ...]]:
+        """Changes exactly when who counts, where, for what, for whom or at which rate does."""
         return frozenset(
-            (member.beat.worker, member.beat.pool, member.beat.models, member.beat.rate_nusd_per_hour)
+            (
+                member.beat.worker,
+                member.beat.pool,
+                member.beat.models,
+                member.beat.rate_nusd_per_hour,
+                _site(member.beat),
+                member.beat.spot,
+            )
             for member in self.counting(now_s)
         )
 
@@ -136,11 +151,18 @@ class Fleet:
             kv_capacity_tokens=_least(beat.kv_capacity_tokens for beat in beats),
             context_tokens=_least(beat.context_tokens for beat in beats),
             prefill_chunk_tokens=_least(beat.prefill_chunk_tokens for beat in beats) or _DEFAULT_CHUNK_TOKENS,
+            sites=tuple((site, many / count) for site, many in sorted(Counter(map(_site, beats)).items())),
+            spot=sum(beat.spot for beat in beats) / count,
+            at_unix_ms=max(beat.at_unix_ms for beat in beats),
         )
 
     def _power(self, accelerator: str) -> Power:
         known = self._catalogue.find(accelerator)
         return Power(known.idle_w, known.tdp_w) if known else Power(0.0, 0.0)
+
+
+def _site(beat: WorkerHeartbeat) -> Site:
+    return Site(beat.region, beat.vendor, beat.data_classes)
 
 
 def _least(values: Iterator[int]) -> int:

@@ -7,7 +7,9 @@ answer that says what it is worth (`status`).
     minimise    sum_ij rps_i * x_ij * device_s_ij * usd_per_device_s_j + sum_i rps_i * u_i * penalty_usd_i
     subject to  sum_j x_ij + u_i = 1                                      for each class i
                 sum_i rps_i * x_ij * held_s_ij <= devices_j * target_utilisation    for each pool j
-                x_ij >= 0, and x_ij = 0 where pool j cannot keep the promise of class i
+                x_ij >= 0, and x_ij = 0 where pool j cannot keep the promise of class i, or none of it is where the
+                class may be computed
+                the caps of `caps.py`, of carbon and of spot capacity
 
 This is Mélange's assignment of workload slices to accelerators (there: least cost over whole instances) for a fleet
 that stands, with service curves that depend on the promise (`service_curve.py`). All models are solved in one program,
@@ -22,32 +24,29 @@ use. The bill of the standing fleet is not this figure; the meter keeps that.
 
 What is not served costs the class's `miss_usd` and as much as the dearest way to serve it, so that whatever can be
 served is, and under overload the classes with the least at stake per device-second wait. The dual of a pool's capacity
-is its shadow price: dollars that one more device-second would save; 0 where capacity does not bind.
+is its shadow price: dollars that one more device-second would save; 0 where capacity does not bind. What a cap's dual
+makes of a pool's device-second (by what it emits) is its surcharge, which routers add to that price. Bounds that bind,
+and those that could not be kept, are named with what they are worth (`Solution.limits`).
 
 Plans that follow each other must not swing. Shares of the last plan are `_STICKINESS` cheaper, so ties and noise move
 nothing; what the program then changes is taken over gradually (`damping.py`).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
-import highspy
-import numpy as np
-
-# The binding itself: the class around it registers callbacks while it is made, and that writes a banner to standard
-# output before any option can silence it.
-from highspy._core import _Highs
-
+from services.mesh.confines import Confines, Site
+from services.mesh.events import PlanLimit
+from services.optimizer.core.caps import NO_CAPS, CapRow, Caps, Way, cap_rows
 from services.optimizer.core.demand import ClassDemand, ClassKey
+from services.optimizer.core.program import TIME_LIMIT_S, Answer, Cap, Pair, optimum
 from services.optimizer.core.service_curve import Promise, Service, Station, Work, service
 
 Shares = Mapping[ClassKey, Mapping[str, float]]  # by class, then pool; 0 to 1
 
 _STICKINESS: Final = 0.02
-_COST_UNIT: Final = 1e-6  # the solver works in micro-dollars per second: its tolerances are absolute
-_DEMAND_FLOOR_RPS: Final = 1e-9
-_TIME_LIMIT_S: Final = 1.0
+_DEMAND_FLOOR_RPS: Final = 1e-6  # one in a fortnight: less is lost in the solver's tolerances
 _NEGLIGIBLE: Final = 1e-6
 KWH_PER_J: Final = 1 / 3_600_000
 
@@ -60,6 +59,10 @@ class Pool:
         workers: that count.
         devices: the same in typical workers of the pool: a slowed one counts less than 1.
         stations: by model: how the pool serves it.
+        sites: with the part of the pool that stands there.
+        spot: part that may be taken away, 0 to 1.
+        tariff_usd_per_kwh: of its own; None: the problem's.
+        grid_g_per_kwh: grams of CO2.
     """
 
     name: str
@@ -69,9 +72,25 @@ class Pool:
     rate_usd_per_hour: float
     loaded_w: float
     stations: Mapping[str, Station]
+    sites: tuple[tuple[Site, float], ...] = ()
+    spot: float = 0.0
+    tariff_usd_per_kwh: float | None = None
+    grid_g_per_kwh: float = 0.0
 
     def usd_per_device_s(self, tariff_usd_per_kwh: float) -> float:
+        own = self.tariff_usd_per_kwh
+        tariff_usd_per_kwh = tariff_usd_per_kwh if own is None else own
         return self.rate_usd_per_hour / 3600 + self.loaded_w * tariff_usd_per_kwh * KWH_PER_J
+
+    @property
+    def g_per_device_s(self) -> float:
+        """Of CO2."""
+        return self.loaded_w * KWH_PER_J * self.grid_g_per_kwh
+
+    def part_within(self, within: str) -> float:
+        """The part of the pool where requests so confined may be computed."""
+        confines = Confines.parse(within)
+        return sum(part for site, part in self.sites if confines.admits(site)) if confines else 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +102,7 @@ class Problem:
     promises: Mapping[str, Promise]
     target_utilisation: float
     tariff_usd_per_kwh: float
+    caps: Caps = NO_CAPS
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +116,8 @@ class Solution:
         shares: of every class; those of one add up to the part of it that is served.
         shadow_usd_per_device_s: by pool, >= 0.
         filled: by pool, the part of its planned capacity that the shares take, 0 to 1.
+        surcharge_usd_per_device_s: by pool, what caps add to its price.
+        limits: bounds that could not be kept, then those that bind, the dearest first.
     """
 
     status: str
@@ -103,6 +125,8 @@ class Solution:
     shares: Shares = field(default_factory=dict)
     shadow_usd_per_device_s: Mapping[str, float] = field(default_factory=dict)
     filled: Mapping[str, float] = field(default_factory=dict)
+    surcharge_usd_per_device_s: Mapping[str, float] = field(default_factory=dict)
+    limits: tuple[PlanLimit, ...] = ()
 
 
 def solve(problem: Problem, previous: Shares) -> Solution:
@@ -111,33 +135,32 @@ def solve(problem: Problem, previous: Shares) -> Solution:
     Args:
         previous: shares of the plan in force; empty at the start.
     """
-    target = problem.target_utilisation
-    services = {
-        each.key: {
-            pool.name: service(
-                pool.stations[each.key.model],
-                Work(each.prompt_tokens, each.completion_tokens, each.cached_fraction),
-                problem.promises[each.key.slo_class],
-                target,
-            )
-            for pool in problem.pools
-            if each.key.model in pool.stations
-        }
-        for each in problem.classes
-    }
+    services = {each.key: _services(problem, each) for each in problem.classes}
     classes = [each for each in problem.classes if each.rps > _DEMAND_FLOOR_RPS]
+    nothing = {pool.name: 0.0 for pool in problem.pools}
     if not classes:
-        nothing = {pool.name: 0.0 for pool in problem.pools}
-        return Solution("idle", services, {}, nothing, nothing)
+        return Solution("idle", services, {}, nothing, nothing, nothing)
     program = _Program(problem, classes, services, previous)
-    solved = program.run()
-    if solved is None:
-        unpriced = {pool.name: 0.0 for pool in problem.pools}
-        return Solution("fallback", services, proportional_shares(problem, services), unpriced, unpriced)
-    shares, shadow, filled = solved
-    unserved_rps = sum(each.rps * (1 - sum(shares[each.key].values())) for each in classes)
-    served = unserved_rps <= _NEGLIGIBLE * sum(each.rps for each in classes)
-    return Solution("optimal" if served else "overloaded", services, shares, shadow, filled)
+    answer = program.run()
+    if answer is None:
+        limit = PlanLimit(name="solver", of="", unit="s", used=TIME_LIMIT_S, most=TIME_LIMIT_S, usd_per_unit=0.0)
+        shares = proportional_shares(problem, services)
+        return Solution("fallback", services, shares, nothing, nothing, nothing, (replace(limit, exceeded=True),))
+    return program.solution(answer)
+
+
+def _services(problem: Problem, demand: ClassDemand) -> dict[str, Service]:
+    """The class on every pool that has its model."""
+    key = demand.key
+    work = Work(demand.prompt_tokens, demand.completion_tokens, demand.cached_fraction)
+    promise = problem.promises[key.slo_class]
+    found: dict[str, Service] = {}
+    for pool in problem.pools:
+        if (station := pool.stations.get(key.model)) is not None:
+            here = service(station, work, promise, problem.target_utilisation)
+            outside = key.within and pool.part_within(key.within) <= 0
+            found[pool.name] = replace(here, because="placement") if outside else here
+    return found
 
 
 def proportional_shares(problem: Problem, services: Mapping[ClassKey, Mapping[str, Service]]) -> Shares:
@@ -180,8 +203,7 @@ def utilisation(
 
 
 class _Program:
-    """The program in the solver's terms: columns are feasible pairs, then what stays unserved; rows are classes, then
-    pools."""
+    """The program of a problem, and what its answer means."""
 
     def __init__(
         self,
@@ -190,85 +212,123 @@ class _Program:
         services: Mapping[ClassKey, Mapping[str, Service]],
         previous: Shares,
     ) -> None:
+        self._problem = problem
         self._classes = classes
-        self._pools = problem.pools
-        self._capacity = [max(0.0, pool.devices * problem.target_utilisation) for pool in problem.pools]
-        self._pairs: list[tuple[int, int]] = []
-        self._costs: list[float] = []
-        self._loads: list[float] = []
-        penalties: list[float] = []
-        prices = [pool.usd_per_device_s(problem.tariff_usd_per_kwh) for pool in problem.pools]
-        for row, each in enumerate(classes):
-            dearest_usd = 0.0
-            before = previous.get(each.key, {})
-            for column, pool in enumerate(problem.pools):
-                found = services[each.key].get(pool.name)
-                if found is None or not found.feasible or self._capacity[column] <= 0:
-                    continue
-                usd = found.device_s * prices[column]
-                dearest_usd = max(dearest_usd, usd)
-                self._pairs.append((row, column))
-                self._costs.append(each.rps * usd * (1 - _STICKINESS * before.get(pool.name, 0.0)) / _COST_UNIT)
-                self._loads.append(each.rps * found.held_s)
-            miss_usd = problem.promises[each.key.slo_class].miss_usd
-            penalties.append(each.rps * (miss_usd + dearest_usd) / _COST_UNIT)
-        self._costs.extend(penalties)
+        self._services = services
+        self._pools = {pool.name: pool for pool in problem.pools}
+        self._columns = {name: column for column, name in enumerate(self._pools)}
+        self._capacities = [max(0.0, pool.devices * problem.target_utilisation) for pool in problem.pools]
+        self._ways = [self._feasible(each) for each in classes]
+        self._caps: list[CapRow] = cap_rows(problem.caps, self._ways, [each.rps for each in classes])
+        self._pairs = [
+            self._pair(row, name, way, previous) for row, ways in enumerate(self._ways) for name, way in ways.items()
+        ]
 
-    def run(self) -> tuple[dict[ClassKey, dict[str, float]], dict[str, float], dict[str, float]] | None:
-        """Shares by class, shadow prices and the part filled by pool; None when the solver gives no optimum."""
-        solver = _Highs()
-        for option, value in (
-            ("output_flag", False),
-            ("threads", 1),  # a program of this size is solved before a second thread has started
-            ("time_limit", _TIME_LIMIT_S),
-        ):
-            solver.setOptionValue(option, value)
-        solver.passModel(self._model())
-        solver.run()
-        if solver.getModelStatus() != highspy.HighsModelStatus.kOptimal:
-            return None
-        found = solver.getSolution()
-        values = np.clip(np.asarray(found.col_value, dtype=np.float64), 0.0, 1.0).tolist()
-        duals = np.asarray(found.row_dual, dtype=np.float64).tolist()
-        loads = np.asarray(found.row_value, dtype=np.float64).tolist()
+    def run(self) -> Answer | None:
+        unserved_usd = [
+            each.rps
+            * (
+                self._problem.promises[each.key.slo_class].miss_usd
+                + max((way.usd for way in ways.values()), default=0.0)
+                # A cap is passed rather than a request left unserved.
+                + sum(cap.excess_usd * max([0.0, *cap.amounts[row].values()]) for cap in self._caps)
+            )
+            for row, (each, ways) in enumerate(zip(self._classes, self._ways, strict=True))
+        ]
+        caps = [Cap(each.most, each.excess_usd) for each in self._caps]
+        return optimum(self._pairs, unserved_usd, self._capacities, caps)
+
+    def solution(self, answer: Answer) -> Solution:
         shares: dict[ClassKey, dict[str, float]] = {each.key: {} for each in self._classes}
-        for (row, column), value in zip(self._pairs, values, strict=False):
-            if value > _NEGLIGIBLE:
-                shares[self._classes[row].key][self._pools[column].name] = value
-        # A dual of an upper bound in a minimum is <= 0: relaxing it lowers the cost.
-        shadow = {
-            pool.name: max(0.0, -dual) * _COST_UNIT
-            for pool, dual in zip(self._pools, duals[len(self._classes) :], strict=True)
-        }
-        filled = {
-            pool.name: min(1.0, max(0.0, load / capacity)) if capacity > 0 else 0.0
-            for pool, load, capacity in zip(self._pools, loads[len(self._classes) :], self._capacity, strict=True)
-        }
-        return shares, shadow, filled
+        names = list(self._pools)
+        for pair, share in zip(self._pairs, answer.shares, strict=True):
+            if share > _NEGLIGIBLE:
+                shares[self._classes[pair.row].key][names[pair.column]] = share
+        left_rps = [each.rps * max(0.0, 1 - sum(shares[each.key].values())) for each in self._classes]
+        served = sum(left_rps) <= _NEGLIGIBLE * sum(each.rps for each in self._classes)
+        return Solution(
+            "optimal" if served else "overloaded",
+            self._services,
+            shares,
+            dict(zip(names, answer.prices_usd, strict=True)),
+            {
+                name: min(1.0, max(0.0, load / capacity)) if capacity > 0 else 0.0
+                for name, load, capacity in zip(names, answer.loads, self._capacities, strict=True)
+            },
+            self._surcharges(answer),
+            self._limits(answer, left_rps),
+        )
 
-    def _model(self) -> highspy.HighsLp:
-        rows, pairs = len(self._classes), len(self._pairs)
-        columns = pairs + rows
-        starts: list[int] = [0]
-        indices: list[int] = []
-        values: list[float] = []
-        for (row, column), load in zip(self._pairs, self._loads, strict=True):
-            indices += (row, rows + column)
-            values += (1.0, load)
-            starts.append(len(indices))
-        for row in range(rows):
-            indices.append(row)
-            values.append(1.0)
-            starts.append(len(indices))
-        model = highspy.HighsLp()
-        model.num_col_, model.num_row_ = columns, rows + len(self._pools)
-        model.col_cost_ = np.array(self._costs)
-        model.col_lower_, model.col_upper_ = np.zeros(columns), np.ones(columns)
-        unbounded = np.full(len(self._pools), -highspy.kHighsInf)
-        model.row_lower_ = np.concatenate([np.ones(rows), unbounded])
-        model.row_upper_ = np.concatenate([np.ones(rows), np.array(self._capacity)])
-        model.a_matrix_.format_ = highspy.MatrixFormat.kColwise
-        model.a_matrix_.start_ = np.array(starts, dtype=np.int32)
-        model.a_matrix_.index_ = np.array(indices, dtype=np.int32)
-        model.a_matrix_.value_ = np.array(values)
-        return model
+    def _feasible(self, demand: ClassDemand) -> dict[str, Way]:
+        ways: dict[str, Way] = {}
+        for name, found in self._services[demand.key].items():
+            pool = self._pools[name]
+            if found.feasible and self._capacities[self._columns[name]] > 0:
+                usd = found.device_s * pool.usd_per_device_s(self._problem.tariff_usd_per_kwh)
+                carbon_g = found.device_s * pool.g_per_device_s
+                ways[name] = Way(usd, found.device_s, carbon_g, pool.spot, demand.completion_tokens)
+        return ways
+
+    def _pair(self, row: int, name: str, way: Way, previous: Shares) -> Pair:
+        demand, column = self._classes[row], self._columns[name]
+        load = demand.rps * self._services[demand.key][name].held_s
+        part = self._pools[name].part_within(demand.key.within)
+        before = previous.get(demand.key, {}).get(name, 0.0)
+        return Pair(
+            row,
+            column,
+            demand.rps * way.usd * (1 - _STICKINESS * before),
+            load,
+            min(1.0, part * self._capacities[column] / load) if part < 1 and load > 0 else 1.0,
+            tuple(demand.rps * cap.amounts[row][name] for cap in self._caps),
+        )
+
+    def _surcharges(self, answer: Answer) -> dict[str, float]:
+        """What caps make of a device-second's price: by what is emitted there; for spot, by the requests that it takes
+        on average."""
+        surcharges = dict.fromkeys(self._pools, 0.0)
+        for cap, price_usd in zip(self._caps, answer.cap_prices_usd, strict=True):
+            for name, pool in self._pools.items():
+                if cap.name == "spot":
+                    taken_s = [ways[name].device_s for ways in self._ways if name in ways]
+                    surcharges[name] += price_usd * pool.spot * len(taken_s) / sum(taken_s) if taken_s else 0.0
+                else:
+                    surcharges[name] += price_usd * pool.g_per_device_s
+        return surcharges
+
+    def _limits(self, answer: Answer, left_rps: list[float]) -> tuple[PlanLimit, ...]:
+        limits = [
+            PlanLimit(
+                name="capacity", of=name, unit="device-seconds/s", used=load, most=capacity, usd_per_unit=price_usd
+            )
+            for name, load, capacity, price_usd in zip(
+                self._pools, answer.loads, self._capacities, answer.prices_usd, strict=True
+            )
+            if price_usd > 0
+        ]
+        for cap, price_usd, used in zip(self._caps, answer.cap_prices_usd, answer.cap_used, strict=True):
+            exceeded = used > cap.most + _NEGLIGIBLE * max(abs(cap.most), cap.per_unit)
+            if price_usd > 0 or exceeded:
+                limits.append(
+                    PlanLimit(
+                        name=cap.name,
+                        of="",
+                        unit=cap.unit,
+                        used=used / cap.per_unit,
+                        most=cap.most / cap.per_unit,
+                        usd_per_unit=price_usd,
+                        exceeded=exceeded,
+                    )
+                )
+        nowhere: dict[tuple[str, str], float] = {}
+        for each, ways, left in zip(self._classes, self._ways, left_rps, strict=True):
+            if not ways:
+                reasons = {found.because for found in self._services[each.key].values()}
+                placement = each.key.within and reasons <= {"placement"}
+                bound = ("placement", each.key.within) if placement else ("promise", each.key.slo_class)
+                nowhere[bound] = nowhere.get(bound, 0.0) + left
+        limits += [
+            PlanLimit(name=name, of=of, unit="requests/s", used=rps, most=0.0, usd_per_unit=0.0, exceeded=True)
+            for (name, of), rps in nowhere.items()
+        ]
+        return tuple(sorted(limits, key=lambda each: (not each.exceeded, -each.usd_per_unit)))

@@ -93,4 +93,5 @@ def _key_of(plan: RoutingPlan, index: int) -> ClassKey | None:
         found.slo_class,
         PROMPT_EDGES.index(found.prompt_tokens_from),
         COMPLETION_EDGES.index(found.completion_tokens_from),
+        found.within,
     )

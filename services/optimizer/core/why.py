@@ -8,6 +8,7 @@ least; what the pool lacks to that is how much cheaper its hour would have to be
 from dataclasses import dataclass
 
 from services.mesh.errors import InvalidRequest
+from services.mesh.events import PlanLimit
 from services.optimizer.core.beliefs import Snapshot
 from services.optimizer.core.demand import ClassDemand
 from services.optimizer.core.plan import Pool, Solution, utilisation
@@ -22,8 +23,8 @@ class ClassReason:
 
     Attributes:
         share: of the class that the program gives to the pool, 0 to 1.
-        because: "cheapest" or "shared" where it has one; else "context", "memory", "tpot" or "ttft", the bound that the
-            pool cannot keep; "full": cheapest but for the price of its capacity; "dearer"; "no demand".
+        because: "cheapest" or "shared" where it has one; else "context", "memory", "tpot", "ttft" or "placement", the
+            bound that the pool cannot keep; "full": cheapest but for the price of its capacity; "dearer"; "no demand".
         usd: what a request uses there; `told_usd` with the shadow price of what it holds.
         best_pool: where a request costs least, all told; empty where no pool keeps the promise.
         breakeven_usd_per_hour: the pool's hourly rate at which it would be as good as the best; < 0: not even free.
@@ -47,6 +48,7 @@ class PoolReason:
     Attributes:
         binding: "capacity" where another device-second of the pool would save money; else empty.
         saving_usd_per_hour: of one more worker, for small changes.
+        limits: of the whole program.
     """
 
     pool: Pool
@@ -56,6 +58,7 @@ class PoolReason:
     binding: str
     saving_usd_per_hour: float
     classes: tuple[ClassReason, ...]
+    limits: tuple[PlanLimit, ...]
 
 
 def why(snapshot: Snapshot, solution: Solution, model: str, pool: str) -> PoolReason:
@@ -78,12 +81,17 @@ def why(snapshot: Snapshot, solution: Solution, model: str, pool: str) -> PoolRe
         binding="capacity" if shadow > 0 else "",
         saving_usd_per_hour=shadow * 3600 * per_worker * problem.target_utilisation,
         classes=tuple(_reason(snapshot, solution, each, asked) for each in problem.classes if each.key.model == model),
+        limits=solution.limits,
     )
 
 
 def _reason(snapshot: Snapshot, solution: Solution, demand: ClassDemand, pool: Pool) -> ClassReason:
     problem = snapshot.problem
-    prices = {each.name: each.usd_per_device_s(problem.tariff_usd_per_kwh) for each in problem.pools}
+    prices = {
+        each.name: each.usd_per_device_s(problem.tariff_usd_per_kwh)
+        + solution.surcharge_usd_per_device_s.get(each.name, 0.0)
+        for each in problem.pools
+    }
     services = solution.services[demand.key]
     told = {
         name: each.device_s * prices[name] + each.held_s * solution.shadow_usd_per_device_s.get(name, 0.0)

@@ -255,7 +255,7 @@ def test_any_problem_has_an_answer_that_keeps_its_bounds(pools: list[Pool], clas
         assert held[one.name] <= one.devices * TARGET * (1 + 1e-6) + 1e-6
     if found.status == "optimal":
         for each in classes:
-            if each.rps > 1e-9:
+            if each.rps > 1e-6:
                 assert served(found, each) == pytest.approx(1.0, abs=1e-2)
 
 

@@ -1,4 +1,4 @@
-"""Requests that may be computed only somewhere: never elsewhere, and a refusal that counts who keeps each constraint."""
+"""Requests that may be computed only somewhere: never elsewhere; a refusal counts who keeps each constraint."""
 
 import pytest
 from hypothesis import given
