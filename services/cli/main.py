@@ -10,8 +10,10 @@ from services.cli import (
     doctor,
     drain,
     explain,
+    export,
     fleet_bill,
     generate,
+    invoice,
     keys,
     plan,
     prices,
@@ -44,6 +46,7 @@ app.command("compare")(simulate.compare)
 app.command("usage")(usage.usage)
 app.command("bill")(fleet_bill.bill)
 app.command("rerate")(rerate.rerate)
+app.command("invoice")(invoice.invoice)
 app.command("plan")(plan.plan)
 app.command("explain")(explain.explain)
 app.command("top")(top.top)
@@ -55,6 +58,7 @@ app.command("chaos")(chaos.chaos)
 app.command("doctor")(doctor.doctor)
 app.add_typer(keys.app, name="keys")
 app.add_typer(prices.app, name="prices")
+app.add_typer(export.app, name="export")
 
 
 def _show_version(wanted: bool) -> None:

@@ -4,7 +4,7 @@ In: an `Access`. Out: answers as they are on the wire. Every call has a deadline
 which service did not answer, where, and what would do.
 """
 
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
@@ -13,13 +13,15 @@ import grpc
 from services.cli.access import Access
 from services.mesh.rpc import MESH_SECRET, open_channel
 from tokenworks.errors import CallError, error_of
+from tokenworks.v1 import exports_pb2 as exports
+from tokenworks.v1 import exports_pb2_grpc, metering_pb2_grpc, planning_pb2_grpc, pricing_pb2_grpc
 from tokenworks.v1 import metering_pb2 as metering
-from tokenworks.v1 import metering_pb2_grpc, planning_pb2_grpc, pricing_pb2_grpc
 from tokenworks.v1 import planning_pb2 as planning
 from tokenworks.v1 import pricing_pb2 as pricing
 
 DEADLINE_S: Final = 10.0
 RERATE_S: Final = 600.0  # it goes through all requests
+EXPORT_S: Final = 6 * 3600.0  # of a whole stream
 _Answer = TypeVar("_Answer")
 
 
@@ -32,6 +34,7 @@ class Peers:
         self._channels = {name: open_channel(getattr(access, name)) for name in ("meter", "optimizer")}
         self._meter: Any = metering_pb2_grpc.MeterStub(self._channels["meter"])  # type: ignore[no-untyped-call]  # generated
         self._pricing: Any = pricing_pb2_grpc.PricingStub(self._channels["meter"])  # type: ignore[no-untyped-call]  # generated
+        self._exports: Any = exports_pb2_grpc.ExportsStub(self._channels["meter"])  # type: ignore[no-untyped-call]  # generated
         self._optimizer: Any = planning_pb2_grpc.OptimizerStub(self._channels["optimizer"])  # type: ignore[no-untyped-call]  # generated
 
     async def usage(self, request: metering.GetUsageRequest) -> metering.GetUsageResponse:
@@ -79,6 +82,28 @@ class Peers:
     async def fleet_bill(self, request: pricing.GetFleetBillRequest) -> pricing.FleetBill:
         return await self._ask("meter", self._pricing.GetFleetBill(request, timeout=RERATE_S, metadata=self._metadata))
 
+    def charges(self, request: exports.StreamChargesRequest) -> AsyncIterator[exports.ChargeBatch]:
+        return self._stream(self._exports.StreamCharges(request, timeout=EXPORT_S, metadata=self._metadata))
+
+    def usage_records(self, request: exports.StreamRequest) -> AsyncIterator[exports.UsageBatch]:
+        return self._stream(self._exports.StreamUsage(request, timeout=EXPORT_S, metadata=self._metadata))
+
+    def bookings(self, request: exports.StreamRequest) -> AsyncIterator[exports.BookingBatch]:
+        return self._stream(self._exports.StreamBookings(request, timeout=EXPORT_S, metadata=self._metadata))
+
+    async def invoice(self, tenant: str, month: str, *, issue: bool = False) -> exports.Invoice:
+        """A month's invoice as it was issued, or would be now; with `issue` it is issued where it was not."""
+        request = exports.GetInvoiceRequest(tenant=tenant, month=month)
+        call = self._exports.IssueInvoice if issue else self._exports.GetInvoice
+        return await self._ask("meter", call(request, timeout=RERATE_S, metadata=self._metadata))
+
+    async def invoices(self, tenant: str) -> exports.ListInvoicesResponse:
+        """Issued invoices without their lines, the newest first; of all tenants where `tenant` is empty."""
+        request = exports.ListInvoicesRequest(tenant=tenant)
+        return await self._ask(
+            "meter", self._exports.ListInvoices(request, timeout=DEADLINE_S, metadata=self._metadata)
+        )
+
     async def plan(self, model: str) -> planning.RoutingPlan:
         request = planning.GetPlanRequest(model=model)
         return await self._ask(
@@ -112,6 +137,13 @@ class Peers:
             return await call
         except grpc.aio.AioRpcError as failure:
             raise self._named(service, failure) from failure
+
+    async def _stream(self, call: AsyncIterator[_Answer]) -> AsyncIterator[_Answer]:
+        try:
+            async for each in call:
+                yield each
+        except grpc.aio.AioRpcError as failure:
+            raise self._named("meter", failure) from failure
 
     def _named(self, service: str, failure: grpc.aio.AioRpcError) -> CallError:
         error = error_of(failure)

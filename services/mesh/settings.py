@@ -229,6 +229,26 @@ class SloSettings(Section):
         return classes
 
 
+class InvoiceSettings(Section):
+    """What invoices and FOCUS files say of who issues them."""
+
+    issuer: Annotated[str, Field(min_length=1, max_length=128)] = "Tokenworks"
+    address: Annotated[str, Field(max_length=1024)] = ""  # lines of it
+    prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{0,16}$")] = "TW-"  # of invoices' numbers
+
+
+class CloudEventsSettings(Section):
+    """Where each line of the ledger is told of, as a CloudEvent; nowhere while `url` is empty."""
+
+    url: str = ""  # http://host/path, https://…, or nats://host:port/subject of a JetStream stream
+    bearer: str = ""  # shown as Authorization: Bearer
+    start: Literal["now", "beginning"] = "now"  # where the first start begins in the ledger
+    batch: Annotated[int, Field(ge=1, le=1000)] = 1  # events in one HTTP request; beyond 1 in CloudEvents' batch mode
+    every_s: Annotated[float, Field(gt=0, le=3600)] = 1.0  # between looks at the ledger once all was told
+    timeout_s: Annotated[float, Field(gt=0, le=600)] = 10.0  # of one request
+    longest_retry_s: Annotated[float, Field(gt=0, le=3600)] = 60.0  # between attempts at a receiver that is down
+
+
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="TOKENWORKS_",
@@ -251,6 +271,8 @@ class Settings(BaseSettings):
     energy: EnergySettings = EnergySettings()
     cost: CostSettings = CostSettings()
     fleet: FleetSettings = FleetSettings()
+    invoice: InvoiceSettings = InvoiceSettings()
+    cloudevents: CloudEventsSettings = CloudEventsSettings()
 
     @classmethod
     def settings_customise_sources(

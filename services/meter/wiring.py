@@ -23,8 +23,11 @@ from services.meter.announcer import Announcer
 from services.meter.audit import Audit
 from services.meter.bookkeeper import Bookkeeper
 from services.meter.catch_up import booked_up_to, catch_up, find_behind, restore_budgets, restore_price_books
+from services.meter.charging import Charging
 from services.meter.core.budgets import Accounts
 from services.meter.core.fleet_bill import IdleRule, Rule
+from services.meter.export_service import SERVICE_NAME as EXPORTS_NAME
+from services.meter.export_service import ExportService
 from services.meter.feed import Feed
 from services.meter.inquiry import Inquiry
 from services.meter.lessor import Lessor
@@ -41,13 +44,16 @@ from services.meter.standby import Standby
 from services.meter.store.audit import Audits
 from services.meter.store.bill import BillReader, BillWriter
 from services.meter.store.callers import CallerReader
+from services.meter.store.charges import ChargeReader
 from services.meter.store.database import Database
+from services.meter.store.exports import ExportReader
 from services.meter.store.holding import FileLock, Holding, is_shared
+from services.meter.store.invoices import InvoiceReader
 from services.meter.store.questions import Questions
 from services.meter.store.rolling import HourRoller
 from services.meter.thread import WorkThreads
 from services.meter.watchers import Watchers
-from tokenworks.v1 import metering_pb2_grpc, pricing_pb2_grpc
+from tokenworks.v1 import exports_pb2_grpc, metering_pb2_grpc, pricing_pb2_grpc
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +95,7 @@ async def wire(
 
     writing = WorkThreads("meter-writing", threads=1, max_waiting=64)
     reading = WorkThreads("meter-reading", threads=2, max_waiting=64)
+    exporting = WorkThreads("meter-exporting", threads=1, max_waiting=16)
     # Its own name for each start: a process that was replaced notices at its next transaction.
     writer = f"{meter_id}:{secrets.token_hex(4)}"
     url = settings.database_url
@@ -109,11 +116,14 @@ async def wire(
     async def close_books() -> None:
         await writing.stop()
         await reading.stop()
+        await exporting.stop()
         await asyncio.to_thread(database.close)
 
     life.on_stop("books", close_books, deadline_s=30.0)
     running = Running(http_port, http, url)
-    serve = partial(_serve, life, settings, footing, database, writer=writer, writing=writing, reading=reading)
+    serve = partial(
+        _serve, life, settings, footing, database, writer=writer, writing=writing, reading=reading, exporting=exporting
+    )
     holder = await standby.take() if standby is not None else ""
     if standby is None or not holder:
         running.grpc_port = await serve()
@@ -140,6 +150,7 @@ async def _serve(
     writer: str,
     writing: WorkThreads,
     reading: WorkThreads,
+    exporting: WorkThreads,
 ) -> int:
     """Starts all that needs the books; the port of gRPC."""
     meter_id = settings.meter.id
@@ -301,6 +312,27 @@ async def _serve(
         secrets=settings.secrets,
     )
     grpc_server.add(pricing_pb2_grpc.add_PricingServicer_to_server, pricing_service, PRICING_NAME)
+    invoices, charges = InvoiceReader(database), ChargeReader(database)
+    export_service = ExportService(
+        charging=Charging(
+            reader=charges,
+            invoices=invoices,
+            prices=prices,
+            terms=settings.invoice,
+            settle_after_s=settings.cost.settle_after_s,
+            clock=clock,
+        ),
+        charges=charges,
+        reader=ExportReader(database),
+        invoices=invoices,
+        terms=settings.invoice,
+        bookkeeper=bookkeeper,
+        exporting=exporting,
+        writing=writing,
+        clock=clock,
+        secrets=settings.secrets,
+    )
+    grpc_server.add(exports_pb2_grpc.add_ExportsServicer_to_server, export_service, EXPORTS_NAME)
     grace_s = settings.mesh.drain_grace_s
     life.on_stop("grpc", partial(grpc_server.drain, grace_s), deadline_s=grace_s + 5.0)
     life.on_stop("watchers", watchers.stop)

@@ -36,6 +36,7 @@ class Meter:
     routers: Bus
     credit: list[CreditChanged] = field(default_factory=list)
     pricing: Any = None
+    address: str = ""  # of its gRPC
 
     def publish(self, *events: Event) -> None:
         for event in events:
@@ -122,6 +123,7 @@ async def running_meter(
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{running.grpc_port}"))
         meter = Meter(broker, life, metering_pb2_grpc.MeterStub(channel), buses[1], buses[2])
         meter.pricing = pricing_pb2_grpc.PricingStub(channel)
+        meter.address = f"127.0.0.1:{running.grpc_port}"
 
         async def heard(message: Delivered) -> None:
             assert isinstance(message.event, CreditChanged)

@@ -14,7 +14,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from services.mesh.errors import SettingInvalid
 from services.meter.store.upgrades import bring_up_to_date
 
-_READERS: Final = 2
+_READERS: Final = 3  # two that answer, one that exports
 _BUSY_TIMEOUT_MS: Final = 5_000
 _CACHE_KIB: Final = 16_384
 _CONNECT_S: Final = 10

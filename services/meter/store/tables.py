@@ -4,8 +4,9 @@ from typing import Final
 
 from sqlalchemy import MetaData
 
-from services.meter.store import bill_tables, caller_tables, credit, schema
+from services.meter.store import bill_tables, caller_tables, credit, invoice_tables, schema
 
 metadata: Final[MetaData] = schema.metadata
 assert bill_tables.postings.metadata is credit.budgets.metadata is metadata
 assert caller_tables.rolled_hours.metadata is metadata
+assert invoice_tables.invoices.metadata is metadata
