@@ -6,9 +6,11 @@ would do. A list of tables (the fleet, the prices) is overridden as JSON.
 """
 
 import os
+import re
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
@@ -247,6 +249,18 @@ class CloudEventsSettings(Section):
     every_s: Annotated[float, Field(gt=0, le=3600)] = 1.0  # between looks at the ledger once all was told
     timeout_s: Annotated[float, Field(gt=0, le=600)] = 10.0  # of one request
     longest_retry_s: Annotated[float, Field(gt=0, le=3600)] = 60.0  # between attempts at a receiver that is down
+
+    @field_validator("url")
+    @classmethod
+    def _has_a_receiver(cls, url: str) -> str:
+        if not url:
+            return url
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https", "nats") or not parts.hostname:
+            raise ValueError("write it like http://host/path, https://host/path or nats://host:4222/subject")
+        if parts.scheme == "nats" and not re.fullmatch(r"/[^\s./*>]+(\.[^\s./*>]+)*", parts.path):
+            raise ValueError("name one subject, like nats://host:4222/usage.booked")
+        return url
 
 
 class Settings(BaseSettings):

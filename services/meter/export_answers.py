@@ -10,8 +10,8 @@ from services.meter.core.amounts import Amounts
 from services.meter.core.charges import MINUTES_PER_DAY, Charged, ChargeKey, month_name, rate_of
 from services.meter.core.invoices import Invoice
 from services.meter.core.ledger import MS_PER_MINUTE
+from services.meter.core.lines import BookedLine
 from services.meter.core.usage import UsageKey
-from services.meter.store.exports import BookedLine
 from tokenworks.v1 import exports_pb2
 
 

@@ -34,6 +34,7 @@ from services.meter.lessor import Lessor
 from services.meter.pricing_service import SERVICE_NAME as PRICING_NAME
 from services.meter.pricing_service import PricingService
 from services.meter.rates import credit_terms, fleet_rates, rate_card
+from services.meter.receivers import receiver_of
 from services.meter.reconciler import Reconciler
 from services.meter.reratings import Reratings
 from services.meter.roller import Roller
@@ -51,6 +52,7 @@ from services.meter.store.holding import FileLock, Holding, is_shared
 from services.meter.store.invoices import InvoiceReader
 from services.meter.store.questions import Questions
 from services.meter.store.rolling import HourRoller
+from services.meter.telling import Telling
 from services.meter.thread import WorkThreads
 from services.meter.watchers import Watchers
 from tokenworks.v1 import exports_pb2_grpc, metering_pb2_grpc, pricing_pb2_grpc
@@ -276,6 +278,19 @@ async def _serve(
     if settings.runaway.most is not RunawayGrade.NONE:
         tasks.append(life.spawn(runaways.run(), "runaways"))
 
+    exports = ExportReader(database)
+    if settings.cloudevents.url:
+        telling = Telling(
+            settings=settings.cloudevents,
+            receiver=receiver_of(settings.cloudevents),
+            reader=exports,
+            bookkeeper=bookkeeper,
+            exporting=exporting,
+            writing=writing,
+            telemetry=telemetry,
+        )
+        tasks.append(life.spawn(telling.run(), "cloud events"))
+
     async def stop_feed() -> None:
         await cancel_all(tasks)
         await bus.flush(2.0)
@@ -323,7 +338,7 @@ async def _serve(
             clock=clock,
         ),
         charges=charges,
-        reader=ExportReader(database),
+        reader=exports,
         invoices=invoices,
         terms=settings.invoice,
         bookkeeper=bookkeeper,

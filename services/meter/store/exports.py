@@ -4,11 +4,12 @@ In: minutes, ids, tenants. Out: rows, in the order of minutes or ids. From sever
 """
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 from sqlalchemy import func, select
 
 from services.meter.core.amounts import Amounts
+from services.meter.core.lines import BookedLine
 from services.meter.core.usage import DIMENSIONS, UsageKey
 from services.meter.store import rows, schema
 from services.meter.store.books import Transaction
@@ -17,16 +18,6 @@ from services.meter.store.database import Database
 from services.meter.store.invoice_tables import told_events
 
 _OF_REQUESTS: Final = ("workload", "model", "slo_class")
-
-
-class BookedLine(NamedTuple):
-    """A line of the ledger."""
-
-    line: int
-    booked_unix_ms: int
-    request_id: str
-    key: UsageKey
-    amounts: Amounts
 
 
 class ExportReader:
