@@ -70,6 +70,9 @@
         services/optimizer/core/decisions.py  services/optimizer/core/why.py
 16. Who used what, at what cost; why a request went where it went.
         services/meter/service.py  services/cli/usage.py  services/cli/explain.py
+    What leaves the books for others: invoices, FOCUS, Parquet, CloudEvents.
+        services/meter/export_service.py  services/meter/core/invoices.py  services/cli/focus.py
+        services/meter/telling.py
 
 Beneath: settings, a service's life, what accelerators and models are, errors, names of spans and edges of a trace.
         services/mesh/settings.py  services/mesh/lifecycle.py  services/mesh/accelerators.py

@@ -9,17 +9,22 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from services.mesh.errors import InvariantBroken
 from services.mesh.events import Event
 from services.mesh.price_book import PriceBook
 from services.meter.bookkeeper import Bookkeeper
+from services.meter.core.charges import Bounds
+from services.meter.core.invoices import invoice_of
 from services.meter.core.usage import DIMENSIONS, grouping
 from services.meter.store import schema
 from services.meter.store.audit import Audits
+from services.meter.store.charges import ChargeReader
 from services.meter.store.compare import differences
 from services.meter.store.database import Database
+from services.meter.store.exports import ExportReader, put_told
+from services.meter.store.invoices import InvoiceReader, issue
 from services.meter.store.questions import Questions
 from tests.contract.conftest import NewUrl
 from tests.mesh.running_meter import running_meter
@@ -131,3 +136,43 @@ async def test_a_meter_goes_on_when_its_server_was_away(postgres: str, tmp_path:
     with opened.reader.begin() as connection:
         assert connection.execute(select(schema.requests.c.outcome)).scalar_one() == "length"
     opened.close()
+
+
+def test_charges_and_lines_are_read_alike(database: Database) -> None:
+    keeper = _keeper(database)
+    batch: list[Event] = []
+    for request_id in ("r0", "r1", "r2", "r3"):
+        batch += [admitted(request_id), tokens(entry(request_id, 0, 9, last=True)), finished(request_id, 9)]
+    keeper.book(_delivered(*batch), START_MS)
+    reader, minute = ChargeReader(database), START_MS // 60_000
+    bounds = reader.bounds()
+    (after, through), *_ = reader.line_ranges(minute, minute + 1, bounds.line)
+    found = reader.lines((after, through), minute, minute + 1, ("acme",), [1, START_MS, START_MS + 1])
+    assert [(each.tenant, each.era, each.requests, each.tokens) for each in found] == [("acme", 2, 4, (400, 0, 36))]
+    assert sum(each.price_nusd for each in found) == _total(Questions(database)).price_nusd
+    assert reader.posted(0, bounds.posting + 1, 0, minute + 1, ("acme",)) == []
+    assert reader.next_day(0) == minute // 1440 * 1440
+    assert reader.next_day(minute + 1) is None
+    exports = ExportReader(database)
+    lines = exports.lines(0, bounds.line, limit=100, tenants=("acme",))
+    assert [each.line for each in lines] == sorted(each.line for each in lines)
+    assert sum(each.amounts.delivered_tokens for each in lines) == 36
+    ((key, amounts),) = exports.usage(None, minute, minute + 1, (), limit=1)
+    assert amounts.delivered_tokens == 36
+    assert exports.usage(key, minute, minute + 1, (), limit=1) == []
+    for line in (1, 2):
+        keeper.within(lambda transaction, line=line: put_told(transaction, "there", "books", line))
+        assert exports.told("there") == ("books", line)
+
+
+def test_invoices_are_numbered_without_gaps_and_kept(database: Database) -> None:
+    keeper, reader = _keeper(database), InvoiceReader(database)
+    for number, tenant in enumerate(("acme", "globex"), 1):
+        draft = invoice_of([], tenant=tenant, from_minute=0, to_minute=44_640, issuer="us", issuer_address="")
+        keeper.within(lambda transaction, draft=draft: issue(transaction, draft, Bounds(5, 6), "X-", START_MS))
+        found = reader.find(tenant, 0)
+        assert found == draft._replace(number=f"X-00000{number}", issued_unix_ms=START_MS)
+    assert [each.number for each in reader.all("", 10)] == ["X-000002", "X-000001"]
+    assert [each.cuts for each in reader.issued(("acme",))] == [Bounds(5, 6)]
+    with pytest.raises(IntegrityError):
+        keeper.within(lambda transaction: issue(transaction, draft, Bounds(5, 6), "X-", START_MS))

@@ -132,13 +132,13 @@ def parse_month(text: str) -> tuple[int, int]:
     """The minutes [first, end) since 1970 of a month that is written as 2026-11.
 
     Raises:
-        InvalidRequest: it is not, or is before 1970.
+        InvalidRequest: it is not, or is before 1970, or of a year that calendars end with.
     """
     try:
         first = datetime.strptime(text, "%Y-%m").replace(tzinfo=UTC)
     except ValueError:
         first = None
-    if first is None or first.year < 1970 or first.strftime("%Y-%m") != text:
+    if first is None or not 1970 <= first.year < 9999 or first.strftime("%Y-%m") != text:
         raise InvalidRequest(f"month = {text!r} is not a month; write it like 2026-11")
     return month_of(int(first.timestamp()) // 60)
 
