@@ -791,11 +791,16 @@ class LeaseGrant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseGranted:
-    """The meter's answer; `refused` says why the holder has no say any more, and is empty where it has."""
+    """The meter's answer; `refused` says why the holder has no say any more, and is empty where it has.
+
+    Attributes:
+        at_unix_ms: by the meter's clock, whose windows a holder's are; 0: not told.
+    """
 
     refused: str
     ttl_ms: int
     grants: tuple[LeaseGrant, ...]
+    at_unix_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 _ANSWER_S: Final = 1.0
 _RETRY_S: Final = 0.05  # after no answer
 _AGAIN_S: Final = 0.02  # while requests wait for credit that others hold
+_ALIKE_MS: Final = 1000
 _RENEW_S: Final = 5.0  # at most between two words
 _LAST_WORD_S: Final = 1.0
 
@@ -47,7 +48,12 @@ class Lessee:
         self._waiting = 0
         self._answered = 0
         self._told_linger_ms = -1
+        self._ahead_ms = 0
         self.purse = self._start()
+
+    def unix_s(self) -> int:
+        """The meter's time, seconds since 1970, as far as it has told: windows of budgets are those of its clock."""
+        return (self._clock.unix_ms() + self._ahead_ms) // 1000
 
     def tell(self) -> None:
         """There may be something to tell the meter."""
@@ -150,6 +156,7 @@ class Lessee:
             self.purse = self._start()
             self._told_linger_ms = -1
         else:
+            self._note_clock(answer.at_unix_ms)
             self._told_linger_ms = word.linger_ms
             self._renew_s = min(_RENEW_S, answer.ttl_ms / 3000)
             for account in purse.answered(word, answer, sent_s, self._clock.monotonic_s()):
@@ -161,6 +168,11 @@ class Lessee:
 
     def _lacking(self, holds: Sequence[Hold]) -> list[Account]:
         return self.purse.lacking(holds, self._clock.monotonic_s())
+
+    def _note_clock(self, meters_unix_ms: int) -> None:
+        ahead_ms = meters_unix_ms - self._clock.unix_ms() if meters_unix_ms else 0
+        # Clocks that differ by less than an answer may take are alike: windows begin at one time on all hosts then.
+        self._ahead_ms = ahead_ms if abs(ahead_ms) > _ALIKE_MS else 0
 
     def _start(self) -> Purse:
         epoch = f"{self._clock.unix_ms():013d}-{secrets.token_hex(4)}"

@@ -54,9 +54,9 @@ class Payer:
         soon = max(wanted.least_tokens, min(wanted.tokens, credit.completion_tokens + _LEAST_TOKENS))
         if self.take(credit, wanted.prompt_tokens, wanted.tokens) or self._take_some(credit, wanted, soon):
             return Paid.AT_ONCE
-        for _ in range(2):  # once more where the meter had given this holder up meanwhile
-            purse = self._lessee.purse
-            unix_s = self._unix_s()
+        # Once more where the meter had given this holder up meanwhile, or has told that it is another time there.
+        for _ in range(2):
+            purse, unix_s = self._lessee.purse, self._unix_s()
             least = credit.lacking(wanted.least_prompt_tokens, wanted.least_tokens, unix_s)
             holds = credit.lacking(wanted.prompt_tokens, wanted.tokens, unix_s)
             await self._lessee.obtain(holds, least, credit.held, wait_s)
@@ -67,7 +67,8 @@ class Payer:
                 or self._take_some(credit, shortest, wanted.least_tokens)
             ):
                 return Paid.AFTER_A_WAIT
-            if purse is self._lessee.purse:
+            windows = {hold.window for hold in credit.lacking(wanted.prompt_tokens, wanted.tokens, self._unix_s())}
+            if purse is self._lessee.purse and windows <= {hold.window for hold in holds}:
                 break
         return Paid.NOT
 
@@ -85,4 +86,4 @@ class Payer:
         return tokens >= least_tokens and self.take(credit, wanted.prompt_tokens, tokens)
 
     def _unix_s(self) -> int:
-        return self._clock.unix_ms() // 1000
+        return self._lessee.unix_s()

@@ -45,7 +45,7 @@ from services.mesh.pricing import Rates
 _quoted: Final = json.encoder.encode_basestring_ascii  # a string as JSON writes it
 METADATA_KEY: Final = "x-tokenworks-placement"
 _ALGORITHM: Final = "HS256"
-LEEWAY_MS: Final = 2_000  # clocks of routers and workers may differ by this much
+LEEWAY_MS: Final = 2_000  # the router may be wrong by this much about its worker's clock
 
 
 @dataclass(slots=True, kw_only=True)  # not frozen: a frozen one costs three times as much to make

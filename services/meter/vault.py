@@ -171,7 +171,8 @@ class Vault:
         now_s = self._clock.monotonic_s()
         for unused in asked.unused:
             self._funded.unused(f"{asked.holder}/{asked.epoch}", unused)
-        return self._leases.answer(asked, now_s, self._clock.unix_ms() // 1000)
+        now_unix_ms = self._clock.unix_ms()
+        return replace(self._leases.answer(asked, now_s, now_unix_ms // 1000), at_unix_ms=now_unix_ms)
 
     def take_recalled(self) -> list[Account]:
         return self._leases.take_recalled()

@@ -275,7 +275,9 @@ class Direct:
     ) -> wire.Placement:
         asked, record, beat = placement.asked, placement.record, decision.worker.beat
         pricing = self._prices.at(record.decided_unix_ms)
-        expires_unix_ms = self._clock.unix_ms() + round(self._settings.placement_ttl_s * 1000)
+        # Its worker holds that against its own clock.
+        now_there_unix_ms = self._clock.unix_ms() - decision.worker.clock_behind_ms
+        expires_unix_ms = now_there_unix_ms + round(self._settings.placement_ttl_s * 1000)
         claims = PlacementClaims(
             id=f"{self._rng.getrandbits(96):024x}",
             request_id=asked.request_id,

@@ -7,16 +7,18 @@ books. What is stopped is stopped as its process would be: readiness off, draine
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import grpc
 from opentelemetry.sdk.trace.export import SpanExporter
 from opentelemetry.trace import Tracer
 
+from services.mesh.clock import Clock
 from services.mesh.keys import KeyStore
 from services.mesh.lifecycle import Lifecycle
 from services.mesh.nats.server import NatsServer
@@ -75,8 +77,16 @@ def simulated(worker: str, accelerator: str = "nvidia-h100-sxm", **settings: Any
 class LocalMesh:
     """Started by `start`; everything it started, `stop` stops."""
 
-    def __init__(self, data_dir: Path, make_exporter: Callable[[], SpanExporter] | None = None) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        make_exporter: Callable[[], SpanExporter] | None = None,
+        *,
+        clocks: Mapping[str, Clock] = MappingProxyType({}),
+    ) -> None:
+        """`clocks`: by part's name, where a part's is not the machine's."""
         self._data_dir = data_dir
+        self._clocks = clocks
         self._make_exporter = make_exporter
         self._stack = AsyncExitStack()
         self._sections: dict[str, Section] = {}
@@ -218,7 +228,7 @@ class LocalMesh:
         life = Lifecycle(name)
         exporter = self._make_exporter() if self._make_exporter else None
         telemetry = start_telemetry(service, name, exporter=exporter)
-        part = Part(life, await wire(life, settings, telemetry=telemetry), telemetry)
+        part = Part(life, await wire(life, settings, telemetry=telemetry, clock=self._clocks.get(name)), telemetry)
         self.parts[name] = part
         self._stack.push_async_callback(self._stop_if_running, name, part)
         await life.set_ready()

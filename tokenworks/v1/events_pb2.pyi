@@ -557,14 +557,16 @@ class Unused(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., holds: _Optional[_Iterable[_Union[Hold, _Mapping]]] = ...) -> None: ...
 
 class LeaseGranted(_message.Message):
-    __slots__ = ("refused", "ttl_ms", "grants")
+    __slots__ = ("refused", "ttl_ms", "grants", "at_unix_ms")
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     TTL_MS_FIELD_NUMBER: _ClassVar[int]
     GRANTS_FIELD_NUMBER: _ClassVar[int]
+    AT_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
     refused: str
     ttl_ms: int
     grants: _containers.RepeatedCompositeFieldContainer[LeaseGrant]
-    def __init__(self, refused: _Optional[str] = ..., ttl_ms: _Optional[int] = ..., grants: _Optional[_Iterable[_Union[LeaseGrant, _Mapping]]] = ...) -> None: ...
+    at_unix_ms: int
+    def __init__(self, refused: _Optional[str] = ..., ttl_ms: _Optional[int] = ..., grants: _Optional[_Iterable[_Union[LeaseGrant, _Mapping]]] = ..., at_unix_ms: _Optional[int] = ...) -> None: ...
 
 class LeaseGrant(_message.Message):
     __slots__ = ("budget", "subject", "window", "granted", "limit", "spent", "short", "coming", "recalled")

@@ -26,19 +26,19 @@ class Budgets:
 
     def __init__(self) -> None:
         self._of: dict[str, Sequence[BudgetTerms]] = {}
-        self._at_unix_ms: dict[str, int] = {}
 
     def set(self, event: BudgetsSet) -> bool:
-        """Takes in a tenant's budgets, those whose words this version knows; whether they are news."""
-        if event.at_unix_ms < self._at_unix_ms.get(event.tenant, 0):
-            return False
-        self._at_unix_ms[event.tenant] = event.at_unix_ms
+        """Takes in a tenant's budgets, those whose words this version knows; whether they are news.
+
+        The word that comes last counts, in the order of the stream: clocks of two meters may differ.
+        """
+        before = self._of.get(event.tenant)
         known = [each for each in event.budgets if each.scope in _SCOPES and each.period in _PERIODS]
         if known:
             self._of[event.tenant] = sorted(known, key=lambda each: _SCOPES.index(each.scope))
         else:
             self._of.pop(event.tenant, None)
-        return True
+        return self._of.get(event.tenant) != before
 
     def __bool__(self) -> bool:
         return bool(self._of)

@@ -176,6 +176,11 @@ class KnownWorker:
         self.prefill_tokens[correction.rank] -= correction.prefill_tokens
         self.kv_tokens -= correction.kv_tokens
 
+    @property
+    def clock_behind_ms(self) -> int:
+        """By how much its host's clock is behind ours, but for the least delay of a heartbeat; negative: ahead."""
+        return round(self._least_lag_ms or 0.0)
+
     def _lag_s(self, made_unix_ms: int, now_unix_ms: int) -> float:
         # Clocks differ by an unknown constant: the least lag seen stands for it, what is above it is true delay.
         lag_ms = float(now_unix_ms - made_unix_ms)

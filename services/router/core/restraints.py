@@ -35,11 +35,10 @@ class Restraints:
         return len(self._restraints)
 
     def fold(self, found: RunawayFound, now_s: float) -> None:
-        """Takes an event; how long it holds counts from now, so that no clock of another host matters."""
+        """Takes an event; the one that comes last counts, in the order of the stream, and how long it holds counts from
+        now, so that no clock of another host matters."""
         name = (found.tenant, found.scope, found.name)
         before = self._restraints.get(name)
-        if before is not None and found.at_unix_ms < before.found.at_unix_ms:
-            return
         if found.dry_run or found.grade not in _HELD:
             self._restraints.pop(name, None)
             return

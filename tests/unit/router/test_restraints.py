@@ -77,10 +77,10 @@ def test_a_dry_run_a_word_and_an_end_hold_nothing_back(changes: dict[str, Any]) 
     assert not restraints
 
 
-def test_an_older_word_that_comes_later_changes_nothing() -> None:
+def test_the_word_that_comes_last_counts_whatever_its_publishers_clock_says() -> None:
     restraints = restrained()
-    restraints.fold(replace(FOUND, at_unix_ms=FOUND.at_unix_ms - 1, grade="none"), 1.0)
-    assert restraints
+    restraints.fold(replace(FOUND, at_unix_ms=FOUND.at_unix_ms - 300_000, grade="none"), 1.0)
+    assert not restraints
 
 
 def test_a_session_and_a_tenant_are_scopes_too() -> None:
