@@ -73,7 +73,7 @@ def _history(found: "planning.ListDecisionsResponse") -> "RenderableType":
 
     rows = table(
         "Decisions, newest first", "plan", "made", "because of", ">requests/s", ">predicted $ a request", ">realised",
-        ">requests", ">promises kept",
+        ">requests", ">promises kept", "tried",
     )  # fmt: skip
     for each in found.decisions:
         rows.add_row(
@@ -85,8 +85,16 @@ def _history(found: "planning.ListDecisionsResponse") -> "RenderableType":
             f"{each.realised_usd_per_request:.7f}" if each.requests else "-",
             f"{each.requests:,}",
             f"{each.slo_met_requests / each.finished_requests:.1%}" if each.finished_requests else "-",
+            _fate(each),
         )
     return rows
+
+
+def _fate(decision: "planning.Decision") -> str:
+    """Whether it was tried first, and what came of it."""
+    if not decision.fate:
+        return "-"
+    return f"{decision.fate} (on {decision.canary_share:.0%})" + (f": {decision.because}" if decision.because else "")
 
 
 def bucket(start: int, end: int) -> str:
@@ -119,6 +127,10 @@ def _pictures(found: "planning.RoutingPlan") -> Iterator["RenderableType"]:
     )
     if found.advisory:
         yield "[bold]Advice only[/] (optimizer.mode = advise): routers go on without it."
+    if found.canary_share:
+        yield f"[bold]Tried[/] on {found.canary_share:.0%} of the requests; the others follow the plan before it."
+    if found.rolled_back:
+        yield f"[bold]{found.rolled_back} was rolled back[/]: {found.because}."
     prediction = found.prediction
     yield (
         f"predicted ${prediction.cost_usd_per_hour:,.4f} per hour, against"

@@ -25,6 +25,7 @@ from services.mesh.events import RoutingPlan
 from services.mesh.telemetry import Telemetry, links_to, traceparent_of
 from services.optimizer.board import PlanBoard
 from services.optimizer.core.beliefs import Beliefs, Snapshot, Trigger
+from services.optimizer.core.canary import Canary
 from services.optimizer.core.plan import solve
 from services.optimizer.core.planner import Planner
 from services.optimizer.measures import Measures
@@ -48,6 +49,7 @@ class PlanningLoop:
         telemetry: Telemetry,
         clock: Clock,
         interval_s: float,
+        canary: Canary,
         advisory: bool = False,
     ) -> None:
         """`advisory`: say what would be best, and have routers go on without it."""
@@ -59,6 +61,7 @@ class PlanningLoop:
         self._telemetry = telemetry
         self._clock = clock
         self._interval_s = interval_s
+        self._canary = canary
         self._advisory = advisory
         self._news: Trigger | None = None
         self._woken = asyncio.Event()
@@ -102,6 +105,12 @@ class PlanningLoop:
             )
             if self._advisory:
                 plans = tuple(replace(plan, advisory=True) for plan in plans)
+            else:
+                now_s = self._clock.monotonic_s()
+                chosen = [self._canary.next(plan, trigger, now_s) for plan in plans]
+                plans = tuple(plan for plan in chosen if plan is not None)
+                self._canary.forget(snapshot.models)
+                self._note_rolled_back(plans)
             published = [plan for plan in plans if self._publish(plan, spans[plan.model])]
         self._board.post(published)
         for plan in published:
@@ -109,6 +118,12 @@ class PlanningLoop:
         if plans:
             self._measures.settled(plans, snapshot, trigger, solve_s)
         return published
+
+    def _note_rolled_back(self, plans: Sequence[RoutingPlan]) -> None:
+        for plan in plans:
+            if plan.rolled_back:
+                log.warning("plan %s is rolled back: %s", plan.rolled_back, plan.because)
+                self._planner.go_back(plan)
 
     async def _next(self) -> Trigger:
         """Waits for news, at most until an interval after the last round began."""

@@ -111,6 +111,9 @@ class OptimizerService(planning_pb2_grpc.OptimizerServicer):
                     requests=each.requests,
                     finished_requests=each.finished,
                     slo_met_requests=each.slo_met,
+                    canary_share=each.canary_share,
+                    fate=each.fate,
+                    because=each.because,
                 )
                 for each in found
             ]

@@ -12,10 +12,11 @@ from services.mesh.fast_grpc import FastGrpcServer
 from services.mesh.footing import find_footing
 from services.mesh.httpd import HttpServer
 from services.mesh.lifecycle import Lifecycle, cancel_all
-from services.mesh.settings import Settings
+from services.mesh.settings import OptimizerSettings, Settings
 from services.mesh.telemetry import Telemetry
 from services.optimizer.board import PlanBoard
 from services.optimizer.core.beliefs import Assumptions, Beliefs
+from services.optimizer.core.canary import Canary, Terms
 from services.optimizer.core.caps import Caps
 from services.optimizer.core.planner import Planner
 from services.optimizer.core.service_curve import Promise
@@ -62,6 +63,17 @@ def assumptions_of(settings: Settings) -> Assumptions:
     )
 
 
+def canary_terms(optimizer: OptimizerSettings) -> Terms:
+    """How plans are tried."""
+    return Terms(
+        optimizer.canary_share,
+        optimizer.canary_s,
+        optimizer.canary_requests,
+        optimizer.canary_worse,
+        optimizer.canary_rest_s,
+    )
+
+
 async def wire(
     life: Lifecycle,
     settings: Settings,
@@ -95,6 +107,7 @@ async def wire(
         telemetry=telemetry,
         clock=clock,
         interval_s=optimizer.interval_s,
+        canary=Canary(canary_terms(settings.optimizer), beliefs.decisions),
         advisory=optimizer.mode == "advise",
     )
     tasks = [

@@ -436,8 +436,7 @@ class Dispatcher:
         relay.cached_tokens = decision.cached_tokens
         relay.served_by(decision.worker, placed)
         relay.session = self._sessions.to(decision.worker)
-        plan = self._fleet.plans.get(relay.asked.model)
-        relay.number = relay.session.open(relay, relay.open_stream(plan.name if plan else ""))
+        relay.number = relay.session.open(relay, relay.open_stream(decision.plan.name if decision.plan else ""))
 
     def _release(self, relay: Relay, cancel: str = "") -> None:
         """Takes the request off its worker; `cancel` says why where the worker does not know yet."""

@@ -55,7 +55,7 @@ class Placing:
 
     def record(self, asked: Asked, ask: Ask, decision: Decision, traceparent: str, took_s: float) -> DecisionRecord:
         """Of a decision that took so long: for Explain, and as a span that is a child of `traceparent`."""
-        plan = self._fleet.plans.get(asked.model)
+        plan = decision.plan
         if self._telemetry.exporting:
             with self._span(asked, plan, traceparent) as span:
                 _describe(span, decision)
@@ -92,6 +92,7 @@ class Placing:
             excluded=frozenset(excluded) if excluded else _NOBODY,
             features=asked.features,
             confines=asked.confines,
+            trial=self._fleet.trial_of(asked.model, asked.request_id),
         )
 
     def decide(self, asked: Asked, ask: Ask, max_queue_s: float | None = None) -> Decision:
@@ -116,7 +117,7 @@ class Placing:
             prefill_tokens=max(0, ask.prompt_tokens - decision.cached_tokens),
             prompt_tokens=ask.prompt_tokens,
         )
-        plan = self._fleet.plans.get(asked.model)
+        plan = decision.plan
         if plan is not None and decision.workload_class is not None:
             plan.placed(decision.workload_class, worker.pool)
         return self._fleet.place(

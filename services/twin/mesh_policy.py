@@ -182,7 +182,7 @@ class MeshPolicy:
 
     def placed(self, request: TwinRequest, worker: str, now_s: float) -> None:
         asked, ask, decision = self._decisions[request.index]
-        plan = self._fleet.plans.get(asked.model)
+        plan = decision.plan
         if plan is not None and decision.workload_class is not None:
             plan.placed(decision.workload_class, decision.worker.pool)
         self._fleet.prefixes.placed(asked.prompt.chain, decision.worker.slot, now_s)

@@ -40,7 +40,7 @@ class Tuning:
 
     async def _heard(self, delivered: Delivered) -> None:
         plan = delivered.event
-        if not isinstance(plan, RoutingPlan):
+        if not isinstance(plan, RoutingPlan) or plan.canary_share:  # what is tried by a part sets no engine
             return
         mine = next((each for each in plan.pools if each.pool == self._identity.pool), None)
         before = self._asked.get(plan.model)

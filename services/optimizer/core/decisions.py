@@ -27,6 +27,8 @@ class Decision:
         requests: placed under it so far; `finished` of them ended.
         slo_met: of those that ended.
         usd: that its requests used so far, energy included.
+        canary_share: of requests by which it was tried; 0: it was not.
+        fate: "tried", "kept" or "rolled back", `because` of what; empty: it was put in force at once.
     """
 
     model: str
@@ -41,6 +43,9 @@ class Decision:
     finished: int = 0
     slo_met: int = 0
     usd: float = 0.0
+    canary_share: float = 0.0
+    fate: str = ""
+    because: str = ""
 
     @property
     def realised_usd_per_request(self) -> float:
@@ -73,11 +78,18 @@ class Decisions:
             demand_rps,
             plan.prediction.unserved_rps,
             per_request_usd,
+            canary_share=plan.canary_share,
+            fate="tried" if plan.canary_share else "",
         )
         while len(decisions) > _KEPT:
             self._drop_oldest(decisions)
         while self._count > _MOST:
             self._drop_oldest(max(self._by_model.values(), key=len))
+
+    def of(self, plan: RoutingPlan) -> Decision | None:
+        """The decision that a plan is; None when it was forgotten, or not made here."""
+        decisions = self._by_model.get(plan.model)
+        return decisions.get(plan.version) if decisions else None
 
     def admitted(self, request_id: str, model: str, plan: str) -> None:
         """A request was placed; `plan` names the one that was in force, or is empty."""

@@ -42,13 +42,18 @@ class Planner:
             return False
         first = plan.model not in self._versions
         self._versions[plan.model] = max(plan.version, self._versions.get(plan.model, 0))
-        if not first:
-            return False
+        if first:
+            self.go_back(plan)
+        return first
+
+    def go_back(self, plan: RoutingPlan) -> None:
+        """What follows starts from the shares of `plan`."""
+        shares: dict[ClassKey, dict[str, float]] = {}
         for share in plan.shares:
             key = _key_of(plan, share.workload_class)
             if key is not None and 0 < share.share <= 1:
-                self._shares.setdefault(key, {})[share.pool] = share.share
-        return True
+                shares.setdefault(key, {})[share.pool] = share.share
+        self._shares |= shares
 
     def settle(
         self, snapshot: Snapshot, solution: Solution, trigger: Trigger, *, now_s: float, unix_ms: int, solve_s: float

@@ -19,7 +19,7 @@ from services.mesh.priorities import rank_of
 from services.mesh.timing import StepLoad, Timing
 from services.router.core.exploration import Exploration
 from services.router.core.known_worker import Correction, KnownWorker, Placed
-from services.router.core.plans import PlanInForce
+from services.router.core.plans import PlanInForce, Trial
 from services.router.core.prefixes import PrefixIndex
 from services.router.core.promises import Promises
 from services.router.core.scores import there_tpot_s
@@ -79,6 +79,7 @@ class Fleet:
         self.exploration = exploration
         self.models: dict[str, ModelTable] = {}
         self.plans: dict[str, PlanInForce] = {}
+        self.trials: dict[str, Trial] = {}
         self.prefixes = PrefixIndex()
         self._workers: dict[str, KnownWorker] = {}
         self._serving: dict[int, dict[str, Serving]] = {}  # by incarnation, then model
@@ -160,10 +161,18 @@ class Fleet:
         before = self.plans.get(plan.model)
         if plan.version >= NO_PLAN_VERSION or (before is not None and plan.version <= before.version):
             return
+        trial = self.trials.get(plan.model)
+        if trial is not None and plan.version <= trial.version:
+            return
+        if plan.canary_share > 0 and before is not None:  # where none is in force, there is nothing to try it beside
+            self.trials[plan.model] = Trial(plan, traceparent, now_s, before)
+            return
+        self.trials.pop(plan.model, None)
         self.plans[plan.model] = PlanInForce(plan, traceparent, now_s, before)
         if len(self.plans) > _MOST_MODELS:
             idle = next((model for model in self.plans if not self.models.get(model)), next(iter(self.plans)))
             del self.plans[idle]
+            self.trials.pop(idle, None)
         table = self.models.get(plan.model)
         for serving in table.serving if table else ():
             old_s = serving.timing.step_s(_USUAL_LOAD)
@@ -174,6 +183,11 @@ class Fleet:
                 serving.slow = bounded_slow(serving.slow * old_s / new_s)
             serving.write_offer()
             self._write(serving.worker, now_s)
+
+    def trial_of(self, model: str, request_id: str) -> Trial | None:
+        """The plan that is tried, where the request follows it; None where it follows the one in force."""
+        trial = self.trials.get(model)
+        return trial if trial is not None and trial.has(request_id) else None
 
     def place(
         self,

@@ -3,8 +3,9 @@
 In: `RoutingPlan`. Out: lookups. How the realised shares deviate from the planned ones is kept here, with forgetting.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
+from hashlib import blake2b
 from typing import Final
 
 from services.mesh.events import RoutingPlan, TimingCoefficients, WorkloadClass
@@ -122,6 +123,35 @@ class PlanInForce:
 
     def _bounds(self) -> list[tuple[object, ...]]:
         return [_bounds(each) for each in self._classes]
+
+
+class Trial:
+    """A plan that a part of the requests follows, beside the one in force.
+
+    Attributes:
+        plan: counts where its own requests went.
+        version: of the plan.
+    """
+
+    def __init__(self, plan: RoutingPlan, traceparent: str, since_s: float, standing: PlanInForce) -> None:
+        self.plan = PlanInForce(plan, traceparent, since_s, None)
+        self.version = plan.version
+        self._below = plan.canary_share * 2.0**32
+        self._standing = standing
+        self._differences: dict[str, float] = {}
+
+    def has(self, request_id: str) -> bool:
+        """Whether a request follows it: by its id, so that every router says the same of it."""
+        return int.from_bytes(blake2b(request_id.encode(), digest_size=4).digest(), "big") < self._below
+
+    def dearer_usd_per_s(self, pools: Sequence[str]) -> Sequence[float]:
+        """By pool, how much dearer a device-second is by this plan than by the one in force; below 0: cheaper."""
+        known = self._differences
+        for pool in pools:
+            if pool not in known:
+                here, there = self.plan.pools.get(pool), self._standing.pools.get(pool)
+                known[pool] = (here.shadow_usd_per_s if here else 0.0) - (there.shadow_usd_per_s if there else 0.0)
+        return [known[pool] for pool in pools]
 
 
 def _bounds(each: WorkloadClass) -> tuple[object, ...]:

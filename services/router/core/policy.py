@@ -58,6 +58,7 @@ class Decision:
         place: of the picked worker in the shortlist.
         cached_tokens: of the prompt, expected to be cached there.
         workload_class: index into the plan's classes; None when it has none for the request.
+        plan: that it follows; None when there is none.
         explored: the worker was tried, not picked for its score.
     """
 
@@ -67,6 +68,7 @@ class Decision:
     cached_tokens: int
     workload_class: int | None
     explored: bool
+    plan: PlanInForce | None = None
 
     @property
     def picked(self) -> Candidate:
@@ -147,6 +149,13 @@ def decide(fleet: Fleet, model: str, ask: Ask, *, max_queue_s: float, now_s: flo
         )
     if ask.confines and not table.admitted(ask.confines).any():
         raise _outside(table, ask.confines)
+    if ask.trial is None:
+        return _decide(fleet, table, ask, max_queue_s=max_queue_s, now_s=now_s, rng=rng)
+    with table.dearer(ask.trial.dearer_usd_per_s(table.pool_names)):
+        return _decide(fleet, table, ask, max_queue_s=max_queue_s, now_s=now_s, rng=rng)
+
+
+def _decide(fleet: Fleet, table: ModelTable, ask: Ask, *, max_queue_s: float, now_s: float, rng: Random) -> Decision:
     promises = fleet.promises
     silent = fleet.bus_silent(now_s)  # then sessions tell who lives
     around = Circumstances(
@@ -166,7 +175,7 @@ def decide(fleet: Fleet, model: str, ask: Ask, *, max_queue_s: float, now_s: flo
         if best_usd[0] == inf:
             raise _refusal(field)
 
-    plan = fleet.plans.get(model)
+    plan = ask.trial.plan if ask.trial is not None else fleet.plans.get(table.model)
     workload_class = (
         plan.class_of(
             ask.promise.name, ask.prompt_tokens, ask.completion_tokens, str(ask.confines) if ask.confines else ""
@@ -198,7 +207,7 @@ def decide(fleet: Fleet, model: str, ask: Ask, *, max_queue_s: float, now_s: flo
         promises.band_tpots_s,
     )
     cached_tokens = shortlist.cached_tokens(place)
-    return Decision(serving[row].worker, place, shortlist, cached_tokens, workload_class, explored)
+    return Decision(serving[row].worker, place, shortlist, cached_tokens, workload_class, explored, plan)
 
 
 def _best(table: ModelTable) -> tuple[list[int], list[float]]:

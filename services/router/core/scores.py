@@ -15,6 +15,7 @@ from services.mesh.confines import ANYWHERE, Confines
 from services.mesh.priorities import RANKS, rank_of
 from services.mesh.timing import READING
 from services.router.core.known_worker import KnownWorker
+from services.router.core.plans import Trial
 from services.router.core.prefixes import NOTHING_CACHED, Cached
 from services.router.core.request import Promise
 from services.router.core.serving import DevicePrice
@@ -47,6 +48,7 @@ class Ask:
         excluded: names of workers that failed this request already.
         features: what a worker's engine must be able to do, see `mesh/features.py`.
         confines: what a worker must be.
+        trial: the plan that it follows instead of the one in force.
     """
 
     prompt_tokens: int
@@ -58,6 +60,7 @@ class Ask:
     excluded: Set[str] = frozenset()
     features: tuple[str, ...] = ()
     confines: Confines = ANYWHERE
+    trial: Trial | None = None
 
     def numbers(self) -> tuple[float, ...]:
         """What a formula takes of a request, in the order of `ASKED`."""

@@ -6,7 +6,8 @@ lie one after the other in memory, in single precision, of which a processor com
 are not good to seven digits. Rows are dense: one that goes is replaced by the last.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from math import inf
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -57,6 +58,7 @@ LOAD: Final = (  # what changes with every heartbeat and every placement
     "room_tokens",  # the longest prompt taken now, plus one; 0 where new requests are not taken
     # then for each band of promises: what the TPOT promises of our requests running there are worth, in dollars
 )
+_USD_PER_S: Final = OFFER.index("usd_per_s")
 _FIRST_CAPACITY: Final = 2 * LANES
 _SPARE_POOLS: Final = 64  # names that no worker has any more
 _MOST_FEATURES: Final = 60  # told apart
@@ -189,6 +191,17 @@ class ModelTable:
         with np.errstate(over="ignore"):  # what single precision cannot hold is infinite
             self._loads[:, row] = figures
         self.heard_s[row], self.tried_s[row], self.linked[row] = heard_s, tried_s, linked
+
+    @contextmanager
+    def dearer(self, usd_per_s: Sequence[float]) -> Iterator[None]:
+        """Meanwhile a device-second costs so much more, by pool; below 0: less, but never less than nothing."""
+        prices = self.figures[_USD_PER_S]
+        before = prices.copy()
+        np.maximum(prices + np.asarray(usd_per_s, np.float32)[self.pools], 0.0, out=prices)
+        try:
+            yield
+        finally:
+            prices[:] = before
 
     def write_cached(self, cached: Cached, most: float) -> None:
         """Sets what of a prompt is expected to be cached: at most `most` tokens on any worker."""

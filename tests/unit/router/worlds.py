@@ -180,6 +180,7 @@ class World:
         shadow: float = 0.0,
         scale: float = 1.0,
         advisory: bool = False,
+        canary_share: float = 0.0,
         model: str = MODEL,
     ) -> None:
         """Puts a plan for one class in force: shares by pool, one shadow price, catalogue timings times `scale`."""
@@ -225,6 +226,7 @@ class World:
             ),
             pools=pools,
             advisory=advisory,
+            canary_share=canary_share,
         )
         self.fleet.plan(plan, "", self.now_s)
 
