@@ -215,6 +215,15 @@ class Bookkeeper:
         with self._books.transaction() as transaction:
             write(transaction)
 
+    def roll_up(self, before_hour: int) -> bool:
+        """Adds the next hour of usage up that ended before `before_hour`, since 1970; whether there was one."""
+        with self._books.transaction() as transaction:
+            hour = transaction.roll_up(before_hour)
+        if hour is None:
+            return False
+        self._books.rolled_before = hour + 1
+        return True
+
     def under_way(self) -> list[tuple[str, int]]:
         """SLO class and price so far, nano-dollars, of each request that runs as far as is known."""
         return [(each.slo_class, each.booked.price_nusd) for each in self._ledger.under_way()]

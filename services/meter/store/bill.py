@@ -21,6 +21,7 @@ from services.meter.store.bill_tables import bill_hours, postings, worker_hours
 from services.meter.store.books import Transaction
 from services.meter.store.bulk import Bulk, upsert
 from services.meter.store.database import Database
+from services.meter.store.hours import rolled_before, usage_between
 from services.meter.store.sums import whole_sum
 
 _MINUTES: Final = MINUTES_BY_UNIT["hour"]
@@ -244,16 +245,15 @@ class BillReader:
 
     def volumes(self, from_minute: int, to_minute: int) -> list[tuple[str, str, str, tuple[int, int, int]]]:
         """Tokens of each tenant, model and class between two minutes: uncached input, cached input, output."""
-        table = schema.usage
-        by = (table.c.tenant, table.c.model, table.c.slo_class)
-        sums = (
-            whole_sum(table.c.prompt_tokens - table.c.cached_prompt_tokens),
-            whole_sum(table.c.cached_prompt_tokens),
-            whole_sum(table.c.delivered_tokens),
-        )
-        query = select(*by, *sums).group_by(*by).order_by(*by)
         with self._engine.begin() as connection:
-            found = connection.execute(query.where(table.c.minute >= from_minute, table.c.minute < to_minute))
+            table = usage_between(from_minute, to_minute, rolled_before(connection))
+            by = (table.c.tenant, table.c.model, table.c.slo_class)
+            sums = (
+                whole_sum(table.c.prompt_tokens - table.c.cached_prompt_tokens),
+                whole_sum(table.c.cached_prompt_tokens),
+                whole_sum(table.c.delivered_tokens),
+            )
+            found = connection.execute(select(*by, *sums).group_by(*by).order_by(*by))
             return [(tenant, model, slo, (int(a), int(b), int(c))) for tenant, model, slo, a, b, c in found]
 
     def first_minute(self) -> int | None:

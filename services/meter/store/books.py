@@ -21,15 +21,17 @@ from services.meter.core.conservation import Audited
 from services.meter.core.ledger import Entry
 from services.meter.core.marks import Mark, Source
 from services.meter.core.requests import Key, Request
-from services.meter.core.usage import DIMENSIONS, UsageKey, spent_by_tenant
-from services.meter.store import rows, schema
+from services.meter.core.usage import DIMENSIONS, MINUTES_BY_UNIT, UsageKey, spent_by_tenant
+from services.meter.store import hours, rows, schema
 from services.meter.store.audit import audited
 from services.meter.store.bulk import Bulk, upsert
 from services.meter.store.credit import CreditStore
 from services.meter.store.database import Database
+from services.meter.store.hours import next_hour, rolled_before, usage_hours
 from services.meter.store.sums import whole_sum
 
 _KEYS_PER_QUERY: Final = 500
+_MINUTES: Final = MINUTES_BY_UNIT["hour"]
 
 
 class Books:
@@ -46,10 +48,12 @@ class Books:
         self.add_entries = Bulk(dialect, schema.entries)
         self.add_usage = upsert(dialect, schema.usage, added=Amounts._fields)
         self.add_spent = upsert(dialect, schema.tenants, added=("spent_nusd",), kept=("limit_nusd", "budgeted_unix_ms"))
+        self.add_usage_hours = upsert(dialect, usage_hours, added=Amounts._fields)
         self.put_reratings = upsert(dialect, schema.reratings)
         self.put_limits = upsert(dialect, schema.tenants, kept=("spent_nusd",))
         with self._engine.begin() as connection:
             connection.execute(update(schema.state).values(writer=writer))
+            self.rolled_before = rolled_before(connection)  # hours; what is booked in them is added to them as well
 
     @contextmanager
     def transaction(self) -> Iterator["Transaction"]:
@@ -135,6 +139,8 @@ class Transaction:
             [(now_unix_ms, each.request_id, each.tenant, *each.place, each.minute, *each.amounts) for each in entries],
         )
         books.add_usage.write(connection, [(*key, *amounts) for key, amounts in usage.items()])
+        late = [(key.minute // _MINUTES, *key[1:], *amounts) for key, amounts in usage.items() if self._rolled(key)]
+        books.add_usage_hours.write(connection, late)
         books.add_spent.write(
             connection, [(tenant, amount_nusd, None, 0) for tenant, amount_nusd in spent_by_tenant(usage).items()]
         )
@@ -175,11 +181,23 @@ class Transaction:
         ]
         self._connection.execute(delete(usage).where(usage.c.tenant == tenant))
         self._books.add_usage.write(self._connection, found)
+        hours.add_up_again(self._connection, tenant, self._books.rolled_before)
         price = len(keys) + Amounts._fields.index("price_nusd")
         spent_nusd = sum(int(row[price]) for row in found)
         self._connection.execute(update(tenants).where(tenants.c.tenant == tenant).values(spent_nusd=0))
         self._books.add_spent.write(self._connection, [(tenant, spent_nusd, None, 0)])
         return spent_nusd
+
+    def roll_up(self, before_hour: int) -> int | None:
+        """Adds the next hour of usage up that ended before `before_hour`; which one, None where there was none."""
+        hour = next_hour(self._connection, self._books.rolled_before)
+        if hour is None or hour >= before_hour:
+            return None
+        hours.roll_up(self._connection, hour)
+        return hour
+
+    def _rolled(self, key: UsageKey) -> bool:
+        return key.minute < self._books.rolled_before * _MINUTES
 
     def credits(self) -> list[tuple[Credit, bool]]:
         """Every tenant's credit, and whether its budget was ever set."""

@@ -188,8 +188,6 @@ def test_books_of_the_first_version_are_carried_over_with_their_energy_as_modell
         first = {"publishers", "requests", "segments", "entries", "usage", "tenants", "price_books", "state"}
         for table in metadata.tables.keys() - first:
             other.execute(f"DROP TABLE {table}")
-        for table in ("caller_hours", "session_hours", "caller_postings", "session_postings", "rolled_hours"):
-            other.execute(f"DROP TABLE {table}")
         for column in ("caller_key", "caller_team", "session_id"):
             other.execute(f"ALTER TABLE requests DROP COLUMN {column}")
         other.execute("DROP TABLE alembic_version")
