@@ -11,7 +11,7 @@ Every pass, some seconds after the last:
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
@@ -31,7 +31,7 @@ from services.meter.core.fleet_bill import Rule, settle_hour
 from services.meter.core.fleet_rates import FleetRates
 from services.meter.core.journal import Account, Booked, Posting, difference
 from services.meter.core.ledger import MS_PER_MINUTE
-from services.meter.core.presence import MS_PER_HOUR, Presence, Start
+from services.meter.core.presence import MS_PER_HOUR, Presence, Start, WorkerHour
 from services.meter.core.requests import Key
 from services.meter.core.volumes import Volume, adjustments, period_of
 from services.meter.store.bill import BillHour, BillReader, BillWriter
@@ -44,6 +44,7 @@ BILL: Final = "bill"
 CREDIT: Final = "credit"
 _LINES_A_PASS: Final = 200_000
 _HOURS_A_PASS: Final = 24
+_ROWS_A_TURN: Final = 2000  # of the thread that writes: bookings wait meanwhile
 _STANDING_HOURS: Final = 3
 _REST: Final = 20.0  # times as long as it took to work hours out as they stand, until it is done again
 _VOLUMES_EVERY_S: Final = 30.0
@@ -207,11 +208,10 @@ class Settler:
         if not paid and not hours:
             return set()
 
-        def store(transaction: Transaction) -> None:
-            self._writer.put_worker_hours(transaction, paid)
-            self._writer.put_hours(transaction, hours.values())
-
-        await self._write(store)
+        # First that these hours are to be booked again: what is stored of them later is not overlooked then.
+        await self._write(lambda transaction: self._writer.put_hours(transaction, hours.values()))
+        for some in _batched(paid, _ROWS_A_TURN):
+            await self._write(partial(self._put_worker_hours, some))
         self._hours.update(hours)
         self._line = through
         return set(found)
@@ -227,11 +227,10 @@ class Settler:
         now_ms = self._clock.unix_ms()
         booked = replace(hour, settled_line=hour.last_line, settled_unix_ms=now_ms)
 
-        def store(transaction: Transaction) -> None:
-            self._writer.post(transaction, BILL, hour.hour, transactions, now_unix_ms=now_ms)
-            self._writer.put_hours(transaction, [booked])
-
-        await self._write(store)
+        # Each of these balances by itself. What a crash leaves out is the difference that the next pass books.
+        for some in turns(transactions, _ROWS_A_TURN):
+            await self._write(partial(self._post, hour.hour, some, now_ms))
+        await self._write(lambda transaction: self._writer.put_hours(transaction, [booked]))
         self._hours[hour.hour] = booked
         self.standing.hours.pop(hour.hour, None)
 
@@ -344,12 +343,39 @@ class Settler:
             await self._book_hour(self._hours[hour])
             self._audit.repaired_now(findings[0], "the hour is settled again")
 
+    def _put_worker_hours(self, hours: Sequence[WorkerHour], transaction: Transaction) -> None:
+        self._writer.put_worker_hours(transaction, hours)
+
+    def _post(
+        self, hour: int, transactions: Mapping[str, Sequence[Posting]], now_unix_ms: int, transaction: Transaction
+    ) -> None:
+        self._writer.post(transaction, BILL, hour, transactions, now_unix_ms=now_unix_ms)
+
     async def _write(self, store: Callable[[Transaction], None]) -> None:
         await self._writing.run(partial(self._bookkeeper.within, store))
 
     def _id(self, kind: str, hour: int, pool: str) -> str:
         self._transactions += 1
         return f"{kind}:{hour}:{pool}:{self._clock.unix_ms()}:{self._transactions}"
+
+
+def _batched(rows: Sequence[WorkerHour], most: int) -> Iterator[Sequence[WorkerHour]]:
+    """In parts of at most `most`."""
+    return (rows[start : start + most] for start in range(0, len(rows), most))
+
+
+def turns(transactions: Mapping[str, Sequence[Posting]], most: int) -> Iterator[Mapping[str, Sequence[Posting]]]:
+    """The transactions in parts of about `most` postings; none is divided."""
+    part: dict[str, Sequence[Posting]] = {}
+    rows = 0
+    for transaction_id, postings in transactions.items():
+        if part and rows + len(postings) > most:
+            yield part
+            part, rows = {}, 0
+        part[transaction_id] = postings
+        rows += len(postings)
+    if part:
+        yield part
 
 
 def _booked(hour: BillHour) -> bool:
