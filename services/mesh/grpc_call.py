@@ -107,14 +107,16 @@ class ServerCall:
     def set_trailing_metadata(self, metadata: Iterable[tuple[str, str | bytes]]) -> None:
         self._trailing = tuple(metadata)
 
-    def open(self, metadata: Iterable[tuple[str, str | bytes]] = ()) -> None:
-        """Sends the response's headers; without effect when they are sent."""
+    def open(self, metadata: Iterable[tuple[str, str | bytes]] = (), *, with_next: bool = False) -> None:
+        """Sends the response's headers; without effect when they are sent. `with_next`: in one write with what follows
+        them, its first message as a rule."""
         if self._opened or self._over:
             return
         self._opened = True
         with suppress(ngh2.StreamProtocolError):  # its closing is among the events to come
             self._connection.h2.send_response(self._stream, _OPENING + headers_of(metadata))
-            self._connection.flush_soon()
+            if not with_next:
+                self._connection.flush_soon()
 
     async def send_initial_metadata(self, metadata: Iterable[tuple[str, str | bytes]] = ()) -> None:
         self.open(metadata)

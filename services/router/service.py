@@ -72,7 +72,7 @@ class RouterService:
         )
         try:
             trace_id = trace_id_of(traceparent)
-            context.open(((TRACE_ID, trace_id), (WORKER, relay.worker.name)))
+            context.open(((TRACE_ID, trace_id), (WORKER, relay.worker.name)), with_next=True)
             sink = _CallSink(context, relay)
             relay.attach(sink)
             await sink.wait()

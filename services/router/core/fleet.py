@@ -86,6 +86,7 @@ class Fleet:
         self._incarnations = 0
         self._free_slots: list[int] = []  # a heap: low numbers keep what has a bit for each slot short
         self._heard_s = float("-inf")
+        self._unwritten: dict[int, KnownWorker] = {}  # by incarnation, whose rows lag behind
 
     def __len__(self) -> int:
         return len(self._workers)
@@ -217,7 +218,7 @@ class Fleet:
             now_s=now_s,
         )
         serving.at_stake_usd[self.promises.band_of(slo_class)] += promise.miss_usd
-        self._write(worker, now_s)
+        self._unwritten[worker.incarnation] = worker
         return Placed(worker, model, slo_class, prompt_tokens, completion_tokens, correction)
 
     def placed_by_others(
@@ -233,7 +234,7 @@ class Fleet:
         """The request's first token came."""
         if not placed.done:
             placed.worker.prefilled(placed.correction)
-            self._write(placed.worker, now_s)
+            self._unwritten[placed.worker.incarnation] = placed.worker
 
     def finished(self, placed: Placed, now_s: float) -> None:
         """The request no longer runs there. Calling it again changes nothing."""
@@ -250,7 +251,7 @@ class Fleet:
             band = self.promises.band_of(placed.slo_class)
             left_usd = serving.at_stake_usd[band] - self.promises.classes[placed.slo_class].miss_usd
             serving.at_stake_usd[band] = left_usd if left_usd > 1e-9 else 0.0  # sums of floats end near zero
-            self._write(worker, now_s)
+            self._unwritten[worker.incarnation] = worker
 
     def linked(self, name: str, stands: bool, now_s: float) -> None:
         """The session to a worker was opened, or was lost or could not be opened."""
@@ -258,6 +259,14 @@ class Fleet:
         if known is not None:
             known.linked, known.unreachable = stands, not stands
             self._write(known, now_s)
+
+    def write_down(self, now_s: float) -> None:
+        """Brings the tables in line with what was placed and has ended: for who reads them next, since between two
+        picks a request begins, computes its prompt and ends, and each changes its worker's row."""
+        if self._unwritten:
+            unwritten, self._unwritten = self._unwritten, {}
+            for known in unwritten.values():
+                self._write(known, now_s)
 
     def troubled(self, now_s: float) -> list[Trouble]:
         """Workers that are linked and yet do nothing: their engine stands still, or they are silent."""
@@ -271,6 +280,7 @@ class Fleet:
 
     def slow(self, now_s: float) -> list[Slow]:
         """Linked workers whose steps take a multiple of what is expected, as observed lately."""
+        self.write_down(now_s)
         found = []
         for known in self._workers.values():
             if not known.linked:

@@ -149,6 +149,7 @@ def decide(fleet: Fleet, model: str, ask: Ask, *, max_queue_s: float, now_s: flo
         )
     if ask.confines and not table.admitted(ask.confines).any():
         raise _outside(table, ask.confines)
+    fleet.write_down(now_s)
     if ask.trial is None:
         return _decide(fleet, table, ask, max_queue_s=max_queue_s, now_s=now_s, rng=rng)
     with table.dearer(ask.trial.dearer_usd_per_s(table.pool_names)):
