@@ -7,7 +7,10 @@ from typing import Any, Final
 
 import pytest
 
-from services.mesh.events import Outcome
+from services.mesh.bus import EventId
+from services.mesh.errors import OutboxFull
+from services.mesh.events import Event, Outcome, RequestFinished
+from services.mesh.nats.bus import NatsBus
 from services.mesh.settings import MeshSettings
 from services.router.core import open_placements
 from services.router.dispatch import Dispatcher
@@ -254,3 +257,42 @@ async def test_mesh_without_a_secret_relays(start_mesh: StartMesh) -> None:
     await stream.text()
     assert (await mesh.settled(1)).delivered_tokens == 16
     assert not mesh.parts["router"].running.direct.possible
+
+
+async def test_while_ends_of_direct_streams_wait_for_the_bus_no_more_of_them_are_placed(
+    start_mesh: StartMesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(open_placements, "RESUME_WITHIN_S", 0.2)
+    mesh = await start_mesh(simulated("l4-0", "nvidia-l4"), mesh=SETTINGS)
+    publish, full = NatsBus.publish, True
+
+    def publish_unless_full(bus: NatsBus, event: Event, *, traceparent: str = "") -> EventId:
+        if full and isinstance(event, RequestFinished) and event.outcome == Outcome.ERROR:
+            raise OutboxFull("the outbox is full")
+        return publish(bus, event, traceparent=traceparent)
+
+    monkeypatch.setattr(NatsBus, "publish", publish_unless_full)
+    client = mesh.client(direct=True)
+    async with worker_process(mesh, simulated("h100-9")) as process:
+        await mesh.wait_for_workers(2)
+        stream = asked(client, max_tokens=10_000)
+        await anext(stream)
+        process.send_signal(signal.SIGKILL)
+        await process.wait()
+        await stream.aclose()
+
+    async def refused() -> bool:
+        try:
+            await asked(client).text()
+        except GenerateError as error:
+            return error.reason == "OutboxFull"
+        return False
+
+    await eventually(refused, "no more direct requests are placed")
+    full = False
+
+    async def placed() -> bool:
+        return not await refused()
+
+    await eventually(placed, "they are placed again")
+    assert (await mesh.settled(1)).finished_requests >= 1
