@@ -43,8 +43,8 @@ def budget(
     scope, subject = next(iter(named.items()), ("tenant", ""))
     with command(as_json) as output:
         from services.cli.access import read_access
-        from services.cli.wire_document import document_of
         from services.mesh.money import format_usd
+        from services.mesh.wire_document import document_of
         from tokenworks.v1 import metering_pb2 as metering
 
         asked: metering.SetBudgetRequest | None = None

@@ -29,7 +29,7 @@ def explain(
     """Show the candidates of one request with what each would have cost, and its whole bill as it is booked."""
     with command(as_json) as output:
         from services.cli.access import read_access
-        from services.cli.wire_document import document_of
+        from services.mesh.wire_document import document_of
 
         access = read_access(router=router, meter=meter)
         found, bill = asyncio.run(_ask(access, access.key(key, tenant), request_id))

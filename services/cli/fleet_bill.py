@@ -30,7 +30,7 @@ def bill(
     from_ms, to_ms = (parse_time(text, now_ms, option) for text, option in ((since, "--from"), (until, "--to")))
     with command(as_json) as output:
         from services.cli.access import read_access
-        from services.cli.wire_document import document_of
+        from services.mesh.wire_document import document_of
 
         found = asyncio.run(_ask(read_access(meter=meter), from_ms, to_ms))
         total = found.total

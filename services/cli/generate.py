@@ -84,7 +84,7 @@ class Told:
     def document(self) -> dict[str, Any]:
         from dataclasses import asdict
 
-        from services.cli.wire_document import document_of
+        from services.mesh.wire_document import document_of
 
         return {
             "text": self.text,

@@ -39,8 +39,8 @@ def invoice(
     """Show, issue or write a tenant's invoice of a month; what is not issued is a draft of what is booked so far."""
     with command(as_json) as output:
         from services.cli.access import read_access
-        from services.cli.wire_document import document_of
         from services.mesh.money import format_usd
+        from services.mesh.wire_document import document_of
 
         access = read_access(meter=meter)
         if not tenant:

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from services.cli import (
+    anomalies,
     budget,
     chaos,
     doctor,
@@ -12,11 +13,13 @@ from services.cli import (
     explain,
     export,
     fleet_bill,
+    forecast,
     generate,
     invoice,
     keys,
     plan,
     prices,
+    promises,
     rebuild,
     replay,
     replay_log,
@@ -44,6 +47,9 @@ app.command("replay-log")(replay_log.replay_log)
 app.command("simulate")(simulate.simulate)
 app.command("compare")(simulate.compare)
 app.command("usage")(usage.usage)
+app.command("forecast")(forecast.forecast)
+app.command("anomalies")(anomalies.anomalies)
+app.command("promises")(promises.promises)
 app.command("bill")(fleet_bill.bill)
 app.command("rerate")(rerate.rerate)
 app.command("invoice")(invoice.invoice)

@@ -14,12 +14,14 @@ from services.cli.access import Access
 from services.mesh.rpc import MESH_SECRET, open_channel
 from tokenworks.errors import CallError, error_of
 from tokenworks.v1 import exports_pb2 as exports
-from tokenworks.v1 import exports_pb2_grpc, metering_pb2_grpc, planning_pb2_grpc, pricing_pb2_grpc
+from tokenworks.v1 import exports_pb2_grpc, insight_pb2_grpc, metering_pb2_grpc, planning_pb2_grpc, pricing_pb2_grpc
+from tokenworks.v1 import insight_pb2 as insight
 from tokenworks.v1 import metering_pb2 as metering
 from tokenworks.v1 import planning_pb2 as planning
 from tokenworks.v1 import pricing_pb2 as pricing
 
 DEADLINE_S: Final = 10.0
+FORECAST_S: Final = 60.0  # it is fitted anew, in a queue of its own
 RERATE_S: Final = 600.0  # it goes through all requests
 EXPORT_S: Final = 6 * 3600.0  # of a whole stream
 _Answer = TypeVar("_Answer")
@@ -34,6 +36,7 @@ class Peers:
         self._channels = {name: open_channel(getattr(access, name)) for name in ("meter", "optimizer")}
         self._meter: Any = metering_pb2_grpc.MeterStub(self._channels["meter"])  # type: ignore[no-untyped-call]  # generated
         self._pricing: Any = pricing_pb2_grpc.PricingStub(self._channels["meter"])  # type: ignore[no-untyped-call]  # generated
+        self._insight: Any = insight_pb2_grpc.InsightStub(self._channels["meter"])  # type: ignore[no-untyped-call]  # generated
         self._exports: Any = exports_pb2_grpc.ExportsStub(self._channels["meter"])  # type: ignore[no-untyped-call]  # generated
         self._optimizer: Any = planning_pb2_grpc.OptimizerStub(self._channels["optimizer"])  # type: ignore[no-untyped-call]  # generated
 
@@ -103,6 +106,18 @@ class Peers:
         return await self._ask(
             "meter", self._exports.ListInvoices(request, timeout=DEADLINE_S, metadata=self._metadata)
         )
+
+    async def forecast(self, request: insight.GetForecastRequest) -> insight.Forecast:
+        return await self._ask("meter", self._insight.GetForecast(request, timeout=FORECAST_S, metadata=self._metadata))
+
+    async def anomalies(self, request: insight.ListAnomaliesRequest) -> insight.ListAnomaliesResponse:
+        call = self._insight.ListAnomalies(request, timeout=FORECAST_S, metadata=self._metadata)
+        return await self._ask("meter", call)
+
+    async def promises(self, tenant: str) -> insight.Promises:
+        """What promises cost this month; of all tenants together where `tenant` is empty."""
+        request = insight.GetPromisesRequest(tenant=tenant)
+        return await self._ask("meter", self._insight.GetPromises(request, timeout=FORECAST_S, metadata=self._metadata))
 
     async def plan(self, model: str) -> planning.RoutingPlan:
         request = planning.GetPlanRequest(model=model)

@@ -30,7 +30,7 @@ def plan(
     """Show the plan in force: pools, shadow prices, shares of each workload class, and what it rests on."""
     with command(as_json) as output:
         from services.cli.access import read_access
-        from services.cli.wire_document import document_of
+        from services.mesh.wire_document import document_of
 
         access = read_access(optimizer=optimizer)
         if why:

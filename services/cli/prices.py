@@ -34,8 +34,8 @@ def show(
     """Show the books that the running meter knows, from when each is in force, and past re-ratings."""
     with command(as_json) as output:
         from services.cli.access import read_access
-        from services.cli.wire_document import document_of
         from services.mesh.price_book import PriceBook
+        from services.mesh.wire_document import document_of
 
         answer = asyncio.run(_ask(read_access(meter=meter)))
         if not label:
@@ -86,8 +86,8 @@ def load(
     given_unix_ms = parse_time(since, now_ms, "--from")
     with command(as_json) as output:
         from services.cli.access import read_access
-        from services.cli.wire_document import document_of
         from services.mesh.price_files import read_prices
+        from services.mesh.wire_document import document_of
 
         book, effective_unix_ms = read_prices(file, name=name, version=version)
         opened = asyncio.run(_load(read_access(meter=meter), book, given_unix_ms or effective_unix_ms))

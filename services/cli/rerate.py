@@ -31,7 +31,7 @@ def rerate(
     from_ms, to_ms = (parse_time(text, now_ms, option) for text, option in ((since, "--from"), (until, "--to")))
     with command(as_json) as output:
         from services.cli.access import read_access
-        from services.cli.wire_document import document_of
+        from services.mesh.wire_document import document_of
 
         done = asyncio.run(_ask(read_access(meter=meter), from_ms, to_ms, dry_run=dry_run))
         changed = sum(each.requests for each in done.tenants)

@@ -32,7 +32,7 @@ def runaway(
         raise typer.BadParameter(f"{lift!r} is none of tenant, workload:NAME, session:NAME", param_hint="--lift")
     with command(as_json) as output:
         from services.cli.access import read_access
-        from services.cli.wire_document import document_of
+        from services.mesh.wire_document import document_of
 
         found = asyncio.run(_ask(read_access(meter=meter), tenant, scope, name))
         output.result(document_of(found), _lines(found))

@@ -47,12 +47,12 @@ def usage(
     for field in group_by:
         if field not in (*LABELS, *SPANS):
             raise typer.BadParameter(f"{field!r} is none of {', '.join((*LABELS, *SPANS))}", param_hint="--by")
-    filters = dict(_filter(text) for text in where or ())
+    filters = dict(filter_of(text) for text in where or ())
     now_ms = int(datetime.now(UTC).timestamp() * 1000)
     from_ms, to_ms = (parse_time(text, now_ms, option) for text, option in ((since, "--from"), (until, "--to")))
     with command(as_json) as output:
         from services.cli.access import read_access
-        from services.cli.wire_document import document_of
+        from services.mesh.wire_document import document_of
 
         answer = asyncio.run(_ask(read_access(meter=meter), group_by, filters, from_ms, to_ms))
         if as_csv:
@@ -107,7 +107,7 @@ def parse_time(text: str, now_unix_ms: int, option: str) -> int:
     return int(at.timestamp() * 1000)
 
 
-def _filter(text: str) -> tuple[str, list[str]]:
+def filter_of(text: str) -> tuple[str, list[str]]:
     field, separator, values = text.partition("=")
     if not separator or field not in LABELS:
         raise typer.BadParameter(

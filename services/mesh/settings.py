@@ -129,6 +129,8 @@ class MeterSettings(Section):
     holding_ttl_s: Annotated[float, Field(ge=0.5, le=60)] = 3.0  # silence after which another takes the books over
     audit_every_s: Annotated[float, Field(gt=0, le=3600)] = 5.0  # between two passes of the reconciler
     audit_patience_s: Annotated[float, Field(gt=0, le=86_400)] = 60.0  # until what does not agree is not on its way
+    anomaly_ratio: Annotated[float, Field(gt=1)] = 2.0  # an hour's spending is told of from so many times the usual
+    anomaly_least_usd: Usd = Decimal("0.5")  # and from so much more than it
 
 
 class RunawaySettings(Section):

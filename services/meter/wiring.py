@@ -16,10 +16,12 @@ from services.mesh.events import RunawayGrade
 from services.mesh.fast_grpc import FastGrpcServer
 from services.mesh.footing import Footing, find_footing
 from services.mesh.httpd import HttpServer
+from services.mesh.keys import KeyStore
 from services.mesh.lifecycle import Lifecycle, cancel_all
 from services.mesh.settings import Settings
 from services.mesh.telemetry import Telemetry
 from services.meter.announcer import Announcer
+from services.meter.answers_http import AnswersHttp
 from services.meter.audit import Audit
 from services.meter.bookkeeper import Bookkeeper
 from services.meter.catch_up import booked_up_to, catch_up, find_behind, restore_budgets, restore_price_books
@@ -30,7 +32,11 @@ from services.meter.export_service import SERVICE_NAME as EXPORTS_NAME
 from services.meter.export_service import ExportService
 from services.meter.feed import Feed
 from services.meter.inquiry import Inquiry
+from services.meter.insight import Insight
+from services.meter.insight_service import SERVICE_NAME as INSIGHT_NAME
+from services.meter.insight_service import InsightService
 from services.meter.lessor import Lessor
+from services.meter.outlooks import Outlooks
 from services.meter.pricing_service import SERVICE_NAME as PRICING_NAME
 from services.meter.pricing_service import PricingService
 from services.meter.rates import credit_terms, fleet_rates, rate_card
@@ -55,7 +61,7 @@ from services.meter.store.rolling import HourRoller
 from services.meter.telling import Telling
 from services.meter.thread import WorkThreads
 from services.meter.watchers import Watchers
-from tokenworks.v1 import exports_pb2_grpc, metering_pb2_grpc, pricing_pb2_grpc
+from tokenworks.v1 import exports_pb2_grpc, insight_pb2_grpc, metering_pb2_grpc, pricing_pb2_grpc
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +97,8 @@ async def wire(
     """
     meter_id = settings.meter.id
     footing = await find_footing(life, settings, "meter", meter_id, bus=bus, telemetry=telemetry, clock=clock)
-    http = HttpServer(footing.telemetry, life)
+    answers_http = AnswersHttp(KeyStore(settings.keys_file), settings.secrets, footing.telemetry)
+    http = HttpServer(footing.telemetry, life, routes=answers_http.routes())
     life.on_stop("http", http.stop)
     http_port = await http.start(settings.mesh.host, settings.meter.http_port)
 
@@ -124,7 +131,16 @@ async def wire(
     life.on_stop("books", close_books, deadline_s=30.0)
     running = Running(http_port, http, url)
     serve = partial(
-        _serve, life, settings, footing, database, writer=writer, writing=writing, reading=reading, exporting=exporting
+        _serve,
+        life,
+        settings,
+        footing,
+        database,
+        answers_http=answers_http,
+        writer=writer,
+        writing=writing,
+        reading=reading,
+        exporting=exporting,
     )
     holder = await standby.take() if standby is not None else ""
     if standby is None or not holder:
@@ -149,6 +165,7 @@ async def _serve(
     footing: Footing,
     database: Database,
     *,
+    answers_http: AnswersHttp,
     writer: str,
     writing: WorkThreads,
     reading: WorkThreads,
@@ -256,6 +273,23 @@ async def _serve(
         reading=reading,
         clock=clock,
     )
+    insight = Insight(
+        settings.meter,
+        questions=Questions(database),
+        callers=CallerReader(database),
+        outlooks=Outlooks(
+            questions=Questions(database),
+            callers=CallerReader(database),
+            bookkeeper=bookkeeper,
+            reading=exporting,
+            writing=writing,
+            clock=clock,
+        ),
+        terms=credit_terms(settings),
+        reading=exporting,
+        bus=bus,
+        clock=clock,
+    )
     reratings = Reratings(
         bookkeeper=bookkeeper,
         audits=Audits(database),
@@ -271,6 +305,7 @@ async def _serve(
         life.spawn(reconciler.run(), "reconciler"),
         life.spawn(settler.run(), "settler"),
         life.spawn(roller.run(), "hours by caller"),
+        life.spawn(insight.run(), "anomalies"),
         life.spawn(reratings.resume(), "unfinished re-ratings"),
         life.spawn(lessor.serve(), "leases"),
         life.spawn(lessor.look_after(), "look after leases"),
@@ -348,6 +383,9 @@ async def _serve(
         secrets=settings.secrets,
     )
     grpc_server.add(exports_pb2_grpc.add_ExportsServicer_to_server, export_service, EXPORTS_NAME)
+    insight_service = InsightService(insight, settings.secrets)
+    grpc_server.add(insight_pb2_grpc.add_InsightServicer_to_server, insight_service, INSIGHT_NAME)
+    answers_http.open(inquiry, insight)
     grace_s = settings.mesh.drain_grace_s
     life.on_stop("grpc", partial(grpc_server.drain, grace_s), deadline_s=grace_s + 5.0)
     life.on_stop("watchers", watchers.stop)

@@ -19,8 +19,8 @@ from services.mesh.subjects import CREDIT
 from services.mesh.telemetry import Telemetry, start_telemetry
 from services.meter.wiring import wire
 from tests.mesh.local_mesh import eventually
+from tokenworks.v1 import insight_pb2_grpc, metering_pb2_grpc, pricing_pb2_grpc
 from tokenworks.v1 import metering_pb2 as metering
-from tokenworks.v1 import metering_pb2_grpc, pricing_pb2_grpc
 
 DEADLINE_S: Final = 10.0
 
@@ -36,6 +36,8 @@ class Meter:
     routers: Bus
     credit: list[CreditChanged] = field(default_factory=list)
     pricing: Any = None
+    insight: Any = None
+    http_port: int = 0
     address: str = ""  # of its gRPC
 
     def publish(self, *events: Event) -> None:
@@ -123,6 +125,8 @@ async def running_meter(
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{running.grpc_port}"))
         meter = Meter(broker, life, metering_pb2_grpc.MeterStub(channel), buses[1], buses[2])
         meter.pricing = pricing_pb2_grpc.PricingStub(channel)
+        meter.insight = insight_pb2_grpc.InsightStub(channel)
+        meter.http_port = running.http_port
         meter.address = f"127.0.0.1:{running.grpc_port}"
 
         async def heard(message: Delivered) -> None:

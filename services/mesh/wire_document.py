@@ -1,4 +1,4 @@
-"""A message of the wire as a plain dictionary, for `--json`: field names as in the .proto, whole numbers as numbers."""
+"""A message of the wire as a plain dictionary, for JSON: field names as in the .proto, whole numbers as numbers."""
 
 from typing import Any
 
