@@ -42,13 +42,14 @@ class Writer(Protocol):
 
 
 def text_of(value: Value) -> str:
-    """A value as text: decimals without exponents, times as 2026-11-24T09:00:00Z, nothing for None."""
+    """A value as text: decimals with a point and without exponents, times as 2026-11-24T09:00:00Z, nothing for None."""
     match value:
         case None:
             return ""
         case Decimal():
             text = format(value, "f")
-            return text.rstrip("0").rstrip(".") if "." in text else text
+            whole, _, rest = text.partition(".")
+            return f"{whole}.{rest.rstrip('0') or '0'}"
         case datetime():
             return value.strftime("%Y-%m-%dT%H:%M:%SZ")
         case _:

@@ -51,4 +51,4 @@ def format_usd(amount_nusd: int, decimals: int = 6) -> str:
     """`amount_nusd` for a reader: `$0.001235`; never used to compute."""
     sign = "-" if amount_nusd < 0 else ""
     quantum = Decimal(1).scaleb(-decimals)
-    return f"{sign}${(Decimal(abs(amount_nusd)) / NUSD_PER_USD).quantize(quantum)}"
+    return f"{sign}${(Decimal(abs(amount_nusd)) / NUSD_PER_USD).quantize(quantum):f}"

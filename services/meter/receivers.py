@@ -1,12 +1,13 @@
 """Who is told of the ledger's lines: an HTTP endpoint, or a subject of JetStream.
 
-In: CloudEvents. Out: which of them the receiver refused for good; `ReceiverAway` where it did not take them and may
-later. Every request has a deadline.
+In: CloudEvents. Out: which the receiver has taken, which it refused for good, and why it did not take the others,
+which have to be told again. Every request has a deadline.
 """
 
 import asyncio
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 from urllib.parse import urlsplit, urlunsplit
 
@@ -25,7 +26,22 @@ CloudEvent = dict[str, Any]
 
 
 class ReceiverAway(Exception):
-    """It did not take the events; they have to be told again."""
+    """It did not take an event, and may take it later."""
+
+
+@dataclass(slots=True)
+class Told:
+    """What became of some events.
+
+    Attributes:
+        settled: ids of those that need not be told again: taken, or refused for good.
+        refused: (id, why) of the latter.
+        away: why others were not taken; empty where all are settled.
+    """
+
+    settled: set[str] = field(default_factory=set)
+    refused: list[tuple[str, str]] = field(default_factory=list)
+    away: str = ""
 
 
 class Receiver(Protocol):
@@ -34,13 +50,7 @@ class Receiver(Protocol):
         """How many events `tell` takes well."""
         ...
 
-    async def tell(self, events: Sequence[CloudEvent]) -> list[tuple[str, str]]:
-        """Returns when all are acknowledged; (id, why) of those that were refused for good.
-
-        Raises:
-            ReceiverAway: some may not have been taken.
-        """
-        ...
+    async def tell(self, events: Sequence[CloudEvent]) -> Told: ...
 
     async def close(self) -> None: ...
 
@@ -75,23 +85,26 @@ class HttpReceiver:
     def at_once(self) -> int:
         return _AT_ONCE * self._batch
 
-    async def tell(self, events: Sequence[CloudEvent]) -> list[tuple[str, str]]:
+    async def tell(self, events: Sequence[CloudEvent]) -> Told:
+        """A request that fails takes no other with it."""
+        told = Told()
         chunks = [events[start : start + self._batch] for start in range(0, len(events), self._batch)]
-        away: BaseException | None = None
-        posting: list[asyncio.Task[list[tuple[str, str]]]] = []
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                posting = [tasks.create_task(self._post(chunk)) for chunk in chunks]
-        except* ReceiverAway as failures:
-            away = failures.exceptions[0]
-        if away is not None:
-            raise ReceiverAway(str(away)) from away
-        return [each for task in posting for each in task.result()]
+        await asyncio.gather(*(self._tell(chunk, told) for chunk in chunks))
+        return told
 
     async def close(self) -> None:
         if self._session is not None:
             await self._session.close()
             self._session = None
+
+    async def _tell(self, events: Sequence[CloudEvent], told: Told) -> None:
+        try:
+            refused = await self._post(events)
+        except ReceiverAway as away:
+            told.away = str(away)
+        else:
+            told.settled.update(each["id"] for each in events)
+            told.refused += refused
 
     async def _post(self, events: Sequence[CloudEvent]) -> list[tuple[str, str]]:
         one = self._batch == 1
@@ -136,14 +149,14 @@ class NatsReceiver:
     def at_once(self) -> int:
         return 64
 
-    async def tell(self, events: Sequence[CloudEvent]) -> list[tuple[str, str]]:
-        """The server refuses none for good."""
+    async def tell(self, events: Sequence[CloudEvent]) -> Told:
+        """All or none; the server refuses none for good."""
         messages = [(each["id"], json.dumps(each, separators=(",", ":")).encode()) for each in events]
         try:
             await self._publisher.publish(messages, {"Content-Type": CONTENT_TYPE})
         except BusUnavailable as away:
-            raise ReceiverAway(str(away)) from away
-        return []
+            return Told(away=str(away))
+        return Told({each["id"] for each in events})
 
     async def close(self) -> None:
         await self._publisher.close()

@@ -21,7 +21,7 @@ from services.mesh.settings import CloudEventsSettings
 from services.mesh.telemetry import Telemetry
 from services.meter.bookkeeper import Bookkeeper
 from services.meter.core.lines import BookedLine, cloud_event
-from services.meter.receivers import Receiver, ReceiverAway, receiver_name
+from services.meter.receivers import Receiver, ReceiverAway, Told, receiver_name
 from services.meter.store.exports import ExportReader, put_told
 from services.meter.thread import WorkThreads
 
@@ -60,6 +60,7 @@ class Telling:
         self._books = ""
         self._line = 0
         self._stored = 0
+        self._settled: set[str] = set()  # of the lines after the mark, at most as many as are told at once
         meter = telemetry.meter
         self._told = meter.create_counter(names.CLOUD_EVENTS_TOLD, "{event}", "CloudEvents that a receiver has")
         self._refused = meter.create_counter(names.CLOUD_EVENTS_REFUSED, "{event}", "CloudEvents passed over: refused")
@@ -123,21 +124,37 @@ class Telling:
         at_once = self._receiver.at_once
         try:
             for start in range(0, len(lines), at_once):
-                some = lines[start : start + at_once]
-                events = [cloud_event(self._books, each) for each in some if each.billed]
-                refused = await self._receiver.tell(events) if events else []
-                for event_id, why in refused:
-                    log.error("%s refuses event %s, which is passed over: %s", self._name, event_id, why)
-                self._refused.add(len(refused))
-                self._told.add(len(events) - len(refused))
-                self._line = some[-1].line
-                self._recovered()
+                await self._tell_some(lines[start : start + at_once])
         except ReceiverAway:
             await self._store()
             raise
         if len(lines) < _PAGE:
             self._line = newest
         await self._store()
+
+    async def _tell_some(self, lines: Sequence[BookedLine]) -> None:
+        """Tells what the receiver has not yet settled of some lines; the mark goes up to the first that is left.
+
+        Raises:
+            ReceiverAway: one is left.
+        """
+        events = {each.line: cloud_event(self._books, each) for each in lines if each.billed}
+        to_tell = [each for each in events.values() if each["id"] not in self._settled]
+        told = await self._receiver.tell(to_tell) if to_tell else Told()
+        for event_id, why in told.refused:
+            log.error("%s refuses event %s, which is passed over: %s", self._name, event_id, why)
+        self._refused.add(len(told.refused))
+        self._told.add(len(told.settled) - len(told.refused))
+        self._settled |= told.settled
+        for each in lines:
+            if each.line in events and events[each.line]["id"] not in self._settled:
+                break
+            self._line = each.line
+        if told.settled:
+            self._recovered()
+        if told.away:
+            raise ReceiverAway(told.away)
+        self._settled.clear()
 
     async def _store(self) -> None:
         if self._line > self._stored:

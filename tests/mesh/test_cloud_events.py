@@ -105,6 +105,15 @@ async def test_every_billed_part_is_told_once_to_a_receiver_that_fails_now_and_t
         assert one["time"] == "2023-11-14T22:14:00Z"
 
 
+async def test_a_receiver_that_always_fails_some_is_told_of_each_once(tmp_path: Path) -> None:
+    """Every seventh request fails, of eight that are under way at once; what was taken is not told again."""
+    receiver = Receiver(answers=[503 if number % 7 == 0 else 204 for number in range(1, 400)])
+    async with _served(receiver), running_meter(tmp_path, cloudevents=_settings(receiver.url)) as meter:
+        _serve(meter, 0, 60)
+        await _all_told(receiver, 60)
+    assert max(receiver.times.values()) == 1
+
+
 async def test_what_a_receiver_misses_while_it_is_down_waits_in_the_ledger(tmp_path: Path) -> None:
     receiver = Receiver()
     async with _served(receiver) as port:

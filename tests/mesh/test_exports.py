@@ -1,6 +1,8 @@
 """Exports and invoices through a running meter: a bus in memory, a real SQLite file, a real gRPC server, real files."""
 
+import asyncio
 import csv
+import json
 from collections.abc import AsyncIterator
 from decimal import Decimal
 from pathlib import Path
@@ -8,12 +10,14 @@ from pathlib import Path
 import grpc
 import pytest
 from pyarrow import parquet
+from typer.testing import CliRunner
 
 from services.cli.access import Access
 from services.cli.export import _write_focus
 from services.cli.focus_rules import broken_rules
 from services.cli.invoice import write_csv
 from services.cli.invoice_pdf import write_pdf
+from services.cli.main import app
 from services.cli.peers import Peers
 from services.cli.table_files import read_texts
 from services.mesh.price_book import Price, PriceBook
@@ -73,7 +77,7 @@ async def test_a_focus_file_keeps_the_rules_and_sums_to_the_ledger(meter: Meter,
     usage = [row for row in rows if row["ChargeCategory"] == "Usage"]
     assert {row["PricingUnit"] for row in usage} == {"Tokens"} == {row["ConsumedUnit"] for row in usage}
     by_meter = {
-        name: sum(int(row["ConsumedQuantity"] or 0) for row in usage if row["SkuMeter"] == name)
+        name: sum(Decimal(row["ConsumedQuantity"] or 0) for row in usage if row["SkuMeter"] == name)
         for name in ("Input Tokens", "Cached Input Tokens", "Output Tokens")
     }
     cached = total.cached_prompt_tokens
@@ -186,6 +190,33 @@ async def test_usage_and_bookings_sum_to_the_ledger_in_any_time(meter: Meter, pe
         assert tenants == {"globex"}
     none = exports.StreamRequest(from_unix_ms=START_MS + 86_400_000)
     assert [batch async for batch in peers.usage_records(none)] == []
+
+
+async def test_the_commands_write_what_they_say(meter: Meter, tmp_path: Path) -> None:
+    await _traffic(meter)
+
+    async def run(*arguments: str | Path, fails: bool = False) -> str:
+        words = [*map(str, arguments), *([] if "check" in arguments else ["--meter", meter.address])]
+        done = await asyncio.to_thread(CliRunner().invoke, app, words)
+        assert done.exit_code == int(fails), done.output
+        return done.output
+
+    focus, usage, bookings = tmp_path / "focus.csv", tmp_path / "usage.parquet", tmp_path / "lines.csv"
+    assert json.loads(await run("export", "focus", "--out", focus, "--json"))["broken"] == 0
+    assert "keeps the" in await run("export", "check", focus)
+    assert "rows are in" in await run("export", "usage", "--from", "2023-11-01", "--out", usage)
+    assert "rows are in" in await run("export", "bookings", "--tenant", "acme", "--out", bookings)
+    assert {row["tenant"] for row in read_texts(usage)} == {"acme", "globex"}
+    assert {row["tenant"] for row in read_texts(bookings)} == {"acme"}
+    files = tmp_path / "i.pdf", tmp_path / "i.csv"
+    shown = await run("invoice", "acme", "--month", MONTH, "--issue", "--pdf", files[0], "--csv", files[1])
+    assert "TW-000001" in shown
+    assert all(each.exists() for each in files)
+    assert "TW-000001" in await run("invoice")
+    assert "not a month" in await run("invoice", "acme", "--month", "November", fails=True)
+    broken = tmp_path / "broken.csv"
+    broken.write_text(focus.read_text(encoding="utf-8").replace("Usage-Based", "Daily"), encoding="utf-8")
+    assert "ChargeFrequency MUST" in (await run("export", "check", broken, fails=True)).replace("\n", " ")
 
 
 async def test_an_export_that_cannot_be_is_refused_in_words(meter: Meter, peers: Peers) -> None:

@@ -95,12 +95,12 @@ def test_a_row_has_one_kind_of_token_and_says_whom_it_was_split_to() -> None:
     rows = texts_of(rows_of(MADE))
     assert list(broken_rules(rows)) == []
     chat = next(row for row in rows if row["SkuMeter"] == "Input Tokens" and row["AllocatedResourceName"] == "chat")
-    assert (chat["ConsumedQuantity"], chat["PricingUnit"]) == ("3", "Tokens")
+    assert (chat["ConsumedQuantity"], chat["PricingUnit"]) == ("3.0", "Tokens")
     assert chat["BilledCost"] == "0.000000150000003"
     assert chat["ListCost"] == "0.00000021"
     details = json.loads(chat["AllocatedMethodDetails"] or "")
     assert details["Elements"] == [{"AllocatedRatio": 0.157894737, "UsageQuantity": 3, "UsageUnit": "Tokens"}]
-    nobody = next(row for row in rows if row["ConsumedQuantity"] == "7")
+    nobody = next(row for row in rows if row["ConsumedQuantity"] == "7.0")
     assert nobody["AllocatedResourceId"] is None
     assert nobody["AllocatedMethodId"]
     categories = [row["ChargeCategory"] for row in rows]

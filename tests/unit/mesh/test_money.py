@@ -51,3 +51,4 @@ def test_an_amount_that_is_none_is_refused(usd: str) -> None:
 def test_amounts_are_shown_with_their_sign() -> None:
     assert format_usd(1_234_500) == "$0.001234"
     assert format_usd(-2_500_000_000, 2) == "-$2.50"
+    assert format_usd(650, 9) == "$0.000000650"
