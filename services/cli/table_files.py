@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple, Protocol, TextIO
 from services.cli.output import CommandFailed
 
 _ROW_GROUP: Final = 50_000
+_PACKED: Final = 2_000  # rows are made columns in so many, which takes a tenth of their memory
 _DIGITS, _DECIMALS = 38, 15  # dollars per token at a nano-dollar per million are exact
 SUFFIXES: Final = (".csv", ".parquet")
 
@@ -137,21 +138,30 @@ class _Parquet:
         self._schema = arrow.schema(fields, metadata=about or None)
         self._file = parquet.ParquetWriter(path, self._schema, compression="zstd")
         self._rows: list[Sequence[Value]] = []
+        self._batches: list[Any] = []
 
     def write(self, row: Sequence[Value]) -> None:
         self._rows.append(row)
-        if len(self._rows) >= _ROW_GROUP:
-            self._flush()
+        if len(self._rows) >= _PACKED:
+            self._pack()
+            if len(self._batches) * _PACKED >= _ROW_GROUP:
+                self._flush()
 
-    def _flush(self) -> None:
-        if not self._rows:
-            return
+    def _pack(self) -> None:
         columns = zip(*self._rows, strict=True)
         arrays = [
             self._arrow.array(list(each), type=field.type) for each, field in zip(columns, self._schema, strict=True)
         ]
-        self._file.write_table(self._arrow.Table.from_arrays(arrays, schema=self._schema))
+        self._batches.append(self._arrow.RecordBatch.from_arrays(arrays, schema=self._schema))
         self._rows.clear()
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._pack()
+        if self._batches:
+            table = self._arrow.Table.from_batches(self._batches, schema=self._schema)
+            self._file.write_table(table.combine_chunks(), row_group_size=_ROW_GROUP)
+            self._batches.clear()
 
     def __enter__(self) -> "_Parquet":
         return self

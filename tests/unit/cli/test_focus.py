@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from services.cli.focus import COLUMNS, FocusRows, Row, values_of
 from services.cli.focus_rules import MANDATORY, RULES, broken_rules
@@ -195,6 +196,17 @@ def test_a_file_appears_when_it_is_whole(tmp_path: Path, suffix: str) -> None:
         {"Name": None, "Cost": None, "Count": None},
     ]
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
+def test_rows_of_a_long_file_come_in_groups(tmp_path: Path) -> None:
+    path = tmp_path / "long.parquet"
+    with table_file(path, [Column("Number", Kind.WHOLE)]) as file:
+        for number in range(101_234):
+            file.write([number])
+    with parquet.ParquetFile(path) as read:
+        groups = [read.metadata.row_group(each).num_rows for each in range(read.num_row_groups)]
+        assert groups == [50_000, 50_000, 1_234]
+        assert read.read().column("Number").to_pylist() == list(range(101_234))
 
 
 def test_a_file_of_another_kind_is_refused() -> None:
