@@ -124,6 +124,7 @@ class Placing:
             worker,
             model=asked.model,
             slo_class=asked.slo_class,
+            priority=ask.promise.priority,
             prompt_tokens=ask.prompt_tokens,
             cached_tokens=decision.cached_tokens,
             completion_tokens=ask.completion_tokens,

@@ -8,7 +8,7 @@ shows is a queue, when it is too late. So what is promised of it raises what its
 from math import exp
 from typing import Final
 
-from services.mesh.priorities import RANKS
+from services.mesh.priorities import RANKS, rank_of, yields
 
 _PROMPTS_FADE_S: Final = 5.0
 _WORK_FADES_S: Final = 10.0  # longer: answers take that long, and a plan follows in about that time
@@ -17,27 +17,32 @@ _WORK_FADES_S: Final = 10.0  # longer: answers take that long, and a plan follow
 class Arrivals:
     """Of one worker; times do not decrease from one call to the next."""
 
-    __slots__ = ("_at_s", "_device_s", "_tokens")
+    __slots__ = ("_at_s", "_device_s", "_tokens", "_yielding_s")
 
     def __init__(self) -> None:
         self._tokens = [0.0] * RANKS
         self._device_s = 0.0
+        self._yielding_s = 0.0
         self._at_s = 0.0
 
-    def add(self, rank: int, prompt_tokens: int, device_s: float, now_s: float) -> None:
+    def add(self, priority: int, prompt_tokens: int, device_s: float, now_s: float) -> None:
         """A request came: prompt tokens to compute, and the device-seconds that it takes in all."""
         passed_s = now_s - self._at_s
         if passed_s > 0:
             kept = exp(-passed_s / _PROMPTS_FADE_S)
             self._tokens = [tokens * kept for tokens in self._tokens]
-            self._device_s *= exp(-passed_s / _WORK_FADES_S)
+            kept = exp(-passed_s / _WORK_FADES_S)
+            self._device_s *= kept
+            self._yielding_s *= kept
             self._at_s = now_s
-        self._tokens[rank] += prompt_tokens
+        self._tokens[rank_of(priority)] += prompt_tokens
         self._device_s += device_s
+        if yields(priority):
+            self._yielding_s += device_s
 
     def figures(self, now_s: float) -> tuple[float, ...]:
-        """Prompt tokens per second that came lately: for each rank those of more urgent ones, then all; and the device-
-        seconds per second that were promised."""
+        """Prompt tokens per second that came lately: for each rank those of more urgent ones, then all; the device-
+        seconds per second that were promised; and of these those of requests that yield to others."""
         if not self._device_s:
             return _NOTHING
         passed_s = now_s - self._at_s
@@ -46,10 +51,8 @@ class Arrivals:
         first *= kept
         second = first + second * kept
         third = second + third * kept
-        promised = self._device_s / _WORK_FADES_S
-        if passed_s > 0:
-            promised *= exp(-passed_s / _WORK_FADES_S)
-        return 0.0, first, second, third, third + last * kept, promised
+        left = exp(-passed_s / _WORK_FADES_S) / _WORK_FADES_S if passed_s > 0 else 1 / _WORK_FADES_S
+        return 0.0, first, second, third, third + last * kept, self._device_s * left, self._yielding_s * left
 
 
-_NOTHING: Final = (0.0,) * (RANKS + 2)
+_NOTHING: Final = (0.0,) * (RANKS + 3)

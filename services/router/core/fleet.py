@@ -15,7 +15,7 @@ from typing import Final
 
 from services.mesh.accelerators import Catalogue
 from services.mesh.events import NO_PLAN_VERSION, LatencyObserved, PrefixesChanged, RoutingPlan, WorkerHeartbeat
-from services.mesh.priorities import rank_of
+from services.mesh.priorities import rank_of, yields
 from services.mesh.timing import StepLoad, Timing
 from services.router.core.exploration import Exploration
 from services.router.core.known_worker import Correction, KnownWorker, Placed
@@ -196,6 +196,7 @@ class Fleet:
         *,
         model: str,
         slo_class: str,
+        priority: int,
         prompt_tokens: int,
         cached_tokens: int,
         completion_tokens: int,
@@ -206,20 +207,21 @@ class Fleet:
         self.exploration.placed(explored)
         fresh = max(0, prompt_tokens - cached_tokens)
         promise = self.promises.classes[slo_class]
-        correction = Correction(now_s, 1, fresh, prompt_tokens, rank_of(promise.priority))
+        correction = Correction(now_s, 1, fresh, prompt_tokens, rank_of(priority))
         worker.correct(correction)
         worker.growth_tokens += completion_tokens / 2
         serving = self._serving[worker.incarnation][model]
         serving.arrive(
             promise,
+            priority=priority,
             fresh_tokens=fresh,
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
             now_s=now_s,
         )
-        serving.at_stake_usd[self.promises.band_of(slo_class)] += promise.miss_usd
+        serving.put_at_stake(self.promises.band_of(slo_class), promise.miss_usd, yields(priority))
         self._unwritten[worker.incarnation] = worker
-        return Placed(worker, model, slo_class, prompt_tokens, completion_tokens, correction)
+        return Placed(worker, model, slo_class, prompt_tokens, completion_tokens, correction, yields(priority))
 
     def placed_by_others(
         self, worker: str, epoch: str, *, requests: int, prefill_tokens: int, prompt_tokens: int, now_s: float
@@ -249,8 +251,7 @@ class Fleet:
         serving = self._serving.get(worker.incarnation, {}).get(placed.model)
         if serving is not None:  # else the worker left meanwhile
             band = self.promises.band_of(placed.slo_class)
-            left_usd = serving.at_stake_usd[band] - self.promises.classes[placed.slo_class].miss_usd
-            serving.at_stake_usd[band] = left_usd if left_usd > 1e-9 else 0.0  # sums of floats end near zero
+            serving.put_at_stake(band, -self.promises.classes[placed.slo_class].miss_usd, placed.yields)
             self._unwritten[worker.incarnation] = worker
 
     def linked(self, name: str, stands: bool, now_s: float) -> None:
@@ -352,6 +353,7 @@ class Fleet:
             )
             if (before := mine.get(model)) is not None:
                 serving.row, serving.at_stake_usd = before.row, before.at_stake_usd
+                serving.yielding_usd = before.yielding_usd
                 serving.slow, serving.slow_s = before.slow, before.slow_s
                 serving.tried_s = before.tried_s
                 table.replace(serving.row, serving)

@@ -42,7 +42,11 @@ class Correction:
 
 @dataclass(slots=True, eq=False)
 class Placed:
-    """One request of ours on one worker; handed out by `Fleet.place`, given back with `Fleet.finished`."""
+    """One request of ours on one worker; handed out by `Fleet.place`, given back with `Fleet.finished`.
+
+    Attributes:
+        yields: its tenant took more than its share when it was placed.
+    """
 
     worker: "KnownWorker"
     model: str
@@ -50,6 +54,7 @@ class Placed:
     prompt_tokens: int
     completion_tokens: int
     correction: Correction
+    yields: bool
     done: bool = False
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from services.mesh.errors import QueueFull
-from services.mesh.priorities import rank_of
+from services.mesh.priorities import YIELDING, rank_of
 from services.router.core.fairness import Standing
 from services.router.core.policy import Decision
 from services.router.core.request import Promise
@@ -29,7 +29,6 @@ _FAVOUR: Final = 3.0  # how much longer a queue may be for one of them
 _SOME_HARM: Final = 0.3  # of what is kept, that may be broken where tenants within their share may be who suffers
 _OLDEST_BEAT_S: Final = 0.5
 _ABOUT_AS_GOOD: Final = 1.25
-_AFTER_OTHERS: Final = 1000  # added to the priority of tenants that take more than their share
 _LEAST_LEFT: Final = 0.1
 _PATIENT_S: Final = 10.0  # a class that promises its first token no sooner can wait
 
@@ -148,7 +147,7 @@ def as_it_stands(promise: Promise, waited_s: float, standing: Standing) -> Promi
     return replace(
         promise,
         ttft_s=max(promise.ttft_s - waited_s, promise.ttft_s * _LEAST_LEFT),
-        priority=promise.priority + _AFTER_OTHERS if above else promise.priority,
+        priority=promise.priority + YIELDING if above else promise.priority,
     )
 
 

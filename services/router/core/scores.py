@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any, Final, NamedTuple
 
 from services.mesh.confines import ANYWHERE, Confines
-from services.mesh.priorities import RANKS, rank_of
+from services.mesh.priorities import RANKS, rank_of, yields
 from services.mesh.timing import READING
 from services.router.core.known_worker import KnownWorker
 from services.router.core.plans import Trial
@@ -80,6 +80,7 @@ class Ask:
             promise.ttft_promise_s(prompt),
             promise.tpot_s,
             promise.miss_usd,
+            0.0 if yields(promise.priority) else 1.0,
             *_WAITS[rank_of(promise.priority)],
         )
 
@@ -95,6 +96,7 @@ ASKED: Final = (
     "ttft_promise_s",
     "tpot_promise_s",
     "miss_usd",
+    "precedes",  # 1 unless its tenant takes more than its share
     *(f"waits_{rank}" for rank in range(RANKS)),  # 1 for the rank of its priority, else 0
 )
 
@@ -132,7 +134,7 @@ def work_out(of: Any, band_tpots_s: Sequence[float], f: Any) -> Terms:
         of: has, by name, a worker's figures, the numbers of the ask, and `cached`, tokens of the prompt.
         f: has the functions that `fused.FUNCTIONS` has.
     """
-    there = _as_it_is(of, f)
+    there, usd_per_s = _as_it_is(of, f), _usd_per_s(of, f)
     alone_s, _ = _prefill_s(of, there, of.prompt, f)
     alone_s = alone_s + there.attended_s * of.prompt * ((of.prompt + 1) / 2)
     fresh = of.prompt - of.cached
@@ -157,10 +159,11 @@ def work_out(of: Any, band_tpots_s: Sequence[float], f: Any) -> Terms:
     own_usd = risk_usd
     joined_s = there.tpot_s + each_s
     then_tpot_s = f.minimum(joined_s + fresh_s / of.mean_answer, f.maximum(joined_s, there.limit_s))
+    spared = 1 - of.precedes * of.yielding  # those who take more than their share are not
     for band, tpot_promise_s in enumerate(band_tpots_s):
         later = _late(then_tpot_s, tpot_promise_s, f) - _late(there.tpot_s, tpot_promise_s, f)
-        risk_usd = risk_usd + getattr(of, f"at_stake_usd_{band}") * later
-    score_usd = (fresh_s + decode_s) * there.usd_per_s + risk_usd
+        risk_usd = risk_usd + getattr(of, f"at_stake_usd_{band}") * spared * later
+    score_usd = (fresh_s + decode_s) * usd_per_s + risk_usd
     soonest_s = ahead_s + there.token_s * of.prompt
     return Terms(
         score_usd=score_usd,
@@ -172,7 +175,7 @@ def work_out(of: Any, band_tpots_s: Sequence[float], f: Any) -> Terms:
         ttft_s=ttft_s,
         tpot_s=tpot_s,
         miss=miss,
-        usd_per_s=there.usd_per_s,
+        usd_per_s=usd_per_s,
         soonest_s=soonest_s,
     )
 
@@ -193,7 +196,6 @@ class _AsItIs(NamedTuple):
         sureness: what prefills that keep arriving leave of the time.
         stretch: how much they stretch that between two tokens.
         tpot_s: of those who are there.
-        usd_per_s: of its time, more the more of it is promised.
     """
 
     token_s: Any
@@ -210,7 +212,6 @@ class _AsItIs(NamedTuple):
     sureness: Any
     stretch: Any
     tpot_s: Any
-    usd_per_s: Any
 
 
 def _as_it_is(of: Any, f: Any) -> _AsItIs:
@@ -225,9 +226,6 @@ def _as_it_is(of: Any, f: Any) -> _AsItIs:
     room_s = f.maximum(limit_s - riding_s, READING * weights_s) - overhead_s
     chunk_tokens = f.minimum(f.maximum(room_s / (token_s + _LEAST_S), _LEAST_CHUNK), of.chunk_tokens)
     sureness = 1 - f.minimum(token_s * of.arriving_tps, _BUSIEST)
-    pressure = f.minimum(of.promised * (1 / _PRESSED), _MOST_PRESSED)
-    for _ in range(_DOUBLINGS):
-        pressure = pressure * pressure
     stretch = 1 / sureness
     return _AsItIs(
         token_s=token_s,
@@ -244,8 +242,16 @@ def _as_it_is(of: Any, f: Any) -> _AsItIs:
         sureness=sureness,
         stretch=stretch,
         tpot_s=_stretched(weights_s + riding_s, stretch, limit_s, f),
-        usd_per_s=of.usd_per_s * (1 + pressure),
     )
+
+
+def _usd_per_s(of: Any, f: Any) -> Any:
+    """Of a device's time, more the more of it is promised; what yields to the request makes it no dearer."""
+    promised = of.promised - of.precedes * of.promised_yielding
+    pressure = f.minimum(promised * (1 / _PRESSED), _MOST_PRESSED)
+    for _ in range(_DOUBLINGS):
+        pressure = pressure * pressure
+    return of.usd_per_s * (1 + pressure)
 
 
 def _stretched(step_s: Any, stretch: Any, limit_s: Any, f: Any) -> Any:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from math import exp
 from typing import Final
 
-from services.mesh.priorities import rank_of
 from services.mesh.timing import Timing
 from services.router.core.arrivals import Arrivals
 from services.router.core.known_worker import KnownWorker
@@ -18,6 +17,7 @@ from services.router.core.table import ModelTable
 SLOW_DECAY_S: Final = 3.0
 _SLOW_RANGE: Final = (0.02, 1000.0)
 _LEAST_S: Final = 1e-9
+_LEAST_USD: Final = 1e-9
 _UNLIMITED_S: Final = 1e6  # a step that is bounded by tokens alone
 _SAMPLE_WEIGHT: Final = 0.35  # of one step sample, in the logarithm
 
@@ -45,6 +45,7 @@ class Serving:
         arrivals: what was placed there lately.
         tried_s: when it last got a request of ours.
         at_stake_usd: per band, what the TPOT promises of our requests running there are worth.
+        yielding_usd: of it, what is of requests whose tenants took more than their shares.
     """
 
     worker: KnownWorker
@@ -54,6 +55,7 @@ class Serving:
     slow: float
     slow_s: float
     at_stake_usd: list[float]
+    yielding_usd: float = 0.0
     row: int = -1
     arrivals: Arrivals = field(default_factory=Arrivals)
     tried_s: float = float("-inf")
@@ -71,7 +73,14 @@ class Serving:
         self.slow, self.slow_s = bounded_slow(slow), now_s
 
     def arrive(
-        self, promise: Promise, *, fresh_tokens: int, prompt_tokens: int, completion_tokens: int, now_s: float
+        self,
+        promise: Promise,
+        *,
+        priority: int,
+        fresh_tokens: int,
+        prompt_tokens: int,
+        completion_tokens: int,
+        now_s: float,
     ) -> None:
         """A request was placed here; of its prompt `fresh_tokens` are to be computed."""
         timing, beat = self.timing, self.worker.beat
@@ -83,8 +92,14 @@ class Serving:
         attended = prompt_tokens - fresh_tokens / 2
         device_s = fresh_tokens * (timing.prefill_s_per_token + timing.prefill_s_per_attended_token * attended)
         device_s += (completion_tokens - 1) * (timing.decode_base_s / batch + each_s)
-        self.arrivals.add(rank_of(promise.priority), fresh_tokens, slow * device_s, now_s)
+        self.arrivals.add(priority, fresh_tokens, slow * device_s, now_s)
         self.tried_s = now_s
+
+    def put_at_stake(self, band: int, usd: float, yields: bool) -> None:
+        """A promise worth `usd` is at stake, or, below 0, is no longer."""
+        self.at_stake_usd[band] = _not_below(self.at_stake_usd[band] + usd)
+        if yields:
+            self.yielding_usd = _not_below(self.yielding_usd + usd)
 
     def write_offer(self) -> None:
         """Writes what the row says of the device, its settings and the plan."""
@@ -124,12 +139,18 @@ class Serving:
                 beat.max_batch or 1,
                 beat.step_s or _UNLIMITED_S,
                 room if waiting < (beat.max_waiting or 1) and not worker.closed_because else 0,
+                self.yielding_usd / sum(self.at_stake_usd) if self.yielding_usd else 0.0,
                 *self.at_stake_usd,
             ),
             heard_s=worker.heard_s,
             tried_s=self.tried_s,
             linked=worker.linked,
         )
+
+
+def _not_below(usd: float) -> float:
+    """Sums of floats end near zero."""
+    return usd if usd > _LEAST_USD else 0.0
 
 
 def bounded_slow(slow: float) -> float:

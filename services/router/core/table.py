@@ -48,14 +48,17 @@ LOAD: Final = (  # what changes with every heartbeat and every placement
     *(f"ahead_tokens_{rank}" for rank in range(RANKS)),
     "kv_tokens",  # KV cache in use
     "growth_tokens",  # what our requests there are still expected to add to that
-    # prompt tokens per second placed lately: by rank those more urgent, then all; and device-seconds per second
+    # prompt tokens per second placed lately: by rank those more urgent, then all; device-seconds per second, and those
+    # of them that are of tenants who take more than their share
     *(f"passing_tps_{rank}" for rank in range(RANKS)),
     "arriving_tps",
     "promised",
+    "promised_yielding",
     "kv_capacity_tokens",  # >= 1
     "max_batch",  # >= 1
     "limit_s",  # what its steps take at most while they compute prompts, unless they are slow; > 0
     "room_tokens",  # the longest prompt taken now, plus one; 0 where new requests are not taken
+    "yielding",  # the part, 0 to 1, of what is at stake that is of tenants who take more than their share
     # then for each band of promises: what the TPOT promises of our requests running there are worth, in dollars
 )
 _USD_PER_S: Final = OFFER.index("usd_per_s")

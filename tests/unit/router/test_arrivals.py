@@ -1,25 +1,27 @@
 """What was sent to a worker lately, and what its time costs therefore."""
 
+from dataclasses import replace
+
 import pytest
 
-from services.mesh.priorities import RANKS
+from services.mesh.priorities import RANKS, YIELDING
 from services.router.core.arrivals import Arrivals
-from tests.unit.router.worlds import H100, World, ask
+from tests.unit.router.worlds import H100, PROMISES, World, ask
 
 
 def test_nothing_sent_is_nothing_promised() -> None:
-    assert Arrivals().figures(5.0) == (0.0,) * (RANKS + 2)
+    assert Arrivals().figures(5.0) == (0.0,) * (RANKS + 3)
 
 
 def test_what_is_more_urgent_passes_and_all_of_it_fades() -> None:
     arrivals = Arrivals()
     arrivals.add(0, 1000, 0.5, 10.0)
     arrivals.add(2, 4000, 1.5, 10.0)
-    *passing, arriving, promised = arrivals.figures(10.0)
+    *passing, arriving, promised, yielding = arrivals.figures(10.0)
     assert passing == [0.0, 200.0, 200.0, 1000.0]
-    assert (arriving, promised) == (1000.0, 0.2)
-    assert arrivals.figures(40.0)[-2] < 3.0
-    assert arrivals.figures(40.0)[-1] < promised / 10
+    assert (arriving, promised, yielding) == (1000.0, 0.2, 0.0)
+    assert arrivals.figures(40.0)[-3] < 3.0
+    assert arrivals.figures(40.0)[-2] < promised / 10
 
 
 def test_a_worker_of_whose_time_much_is_promised_is_dearer_and_another_gets_the_next() -> None:
@@ -47,3 +49,15 @@ def test_who_is_passed_by_urgent_requests_is_predicted_to_wait_longer() -> None:
     world.now_s += 0.1
     world.beat("a", H100, running=5, waiting=9, waiting_prefill_tokens=30_000)
     assert world.decide(ask(slo_class="standard")).picked.queue_s > before_s * 1.2
+
+
+def test_what_yields_makes_a_worker_dearer_for_those_alone_who_yield_too() -> None:
+    world = World()
+    world.beat("a", H100)
+    excess = replace(PROMISES.classes["interactive"], priority=YIELDING)
+    for _ in range(400):
+        world.now_s += 0.01
+        world.place(ask(promise=excess))
+        world.beat("a", H100)
+    usual_usd, excess_usd = world.decide().picked.shadow_usd, world.decide(ask(promise=excess)).picked.shadow_usd
+    assert usual_usd < 1e-6 * excess_usd

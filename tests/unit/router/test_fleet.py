@@ -1,10 +1,12 @@
 """The fleet folded from events: load, slowness, stalls, and placements that correct old heartbeats."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from services.mesh.events import WorkerState
+from services.mesh.priorities import YIELDING
 from tests.unit.router.worlds import H100, L4, MI300X, MODEL, PROMISES, World, ask
 
 
@@ -360,3 +362,18 @@ def test_names_of_pools_that_are_gone_are_forgotten_and_every_row_keeps_its_pool
     assert len(table.pool_names) < 100
     shown = {each.worker.name: table.pool_names[table.pools[each.row]] for each in table.serving}
     assert shown == {"a": "pool-499", "b": "steady"}
+
+
+def test_what_yields_stands_last_at_its_worker_and_nobody_else_spares_its_promise() -> None:
+    world = World()
+    world.beat("a", H100, running=50, kv_cache_usage=0.3)
+    interactive = PROMISES.classes["interactive"]
+    excess = replace(interactive, priority=YIELDING)
+    placed = [world.place(ask(promise=excess, prompt_tokens=2000)) for _ in range(40)]
+    mine, theirs = world.decide(ask(promise=interactive)).picked, world.decide(ask(promise=excess)).picked
+    assert mine.queue_s < 0.2 < theirs.queue_s
+    assert mine.harm_usd == 0.0 < theirs.harm_usd
+    for each in placed:
+        world.fleet.finished(each, world.now_s)
+    world.place(ask(promise=interactive))
+    assert world.decide(ask(promise=interactive)).picked.harm_usd > 0.0

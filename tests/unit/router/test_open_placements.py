@@ -40,6 +40,7 @@ class Out:
             known,
             model=MODEL,
             slo_class="standard",
+            priority=0,
             prompt_tokens=10,
             cached_tokens=0,
             completion_tokens=20,

@@ -142,6 +142,7 @@ class World:
             decision.worker,
             model=MODEL,
             slo_class=asked.promise.name,
+            priority=asked.promise.priority,
             prompt_tokens=asked.prompt_tokens,
             cached_tokens=decision.cached_tokens,
             completion_tokens=asked.completion_tokens,
