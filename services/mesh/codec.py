@@ -2,7 +2,8 @@
 and the generated wire.
 
 A converter per class is prepared at import from the dataclass's fields; a field's value is copied as it is, a nested
-dataclass by its own converter, a tuple as a repeated field. A test holds the two sides' fields together.
+dataclass by its own converter, a tuple as a repeated field; token entries are decoded as somebody asks for them. A test
+holds the two sides' fields together.
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ from typing import Any, Final, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from services.mesh import events
+from services.mesh.entries import WireEntries
 from services.mesh.events import (
     ControlAnswered,
     Drain,
@@ -86,7 +88,7 @@ class _Converter:
 
     def __init__(self, cls: type, message: type[Message], known: dict[type, "_Converter"]) -> None:
         self.message = message
-        self._cls = cls
+        self.cls = cls
         hints = typing.get_type_hints(cls)
         self._names = tuple(field.name for field in dataclasses.fields(cls))
         self._values: Callable[[Any], tuple[Any, ...]] = (
@@ -124,7 +126,7 @@ class _Converter:
                 values[position] = 0.0
         for position, _, from_wire in self._changed:
             values[position] = from_wire(values[position])
-        return self._cls(**dict(zip(self._names, values, strict=True)))
+        return self.cls(**dict(zip(self._names, values, strict=True)))
 
 
 def _each_to(nested: _Converter | None) -> Callable[[Any], Any]:
@@ -132,7 +134,11 @@ def _each_to(nested: _Converter | None) -> Callable[[Any], Any]:
 
 
 def _each_from(nested: _Converter | None) -> Callable[[Any], Any]:
-    return tuple if nested is None else lambda messages: tuple([nested.from_message(each) for each in messages])
+    if nested is None:
+        return tuple
+    if nested.cls is events.TokenEntry:
+        return lambda messages: WireEntries(messages, nested.from_message)
+    return lambda messages: tuple([nested.from_message(each) for each in messages])
 
 
 def _converters() -> dict[type, _Converter]:

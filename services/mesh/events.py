@@ -5,6 +5,7 @@ milliseconds since 1970. Field names are those of `protos/tokenworks/v1/events.p
 them together.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
@@ -94,7 +95,7 @@ class TokensGenerated:
     worker: str
     pool: str
     accelerator: str
-    entries: tuple[TokenEntry, ...]
+    entries: Sequence[TokenEntry]  # a tuple, or `entries.WireEntries`
     at_unix_ms: int
     energy_source: str = ""
 

@@ -6,10 +6,9 @@ In: amounts of the ledger's lines, and what stands beside them. Out: messages of
 from collections.abc import Sequence
 from typing import Any, Final
 
-from services.meter.core.amounts import Amounts
+from services.meter.core.amounts import MS_PER_MINUTE, Amounts
 from services.meter.core.beside import Beside
 from services.meter.core.journal import Posting
-from services.meter.core.ledger import MS_PER_MINUTE
 from services.meter.core.presence import MS_PER_HOUR
 from services.meter.core.requests import Request
 from services.meter.core.usage import MINUTES_BY_UNIT, Group, Grouping

@@ -1,113 +1,36 @@
 """Books batches of events: drops what was booked before, lets the ledger settle, and stores all of it at once.
 
-In: messages as the bus delivered them. Out: `Booked`, once the transaction is committed. What is in memory (marks,
+In: messages as the bus delivered them; of a batch, reports are folded and the rest taken in the order in which a
+request lives: admitted, made, finished. Out: `Booked`, once the transaction is committed. What is in memory (marks,
 requests under way) is what the database has; when a transaction fails, it is dropped and read again. All methods are
 called from one thread, the one that writes.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Final, TypeVar
 
 from services.mesh.bus import Delivered
 from services.mesh.clock import Clock, SystemClock
 from services.mesh.errors import InvalidRequest, SettingInvalid
-from services.mesh.events import BudgetReached, BudgetTerms, Event, RequestFinished, TokensGenerated
+from services.mesh.events import BudgetTerms, Event, RequestAdmitted, RequestFinished, TokensGenerated
 from services.mesh.price_book import PriceBook
 from services.mesh.price_calendar import OpenedBook, PriceCalendar, Rerating
-from services.mesh.subjects import FINISHED, STREAMS, TOKENS, Channel
-from services.meter.core.amounts import Amounts
+from services.mesh.subjects import STREAMS
+from services.meter.booked import Booked, Noted, Remade, Rerated, settled
 from services.meter.core.budgets import Credit
 from services.meter.core.conservation import Audited
 from services.meter.core.costs import RateCard
 from services.meter.core.ledger import Entry, Ledger, keys_of
 from services.meter.core.marks import MOST_AT_HAND, Marks, Source
 from services.meter.core.requests import Key, Request
-from services.meter.core.usage import UsageKey, roll_up, spent_by_tenant
+from services.meter.core.runs import Runs
+from services.meter.core.usage import roll_up, spent_by_tenant
 from services.meter.store.books import Books, Transaction
 from services.meter.store.database import Database
 from services.meter.vault import Vault
 
 T = TypeVar("T")
 _MARKS_KEPT_MS: Final = 2 * 1000 * max(stream.max_age_s for stream in STREAMS)
-
-
-@dataclass(frozen=True, slots=True)
-class Noted:
-    """What the marks say: numbers that each publisher's events lack, tokens in its booked events, highest numbers."""
-
-    gaps: Mapping[Source, Sequence[int]]
-    tokens: Mapping[Source, int]
-    high_water: Mapping[Source, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Remade:
-    """What became of a request that was to be made again from its events.
-
-    Attributes:
-        entries: lines that were added to the ledger.
-        spent_nusd: what its tenant has spent in all by now.
-        postponed: why it was left as it is; empty where it was not.
-        again: that may be different the next time.
-    """
-
-    entries: Sequence[Entry] = ()
-    spent_nusd: int = 0
-    postponed: str = ""
-    again: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Rerated:
-    """The lines that new prices made of some requests, and what they come to, nano-dollars by tenant."""
-
-    entries: Sequence[Entry]
-    spent: Mapping[str, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Settled:
-    """One request's last message on a channel was booked.
-
-    Attributes:
-        traceparent: the context to book it under.
-        amounts: all that is booked for the request so far.
-    """
-
-    channel: Channel
-    traceparent: str
-    request: Request
-    amounts: Amounts
-
-
-@dataclass(frozen=True, slots=True)
-class Booked:
-    """What became of one batch.
-
-    Attributes:
-        fresh: messages that were not booked before.
-        spent: nano-dollars billed, by tenant.
-        missing: events not seen yet of publishers with gaps.
-        lost: missing events given up since the process started.
-        refused: (worker or router, request id, reason) of reports that could not be booked.
-        findings: what had to be assumed, for a reader.
-        reached: what is to be told of budgets.
-        written_off: ends to be told of requests that are not to be billed.
-    """
-
-    entries: Sequence[Entry]
-    usage: Mapping[UsageKey, Amounts]
-    spent: Mapping[str, int]
-    fresh: int
-    duplicates: int
-    settled: Sequence[Settled]
-    missing: Mapping[Source, int]
-    lost: int
-    refused: Sequence[tuple[str, str, str]]
-    findings: Sequence[str]
-    reached: Sequence[BudgetReached]
-    written_off: Sequence[RequestFinished]
 
 
 class Bookkeeper:
@@ -379,14 +302,32 @@ class Bookkeeper:
         with self._books.transaction() as transaction:
             marks, ledger, vault = self._known_marks(transaction, _sources_of(messages)), self._ledger, self._vault
             vault.load(transaction.credit)
-            fresh = [message for message in messages if marks.admit(message.id, _tokens_in(message.event))]
-            keys = keys_of(message.event for message in fresh)
+            admitted: list[RequestAdmitted] = []
+            finished: list[RequestFinished] = []
+            runs = Runs(funded=vault.keeps)
+            ends: list[Delivered] = []
+            fresh = 0
+            for message in messages:
+                if not marks.admit(message.id):
+                    continue
+                fresh += 1
+                event = message.event
+                if isinstance(event, TokensGenerated):
+                    marks.count(message.id, runs.fold(event))
+                elif isinstance(event, RequestAdmitted):
+                    admitted.append(event)
+                elif isinstance(event, RequestFinished):
+                    finished.append(event)
+                    ends.append(message)
+            keys = {*runs.keys(), *keys_of(admitted), *keys_of(finished)}
             ledger.adopt(transaction.requests(ledger.absent(keys)))
             vault.adopt(transaction.credit, keys)
-            written_off: list[RequestFinished] = []
-            for message in fresh:
-                ledger.note(message.event)
-                written_off += vault.note(message.event)
+            for admission in admitted:
+                ledger.note(admission)
+            ledger.note_runs(runs)
+            for finish in finished:
+                ledger.note(finish)
+            written_off = vault.note(admitted, runs.runs, finished)
             entries, touched = ledger.settle()
             vault.settle(touched, entries)
             usage = roll_up(entries)
@@ -400,9 +341,9 @@ class Bookkeeper:
             entries=entries,
             usage=usage,
             spent=spent_by_tenant(usage),
-            fresh=len(fresh),
-            duplicates=len(messages) - len(fresh),
-            settled=_settled(fresh, {request.key: request for request in touched}) if traced else (),
+            fresh=fresh,
+            duplicates=len(messages) - fresh,
+            settled=list(settled(ends, runs.ends, {each.key: each for each in touched})) if traced else (),
             missing=marks.missing(),
             lost=self._lost_before + marks.lost,
             refused=ledger.take_refused(),
@@ -414,26 +355,3 @@ class Bookkeeper:
 
 def _sources_of(messages: Iterable[Delivered]) -> Iterator[Source]:
     return ((message.id.publisher, message.id.epoch) for message in messages)
-
-
-def _tokens_in(event: Event) -> int:
-    return sum(entry.count for entry in event.entries) if isinstance(event, TokensGenerated) else 0
-
-
-def _settled(messages: Sequence[Delivered], requests: Mapping[Key, Request]) -> list[Settled]:
-    settled: list[Settled] = []
-    for message in messages:
-        event = message.event
-        if isinstance(event, RequestFinished):
-            settled += _one_settled(FINISHED, message.traceparent, requests.get((event.request_id, event.tenant)))
-        elif isinstance(event, TokensGenerated):
-            for entry in event.entries:
-                if entry.last:
-                    settled += _one_settled(TOKENS, entry.traceparent, requests.get((entry.request_id, entry.tenant)))
-    return settled
-
-
-def _one_settled(channel: Channel, traceparent: str, request: Request | None) -> list[Settled]:
-    if request is None or not traceparent:
-        return []
-    return [Settled(channel, traceparent, request, request.booked)]

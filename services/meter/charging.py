@@ -12,6 +12,7 @@ from services.mesh.errors import InvalidRequest
 from services.mesh.price_calendar import PriceCalendar
 from services.mesh.pricing import Pricing
 from services.mesh.settings import InvoiceSettings
+from services.meter.core.amounts import MS_PER_MINUTE
 from services.meter.core.charges import (
     MINUTES_PER_DAY,
     Bounds,
@@ -27,7 +28,6 @@ from services.meter.core.charges import (
     pieces,
 )
 from services.meter.core.invoices import Invoice, invoice_of
-from services.meter.core.ledger import MS_PER_MINUTE
 from services.meter.store.charges import ChargeReader, PricedLines
 from services.meter.store.invoices import InvoiceReader
 

@@ -6,10 +6,9 @@ In: what the books gave. Out: messages of exports.proto.
 from collections.abc import Iterable, Sequence
 
 from services.mesh.price_book import KINDS
-from services.meter.core.amounts import Amounts
+from services.meter.core.amounts import MS_PER_MINUTE, Amounts
 from services.meter.core.charges import MINUTES_PER_DAY, Charged, ChargeKey, month_name, rate_of
 from services.meter.core.invoices import Invoice
-from services.meter.core.ledger import MS_PER_MINUTE
 from services.meter.core.lines import BookedLine
 from services.meter.core.usage import UsageKey
 from tokenworks.v1 import exports_pb2

@@ -19,9 +19,9 @@ from services.mesh.rpc import require_mesh_secret
 from services.mesh.settings import InvoiceSettings
 from services.meter.bookkeeper import Bookkeeper
 from services.meter.charging import Charging
+from services.meter.core.amounts import MS_PER_MINUTE
 from services.meter.core.charges import MINUTES_PER_DAY, parse_month
 from services.meter.core.invoices import Invoice
-from services.meter.core.ledger import MS_PER_MINUTE
 from services.meter.core.usage import UsageKey
 from services.meter.export_answers import bookings_of, charge_of, invoice_message, usage_of
 from services.meter.store.books import Transaction

@@ -26,7 +26,8 @@ from services.mesh.errors import InvariantBroken
 from services.mesh.subjects import Channel, channel_of
 from services.mesh.telemetry import Telemetry, context_of, links_to
 from services.meter.announcer import Announcer
-from services.meter.bookkeeper import Booked, Bookkeeper, Settled
+from services.meter.booked import Booked, Settled
+from services.meter.bookkeeper import Bookkeeper
 from services.meter.catch_up import READS
 from services.meter.core.amounts import NOTHING
 from services.meter.core.marks import Source

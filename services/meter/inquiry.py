@@ -11,10 +11,9 @@ from typing import Final
 from services.mesh.clock import Clock
 from services.mesh.errors import InvalidRequest
 from services.meter.answers import row_of
-from services.meter.core.amounts import NOTHING, Amounts
+from services.meter.core.amounts import MS_PER_MINUTE, NOTHING, Amounts
 from services.meter.core.beside import Beside, Caller, by_group
 from services.meter.core.journal import Account, Value
-from services.meter.core.ledger import MS_PER_MINUTE
 from services.meter.core.paid import HARDWARE, PaidHour, paid_by_group
 from services.meter.core.requests import Key
 from services.meter.core.usage import CALLERS, DIMENSIONS, Group, Grouping, grouping

@@ -16,10 +16,12 @@ from services.mesh.bus import Bus, Delivered
 from services.mesh.clock import Clock
 from services.mesh.events import TokenEntry, TokensGenerated
 from services.mesh.subjects import Channel
-from services.meter.bookkeeper import Bookkeeper, Remade
+from services.meter.booked import Remade
+from services.meter.bookkeeper import Bookkeeper
 from services.meter.catch_up import READS
+from services.meter.core.amounts import MS_PER_MINUTE
 from services.meter.core.conservation import Audited, unreported
-from services.meter.core.ledger import MS_PER_MINUTE, keys_of
+from services.meter.core.ledger import keys_of
 from services.meter.core.requests import Key, Request
 from services.meter.thread import WorkThreads
 

@@ -25,12 +25,12 @@ from services.mesh.price_calendar import PriceCalendar
 from services.mesh.subjects import FLEET
 from services.meter.audit import Audit
 from services.meter.bookkeeper import Bookkeeper
+from services.meter.core.amounts import MS_PER_MINUTE
 from services.meter.core.conservation import check_bill
 from services.meter.core.credits import AtRisk, CreditTerms, at_risk, credits_of
 from services.meter.core.fleet_bill import Rule, settle_hour
 from services.meter.core.fleet_rates import FleetRates
 from services.meter.core.journal import Account, Booked, Posting, difference
-from services.meter.core.ledger import MS_PER_MINUTE
 from services.meter.core.presence import MS_PER_HOUR, Presence, Start, WorkerHour
 from services.meter.core.requests import Key
 from services.meter.core.volumes import Volume, adjustments, period_of

@@ -14,19 +14,17 @@ from services.mesh.credit import Account, Period, Scope, Unit
 from services.mesh.events import (
     BudgetReached,
     BudgetTerms,
-    Event,
     LeaseAsked,
     LeaseGranted,
     Outcome,
     RequestAdmitted,
     RequestFinished,
-    TokenEntry,
-    TokensGenerated,
 )
 from services.meter.core.funded import FundedRequests
 from services.meter.core.leases import AccountState, Leases
 from services.meter.core.ledger import Entry
 from services.meter.core.requests import Key, Request
+from services.meter.core.runs import Run
 from services.meter.store.credit import CreditStore
 
 NOTIFY_PERCENTS: Final = (80, 100)
@@ -83,16 +81,26 @@ class Vault:
         if self._leases.budgets and (absent := self._funded.absent(keys)):
             self._funded.adopt(absent, store.requests(absent), self._clock.monotonic_s())
 
-    def note(self, event: Event) -> list[RequestFinished]:
-        """Takes in what an event says of credit; the ends of requests that are not to be billed."""
-        if not isinstance(event, TokensGenerated | RequestAdmitted | RequestFinished) or not self._leases.budgets:
+    @property
+    def keeps(self) -> bool:
+        """Whether anybody has a budget, so that it matters what is held for requests."""
+        return bool(self._leases.budgets)
+
+    def note(
+        self, admitted: Iterable[RequestAdmitted], runs: Iterable[Run], finished: Iterable[RequestFinished]
+    ) -> list[RequestFinished]:
+        """Takes in what a batch says of credit, in this order; the ends of requests that are not to be billed."""
+        if not self.keeps:
             return []
-        written_off = []
-        if isinstance(event, TokensGenerated):
-            written_off = [
-                _written_off(event, entry) for entry in event.entries if entry.funding and self._funded.unbacked(entry)
-            ]
-        self._funded.note(event, self._clock.monotonic_s())
+        now_s, written_off = self._clock.monotonic_s(), []
+        for event in admitted:
+            self._funded.note(event, now_s)
+        for run in runs:
+            if self._funded.unbacked(run):
+                written_off.append(_written_off(run))
+            self._funded.note_run(run, now_s)
+        for end in finished:
+            self._funded.note(end, now_s)
         return written_off
 
     def settle(self, requests: Sequence[Request], entries: Iterable[Entry]) -> None:
@@ -194,8 +202,9 @@ class Vault:
         self._leases.forget(self._clock.unix_ms() // 1000)
 
 
-def _written_off(event: TokensGenerated, entry: TokenEntry) -> RequestFinished:
+def _written_off(run: Run) -> RequestFinished:
     """The end of a request of which nothing is billed."""
+    entry = run.entry
     return RequestFinished(
         request_id=entry.request_id,
         router="",
@@ -203,9 +212,9 @@ def _written_off(event: TokensGenerated, entry: TokenEntry) -> RequestFinished:
         workload=entry.workload,
         model=entry.model,
         slo_class=entry.slo_class,
-        worker=event.worker,
-        pool=event.pool,
-        accelerator=event.accelerator,
+        worker=run.place.worker,
+        pool=run.place.pool,
+        accelerator=run.place.accelerator,
         delivered_from=0,
         delivered_count=0,
         prompt_tokens=0,
@@ -216,7 +225,7 @@ def _written_off(event: TokensGenerated, entry: TokenEntry) -> RequestFinished:
         e2e_s=0.0,
         slo_met=False,
         trace_id="",
-        at_unix_ms=event.at_unix_ms,
+        at_unix_ms=run.at_unix_ms,
         admitted_unix_ms=0,
         price_book="",
         plan="",

@@ -1,10 +1,12 @@
 """The thirteen quantities that the meter adds up: one row of usage, one entry of the ledger, one segment of a bill.
 
-Names and units are those of `UsageRow` in metering.proto. Pure.
+Names and units are those of `UsageRow` in metering.proto; minutes are counted since 1970. Pure.
 """
 
 from operator import add, sub
 from typing import Final, NamedTuple
+
+MS_PER_MINUTE: Final = 60_000
 
 
 class Amounts(NamedTuple):
@@ -29,12 +31,13 @@ class Amounts(NamedTuple):
     measured_energy_uj: int = 0
 
     def plus(self, other: "Amounts") -> "Amounts":
-        return Amounts(*map(add, self, other))
+        return _made(Amounts, map(add, self, other))
 
     def minus(self, other: "Amounts") -> "Amounts":
-        return Amounts(*map(sub, self, other))
+        return _made(Amounts, map(sub, self, other))
 
 
+_made: Final = tuple.__new__  # past the arguments of `Amounts`: this runs for each line of the ledger
 NOTHING: Final = Amounts()
 
 

@@ -15,15 +15,17 @@ What a request of several windows is billed falls into the earliest first, as fa
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Final
 
 from services.mesh.credit import EVERY, Account, Scope, Unit, account_of, window_at
-from services.mesh.events import Funding, RequestAdmitted, RequestFinished, TokenEntry, TokensGenerated, Unused
-from services.meter.core.amounts import Amounts
+from services.mesh.events import Funding, RequestAdmitted, RequestFinished, Unused
+from services.meter.core.amounts import MS_PER_MINUTE, Amounts
 from services.meter.core.leases import Leases
-from services.meter.core.ledger import MS_PER_MINUTE, Entry
+from services.meter.core.ledger import Entry
 from services.meter.core.ranges import Ranges
 from services.meter.core.requests import ENDED_BY_ITSELF, Key, Request
+from services.meter.core.runs import Run
 
 STALE_S: Final = 30.0
 _KEPT: Final = 10_000
@@ -107,31 +109,36 @@ class FundedRequests:
             else:
                 self._keep(key, held)
 
-    def note(self, event: TokensGenerated | RequestAdmitted | RequestFinished, now_s: float) -> None:
+    def note(self, event: RequestAdmitted | RequestFinished, now_s: float) -> None:
         """Takes in what an event says is held, and that a deliverer has reported."""
-        told = event.entries if isinstance(event, TokensGenerated) else (event,)
-        for each in told:
-            key = (each.request_id, each.tenant)
-            held = self._of(key, each.funding)
-            if held is None:
-                continue
-            held.heard_s = now_s
-            if isinstance(each, RequestFinished):
-                held.ended = True
-                held.funders_ended.update(funding.funder for funding in each.funding)
-                self._changed[key] = None
-            elif isinstance(event, TokensGenerated) and isinstance(each, TokenEntry) and each.last:
-                held.workers_ended.add(event.worker)
-                self._changed[key] = None
+        key = (event.request_id, event.tenant)
+        held = self._of(key, event.funding)
+        if held is None:
+            return
+        held.heard_s = now_s
+        if isinstance(event, RequestFinished):
+            held.ended = True
+            held.funders_ended.update(funding.funder for funding in event.funding)
+            self._changed[key] = None
 
-    def unbacked(self, entry: TokenEntry) -> bool:
+    def note_run(self, run: Run, now_s: float) -> None:
+        """Takes in what a worker's entries say is held, and that it has told its last."""
+        held = self._of(run.key, chain.from_iterable(run.funding or ()))
+        if held is None:
+            return
+        held.heard_s = now_s
+        if run.last:
+            held.workers_ended.add(run.place.worker)
+            self._changed[run.key] = None
+
+    def unbacked(self, run: Run) -> bool:
         """Whether a request is heard of for the first time, by credit that is others' meanwhile: its funder was closed
         out before anything of it came. It is not billed."""
-        key = (entry.request_id, entry.tenant)
         return (
-            key not in self._open
-            and self._past.get(key) is None
-            and not all(self._leases.backs(each.funder) for each in entry.funding)
+            run.funding is not None
+            and run.key not in self._open
+            and self._past.get(run.key) is None
+            and not all(self._leases.backs(each.funder) for each in run.funding[0])
         )
 
     def unused(self, funder: str, unused: Unused) -> None:

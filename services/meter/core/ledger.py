@@ -1,9 +1,10 @@
 """The ledger: events in, entries out, for all requests that are under way. Pure.
 
-`note` takes the facts of one event, each event once (`marks.py` sees to that); `settle` books every request that was
-touched since the last time and returns the entries, in the order of the requests' first touch. The caller stores the
-entries and the touched requests in one transaction, and hands back from its store (`adopt`) the requests that `absent`
-says are needed. Whatever the order of events, the sum of a request's entries ends up the same.
+`note` takes the facts of one event, `note_runs` those of many reports, each event once (`marks.py` sees to that);
+`settle` books every request that was touched since the last time and returns the entries, in the order of the requests'
+first touch. The caller stores the entries and the touched requests in one transaction, and hands back from its store
+(`adopt`) the requests that `absent` says are needed. Whatever the order of events, the sum of a request's entries ends
+up the same.
 
 An entry is append-only and balanced by construction: each of its amounts of money is one transfer between two
 accounts, the price from the tenant's receivable to revenue, use and energy cost from cost of service to the fleet.
@@ -14,19 +15,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final, NamedTuple
 
-from services.mesh.events import MODELLED, Event, RequestAdmitted, RequestFinished, TokenEntry, TokensGenerated
+from services.mesh.entries import facts
+from services.mesh.events import Event, RequestAdmitted, RequestFinished, TokensGenerated
 from services.mesh.price_calendar import PriceCalendar
 from services.mesh.pricing import Rates
-from services.meter.core.amounts import Amounts, Place
+from services.meter.core.amounts import MS_PER_MINUTE, Amounts, Place
 from services.meter.core.costs import Rate, RateCard
-from services.meter.core.requests import Increment, Key, Request
+from services.meter.core.requests import Increment, Key, Request, Segment
+from services.meter.core.runs import Refusal, Run, Runs
 
 MAX_KEPT: Final = 50_000
-MS_PER_MINUTE: Final = 60_000
 _MAX_FINDINGS: Final = 1000  # events name what they like
-# An entry is a worker's report of at most some seconds of one request: beyond these it is a defect of the worker.
-_MAX_DEVICE_NS: Final = 86_400 * 10**9
-_MAX_ENERGY_UJ: Final = 10**15
+_MAX_RATES: Final = 1000  # likewise
 
 
 class Entry(NamedTuple):
@@ -47,7 +47,7 @@ def keys_of(events: Iterable[Event]) -> set[Key]:
     keys: set[Key] = set()
     for event in events:
         if isinstance(event, TokensGenerated):
-            keys.update((entry.request_id, entry.tenant) for entry in event.entries)
+            keys.update(fact[:2] for fact in facts(event.entries))
         elif isinstance(event, RequestAdmitted | RequestFinished):
             keys.add((event.request_id, event.tenant))
     return keys
@@ -65,17 +65,6 @@ def _only(key: Key, event: Event) -> Event:
     return replace(event, entries=tuple(each for each in event.entries if (each.request_id, each.tenant) == key))
 
 
-def implausible(entry: TokenEntry) -> str:
-    """Why an entry cannot be booked; empty when it can."""
-    if not entry.request_id:
-        return "no request id"
-    if entry.device_ns > _MAX_DEVICE_NS:
-        return f"device_ns = {entry.device_ns} is more than a day"
-    if entry.energy_uj > _MAX_ENERGY_UJ:
-        return f"energy_uj = {entry.energy_uj} is more than {_MAX_ENERGY_UJ}"
-    return ""
-
-
 class Ledger:
     """Requests under way, and those of the recent past, at most `max_kept`.
 
@@ -88,7 +77,8 @@ class Ledger:
         self._max_kept = max_kept
         self._requests: OrderedDict[Key, Request] = OrderedDict()
         self._touched: dict[Key, Request] = {}
-        self._refused: list[tuple[str, str, str]] = []
+        self._rate_by_accelerator: dict[str, Rate] = {}
+        self._refused: list[Refusal] = []
         self._assumed: set[str] = set()
         self._findings: list[str] = []
 
@@ -107,13 +97,26 @@ class Ledger:
     def note(self, event: Event) -> None:
         """Takes in the facts of one event."""
         if isinstance(event, TokensGenerated):
-            self._note_tokens(event)
+            runs = Runs()
+            runs.fold(event)
+            self.note_runs(runs)
         elif isinstance(event, RequestAdmitted | RequestFinished) and not event.request_id:
-            self._refused.append((event.router, "", "no request id"))
-        elif isinstance(event, RequestAdmitted):
-            self._touch(event, event.at_unix_ms).note_admitted(event)
-        elif isinstance(event, RequestFinished):
-            self._touch(event, event.at_unix_ms).note_finished(event)
+            self._refused.append(Refusal(event.router, "", "no request id"))
+        elif isinstance(event, RequestAdmitted | RequestFinished):
+            key, minute = (event.request_id, event.tenant), event.at_unix_ms // MS_PER_MINUTE
+            request = self._touch(key, minute)
+            if request is None:
+                request = self._begin(Request(key, event.workload, event.model, event.slo_class), minute)
+            if isinstance(event, RequestAdmitted):
+                request.note_admitted(event)
+            else:
+                request.note_finished(event)
+
+    def note_runs(self, runs: Runs) -> None:
+        """Takes in the facts of folded reports."""
+        self._refused += runs.refused
+        for run in runs.runs:
+            self._note_run(run)
 
     def settle(self) -> tuple[list[Entry], Sequence[Request]]:
         """Books all touched requests: the new entries, and the requests to store with them."""
@@ -185,8 +188,8 @@ class Ledger:
         self._touched.clear()
         self._refused.clear()
 
-    def take_refused(self) -> list[tuple[str, str, str]]:
-        """(worker or router, request id, reason) of the reports that could not be booked since the last call."""
+    def take_refused(self) -> list[Refusal]:
+        """The reports that could not be booked since the last call."""
         refused, self._refused = self._refused, []
         return refused
 
@@ -200,28 +203,32 @@ class Ledger:
             self._assumed.add(finding)
             self._findings.append(finding)
 
-    def _note_tokens(self, event: TokensGenerated) -> None:
-        place = Place(event.worker, event.pool, event.accelerator)
-        rate = self._rate(event.accelerator)
-        measured = event.energy_source not in ("", MODELLED)
-        for entry in event.entries:
-            if reason := implausible(entry):
-                self._refused.append((event.worker, entry.request_id, reason))
-                continue
-            self._touch(entry, event.at_unix_ms).note_tokens(place, rate, entry, measured=measured)
+    def _note_run(self, run: Run) -> None:
+        request = self._touch(run.key, run.minute)
+        if request is None:
+            entry = run.entry
+            request = self._begin(Request(run.key, entry.workload, entry.model, entry.slo_class), run.minute)
+        segment = request.segments.get(run.place)
+        if segment is None:
+            segment = request.segments[run.place] = Segment(run.place, self._rate(run.place.accelerator))
+        run.add_to(segment)
 
-    def _touch(self, fact: TokenEntry | RequestAdmitted | RequestFinished, at_unix_ms: int) -> Request:
-        key = (fact.request_id, fact.tenant)
+    def _touch(self, key: Key, minute: int) -> Request | None:
+        """The request, to be settled at this minute or a later one; None where it is not known."""
         request = self._touched.get(key)
         if request is None:
             request = self._requests.get(key)
             if request is None:
-                request = self._requests[key] = Request(key, fact.workload, fact.model, fact.slo_class)
-            else:
-                self._requests.move_to_end(key)
+                return None
+            self._requests.move_to_end(key)
             self._touched[key] = request
             request.minute = 1  # minute 0 stands for none
-        request.minute = max(request.minute, at_unix_ms // MS_PER_MINUTE)
+        request.minute = max(request.minute, minute)
+        return request
+
+    def _begin(self, request: Request, minute: int) -> Request:
+        self._requests[request.key] = self._touched[request.key] = request
+        request.minute = max(1, minute)
         return request
 
     def _rates(self, request: Request) -> Rates:
@@ -240,7 +247,15 @@ class Ledger:
     def _rate(self, accelerator: str) -> Rate:
         if not self._rate_card.knows(accelerator):
             self._assume(f"accelerator {accelerator!r} is not in the catalogue; its device time is booked at no cost")
-        return self._rate_card.rate(accelerator)
+        return self._rate_of(accelerator)
 
     def _rate_of_finish(self, request: Request) -> Rate:
-        return self._rate_card.rate(request.finish.place.accelerator if request.finish else "")
+        return self._rate_of(request.finish.place.accelerator if request.finish else "")
+
+    def _rate_of(self, accelerator: str) -> Rate:
+        rate = self._rate_by_accelerator.get(accelerator)
+        if rate is None:
+            if len(self._rate_by_accelerator) >= _MAX_RATES:
+                self._rate_by_accelerator.clear()
+            rate = self._rate_by_accelerator[accelerator] = self._rate_card.rate(accelerator)
+        return rate

@@ -55,8 +55,8 @@ class Marks:
         """Takes over stored marks."""
         self._marks.update(stored)
 
-    def admit(self, event: EventId, tokens: int = 0) -> bool:
-        """Notes an event with so many tokens in it; False when it was noted before (or given up).
+    def admit(self, event: EventId) -> bool:
+        """Notes an event; False when it was noted before (or given up).
 
         A publisher without a mark at hand is a new one.
         """
@@ -71,10 +71,14 @@ class Marks:
             mark.missing, mark.high_water = set(), floor
         if not mark.add(event.sequence):
             return False
-        if mark.tokens != UNKNOWN:
-            mark.tokens += tokens
         self._changed.add(source)
         return True
+
+    def count(self, event: EventId, tokens: int) -> None:
+        """Adds up the tokens in an event that was admitted."""
+        mark = self._marks[event.publisher, event.epoch]
+        if mark.tokens != UNKNOWN:
+            mark.tokens += tokens
 
     def release(self, most: int = MOST_AT_HAND) -> None:
         """Lets go of the marks that were used longest ago, beyond `most`. What such a publisher lacks is given up, but

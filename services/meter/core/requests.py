@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from services.mesh.events import Outcome, RequestAdmitted, RequestFinished, TokenEntry
+from services.mesh.events import Outcome, RequestAdmitted, RequestFinished
 from services.mesh.pricing import Rates
 from services.meter.core.amounts import NOTHING, NOWHERE, Amounts, Place
 from services.meter.core.attribution import Run, owners, price_by_place, tokens_by_place
@@ -204,20 +204,6 @@ class Request:
         """Whether everything that is normally reported was: the end, and each worker's last entry."""
         return self.finish is not None and all(each.closed for each in self.segments.values())
 
-    def note_tokens(self, place: Place, rate: Rate, entry: TokenEntry, *, measured: bool) -> None:
-        """`measured`: the entry's energy was, and is no model's."""
-        segment = self.segments.get(place)
-        if segment is None:
-            segment = self.segments[place] = Segment(place, rate)
-        if entry.count:
-            segment.generated.add(entry.from_index, entry.from_index + entry.count)
-        segment.prompt_tokens = max(segment.prompt_tokens, entry.prompt_tokens)
-        segment.cached_prompt_tokens = max(segment.cached_prompt_tokens, entry.cached_prompt_tokens)
-        segment.device_ns += entry.device_ns
-        segment.energy_uj += entry.energy_uj
-        segment.measured_energy_uj += entry.energy_uj if measured else 0
-        segment.closed = segment.closed or entry.last
-
     def note_admitted(self, event: RequestAdmitted) -> None:
         who = event.key, event.team, event.session_id
         admission = Admission(event.at_unix_ms, event.router, event.price_book, event.plan, *who)
@@ -254,6 +240,10 @@ class Request:
             rates: the tenant's, by `price_book`.
             rate_of_home: of the accelerator that the deliverer named, should no worker have reported from there.
         """
+        sole = self._sole(rates)
+        if sole is not None:
+            segment, target = sole
+            return segment.book(target, self.minute)
         increments: list[Increment] = []
         targets = self.targets(rates)
         for place in targets.keys() - self.segments.keys():
@@ -284,12 +274,10 @@ class Request:
 
     def targets(self, rates: Rates) -> dict[Place, Amounts]:
         """What is to be booked at each place, by the facts known so far."""
-        if len(self.segments) == 1:
-            ((place, segment),) = self.segments.items()
-            if self.finish is None:
-                return {place: self._alone(rates, segment, segment.generated.count)}
-            if self.delivered.count and segment.generated.covers(self.delivered):
-                return {place: self._alone(rates, segment, self.delivered.count)}
+        sole = self._sole(rates)
+        if sole is not None:
+            segment, target = sole
+            return {segment.place: target}
         if self.finish is not None:
             billed, named = self.delivered, self.finish.place
         elif self.segments:
@@ -314,10 +302,19 @@ class Request:
             )
         return targets
 
-    def _alone(self, rates: Rates, segment: Segment, billed_tokens: int) -> Amounts:
+    def _sole(self, rates: Rates) -> tuple[Segment, Amounts] | None:
         """The target when one place made all that is billed: nearly always, so it has the short way."""
+        if len(self.segments) != 1:
+            return None
+        (segment,) = self.segments.values()
+        if self.finish is None:
+            billed_tokens = segment.generated.count
+        elif self.delivered.count and segment.generated.covers(self.delivered):
+            billed_tokens = self.delivered.count
+        else:
+            return None
         prompt_tokens, cached_prompt_tokens = self._billed_prompt(billed_tokens, segment)
-        return self._amounts(
+        target = self._amounts(
             segment,
             at_home=True,
             prompt_tokens=prompt_tokens,
@@ -325,6 +322,7 @@ class Request:
             delivered_tokens=billed_tokens,
             price_nusd=rates.price_nusd(prompt_tokens, cached_prompt_tokens, billed_tokens),
         )
+        return segment, target
 
     def _home(self, runs: list[Run], named: Place) -> Place:
         if runs:

@@ -99,12 +99,18 @@ def grouping(
 
 def roll_up(entries: Iterable[Entry]) -> dict[UsageKey, Amounts]:
     """The entries added up, in the order of their keys, which spares a database's index."""
-    parts: dict[UsageKey, list[Amounts]] = {}
-    for each in entries:
-        worker, pool, accelerator = each.place
-        key = UsageKey(each.minute, each.tenant, each.workload, each.model, accelerator, worker, pool, each.slo_class)
-        parts.setdefault(key, []).append(each.amounts)
-    return {key: Amounts(*map(sum, zip(*parts[key], strict=True))) for key in sorted(parts)}
+    parts: dict[tuple[int | str, ...], list[Amounts]] = {}
+    for _, tenant, workload, model, slo_class, (worker, pool, accelerator), minute, amounts in entries:
+        key = minute, tenant, workload, model, accelerator, worker, pool, slo_class
+        some = parts.get(key)
+        if some is None:
+            parts[key] = [amounts]
+        else:
+            some.append(amounts)
+    return {
+        tuple.__new__(UsageKey, key): some[0] if len(some) == 1 else Amounts._make(map(sum, zip(*some, strict=True)))
+        for key, some in sorted(parts.items())
+    }
 
 
 def spent_by_tenant(usage: Mapping[UsageKey, Amounts]) -> dict[str, int]:
