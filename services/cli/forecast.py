@@ -10,6 +10,7 @@ from services.cli.options import JsonFlag, MeterOption
 from services.cli.output import command
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.table import Table
 
     from services.cli.access import Access
@@ -42,7 +43,7 @@ def forecast(
         from services.mesh.wire_document import document_of
 
         found = asyncio.run(_ask(read_access(meter=meter), tenant, filters, days, level))
-        pictures = [] if budget else [_table(found), _method(found)]
+        pictures: list[RenderableType] = [] if budget else [_table(found), _method(found)]
         if tenant:
             pictures.append(_budgets(found))
         output.result(document_of(found), *pictures)
