@@ -17,7 +17,10 @@ def runaway(
     tenant: Annotated[str, typer.Argument(help="Of this tenant alone.")] = "",
     *,
     lift: Annotated[
-        str, typer.Option(help="Say that this is as it should be: tenant, workload:NAME or session:NAME.")
+        str,
+        typer.Option(
+            help="Say that this is as it should be: tenant, workload:NAME, caller:WORKLOAD/KEY or session:NAME."
+        ),
     ] = "",
     meter: MeterOption = "",
     as_json: JsonFlag = False,
@@ -28,8 +31,10 @@ def runaway(
         raise typer.BadParameter(
             "name the tenant that it is of: tokenworks runaway TENANT --lift …", param_hint="--lift"
         )
-    if lift and scope not in {"tenant", "workload", "session"}:
-        raise typer.BadParameter(f"{lift!r} is none of tenant, workload:NAME, session:NAME", param_hint="--lift")
+    if lift and scope not in {"tenant", "workload", "caller", "session"}:
+        raise typer.BadParameter(
+            f"{lift!r} is none of tenant, workload:NAME, caller:WORKLOAD/KEY, session:NAME", param_hint="--lift"
+        )
     with command(as_json) as output:
         from services.cli.access import read_access
         from services.mesh.wire_document import document_of

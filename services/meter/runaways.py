@@ -98,7 +98,13 @@ class Runaways:
         match delivered.event:
             case RequestAdmitted() as each:
                 self._judge.admitted(
-                    each.tenant, each.workload, each.session_id, each.prompt_tokens, self._clock.monotonic_s()
+                    each.tenant,
+                    each.workload,
+                    each.session_id,
+                    each.prompt_tokens,
+                    self._clock.monotonic_s(),
+                    key=each.key,
+                    conversation=each.conversation,
                 )
             case RunawayFound(scope="request") as found:
                 self._loops.pop(found.name, None)

@@ -35,7 +35,7 @@ from services.meter.watchers import Watchers
 from tokenworks.v1 import events_pb2, metering_pb2, metering_pb2_grpc
 
 SERVICE_NAME: Final = "tokenworks.v1.Meter"
-_SCOPES: Final = ("tenant", "workload", "session")
+_SCOPES: Final = ("tenant", "workload", "caller", "session")
 _MAX_TENANT: Final = 128
 _MAX_NUSD: Final = 2**63 - 1
 _OF_BILLS: Final = (Account.USE, Account.ENERGY, Account.IDLE, *HOUSE)

@@ -126,6 +126,7 @@ class Direct:
             )
         self._dispatcher.prepare(request, tenant)
         asked = asked_of(request, tenant, key=key, team=team, confines=self._dispatcher.confines_of(tenant, within))
+        self._dispatcher.recognise(asked, request)
         credit = None
         try:
             before = self._admit(asked, request)

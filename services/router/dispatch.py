@@ -37,6 +37,7 @@ from services.mesh.price_calendar import PriceCalendar
 from services.mesh.settings import RouterSettings
 from services.router.announcer import Announcer
 from services.router.core.admission import Situation, check
+from services.router.core.conversations import Conversations
 from services.router.core.fleet import Fleet, Slow
 from services.router.core.ids import uuid7
 from services.router.core.known_worker import Placed
@@ -110,6 +111,7 @@ class Dispatcher:
         self._room = room
         self._default_slo_class = default_slo_class
         self._confines = confines
+        self._conversations = Conversations()
         self._relays: dict[str, Relay] = {}
         self._unread = Unread()
         self._idle = asyncio.Event()
@@ -153,6 +155,7 @@ class Dispatcher:
         """
         self.prepare(request, tenant)
         asked = asked_of(request, tenant, key=key, team=team, confines=self.confines_of(tenant, within))
+        self.recognise(asked, request)
         credit = None
         try:
             self._check(asked, request)
@@ -190,17 +193,21 @@ class Dispatcher:
         return relay
 
     def prepare(self, request: wire.GenerateRequest, tenant: str) -> None:
-        """Fills in `request_id` and `slo_class` where they are empty; shortens the answer where its scope runs away."""
+        """Fills in `request_id` and `slo_class` where they are empty."""
         if not request.request_id:
             request.request_id = uuid7(self._clock.unix_ms(), self._rng.getrandbits(74))
         if not request.slo_class:
             request.slo_class = self._default_slo_class
+
+    def recognise(self, asked: Asked, request: wire.GenerateRequest) -> None:
+        """Finds the conversation of a request without a session; shortens the answer where its scope runs away."""
+        if not asked.session_id and not asked.resume_from:
+            asked.conversation = self._conversations.of(asked)
         if not self.restraints:
             return
-        now_s = self._clock.monotonic_s()
-        cap_tokens = self.restraints.cap_tokens(tenant, request.workload, request.session_id, now_s)
-        if cap_tokens and (not request.sampling.max_tokens or request.sampling.max_tokens > cap_tokens):
-            request.sampling.max_tokens = cap_tokens
+        cap_tokens = self.restraints.cap_tokens(asked, self._clock.monotonic_s())
+        if cap_tokens and (not asked.sampling.max_tokens or asked.sampling.max_tokens > cap_tokens):
+            request.sampling.max_tokens = asked.sampling.max_tokens = cap_tokens
 
     def confines_of(self, tenant: str, within: Confines) -> Confines:
         """Where a request may be computed: as its tenant's setting and its key say."""

@@ -414,4 +414,5 @@ def _falls_under(order: Order, found: RunawayFound) -> bool:
     """Whether a request is of the tenant, workload or session that was found."""
     if order.tenant != found.tenant:
         return False
-    return found.scope == "tenant" or found.name == (order.workload if found.scope == "workload" else order.session_id)
+    names = {"tenant": found.name, "workload": order.workload, "session": order.session_id}  # of callers routers know
+    return found.name == names.get(found.scope)

@@ -4,7 +4,8 @@ In: what was booked, requests let in, and the time. Out: `Finding`s to publish w
 evidence in numbers and words.
 
 What is looked for, every `bucket_s`:
-- **velocity**: tokens of a workload, requests of a session, per bucket, against their own usual pace (`paces.py`);
+- **velocity**: tokens of a workload, requests of a session, or of a workload's key where there is no session, per
+  bucket, against their own usual pace (`paces.py`);
 - **spend**: nano-dollars of a workload and of a tenant, the same;
 - **endless agent**: one session whose prompts only grow, turn after turn, faster than people type: its answers are
   its next prompts. It needs no history.
@@ -52,7 +53,8 @@ class Rules:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Scope:
-    """What runs away: a "tenant" (its `name` is empty), a "workload" or a "session" of one."""
+    """What runs away: a "tenant" (its `name` is empty), a "workload", a "caller" (`workload/key`, of requests without a
+    session) or a "session" of one, which may be a conversation that routers recognised."""
 
     tenant: str
     kind: str
@@ -139,13 +141,31 @@ class Judge:
             tenant = self._sums(Scope(key.tenant, "tenant"))
             tenant["nusd"] = tenant.get("nusd", 0.0) + nusd
 
-    def admitted(self, tenant: str, workload: str, session: str, prompt_tokens: int, now_s: float) -> None:
-        """Takes a request that was let in; `session` may be empty."""
+    def admitted(
+        self,
+        tenant: str,
+        workload: str,
+        session: str,
+        prompt_tokens: int,
+        now_s: float,
+        *,
+        key: str = "",
+        conversation: str = "",
+    ) -> None:
+        """Takes a request that was let in.
+
+        Args:
+            session: as the client says; empty where it says none, which then counts for its workload and `key`.
+            conversation: which earlier requests such a one goes on from; empty where it begins.
+        """
         sums = self._sums(Scope(tenant, "workload", workload))
         sums["requests"] = sums.get("requests", 0.0) + 1
         if not session:
+            sums = self._sums(Scope(tenant, "caller", f"{workload}/{key}"))
+            sums["requests"] = sums.get("requests", 0.0) + 1
+        if not session and not conversation:
             return
-        scope = Scope(tenant, "session", session)
+        scope = Scope(tenant, "session", session or conversation)
         sums = self._sums(scope)
         sums["requests"] = sums.get("requests", 0.0) + 1
         state = self._states[scope]
@@ -153,6 +173,8 @@ class Judge:
         if turns is None or prompt_tokens < turns.last_prompt or now_s - turns.last_s > self._rules.agent_gap_s:
             state.turns = _Turns(1, prompt_tokens, prompt_tokens, now_s, now_s)
             return
+        if not session and prompt_tokens == turns.last_prompt:
+            return  # many may ask the same; only one whose prompts grow goes on from its own answers
         turns.count += 1
         turns.last_prompt, turns.last_s = prompt_tokens, now_s
 
@@ -293,5 +315,6 @@ class Judge:
 _WATCHED: Final[Mapping[str, Mapping[str, str]]] = {
     "tenant": {"nusd": "spend"},
     "workload": {"tokens": "velocity", "nusd": "spend"},
+    "caller": {"requests": "velocity"},
     "session": {"requests": "velocity"},
 }

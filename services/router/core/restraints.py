@@ -50,11 +50,11 @@ class Restraints:
         while len(self._restraints) > _MOST:
             self._restraints.popitem(last=False)
 
-    def cap_tokens(self, tenant: str, workload: str, session_id: str, now_s: float) -> int:
+    def cap_tokens(self, asked: Asked, now_s: float) -> int:
         """The most that an answer may have; 0 where nothing caps it."""
         caps = [
             each.found.cap_tokens
-            for each in self._of(tenant, workload, session_id, now_s)
+            for each in self._of(asked, now_s)
             if each.found.grade == RunawayGrade.CAP and each.found.cap_tokens
         ]
         return min(caps, default=0)
@@ -66,7 +66,7 @@ class Restraints:
             RunawayStopped: nothing more of its scope is let in for now.
             QueueFull: its scope is slowed, and this one is too soon.
         """
-        held = self._of(asked.tenant, asked.workload, asked.session_id, now_s)
+        held = self._of(asked, now_s)
         for each in held:
             if each.found.grade == RunawayGrade.STOP:
                 raise RunawayStopped(
@@ -85,10 +85,14 @@ class Restraints:
         for each in held:
             each.tokens -= 1.0
 
-    def _of(self, tenant: str, workload: str, session_id: str, now_s: float) -> list[_Restraint]:
+    def _of(self, asked: Asked, now_s: float) -> list[_Restraint]:
         """Those that the request falls under; what is over is dropped."""
         held = []
-        for name in ((tenant, "tenant", ""), (tenant, "workload", workload), (tenant, "session", session_id)):
+        scopes = [("tenant", ""), ("workload", asked.workload), ("session", asked.session_id or asked.conversation)]
+        if not asked.session_id:
+            scopes.append(("caller", f"{asked.workload}/{asked.key}"))
+        for scope, its_name in scopes:
+            name = (asked.tenant, scope, its_name)
             found = self._restraints.get(name)
             if found is None:
                 continue

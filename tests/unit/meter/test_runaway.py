@@ -119,6 +119,34 @@ def test_a_person_who_pauses_or_begins_anew_is_no_agent() -> None:
     assert paused.bucket() == anew.bucket() == []
 
 
+def test_without_a_session_a_growing_conversation_is_found_and_the_same_prompt_again_is_none() -> None:
+    grows, same = Clocked(), Clocked()
+    for turn in range(3 * RULES.agent_turns):
+        for watch, prompt_tokens in ((grows, 1000 + 50 * turn), (same, 1000)):
+            watch.now_s += 0.1
+            watch.judge.admitted("acme", "chat", "", prompt_tokens, watch.now_s, key="ci", conversation="~a.1")
+    (found,) = grows.bucket()
+    assert (found.scope, found.kind) == (Scope("acme", "session", "~a.1"), "endless_agent")
+    assert same.bucket() == []
+
+
+def test_without_sessions_a_key_at_many_times_its_pace_is_found_and_not_the_other() -> None:
+    watch = Clocked()
+
+    def ask(key: str, requests: int) -> None:
+        for _ in range(requests):
+            watch.judge.admitted("acme", "chat", "", 100, watch.now_s, key=key)
+
+    for _ in range(LEAST_BUCKETS):
+        ask("ci", 3)
+        ask("app", 20)
+        assert watch.bucket() == []
+    ask("ci", 200)
+    ask("app", 20)
+    (found,) = watch.bucket()
+    assert (found.scope, found.kind, found.unit) == (Scope("acme", "caller", "chat/ci"), "velocity", "requests")
+
+
 def test_an_operator_lifts_what_is_in_force_and_its_pace_is_learned_anew() -> None:
     watch = Clocked()
     watch.usual()

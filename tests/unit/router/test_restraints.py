@@ -64,9 +64,9 @@ def test_a_slowed_scope_keeps_its_pace() -> None:
 
 def test_a_capped_scope_is_let_in_with_shorter_answers() -> None:
     restraints = restrained(grade="cap")
-    assert restraints.cap_tokens("acme", "support", "", 0.0) == 128
-    assert restraints.cap_tokens("acme", "other", "", 0.0) == 0
-    assert restrained(grade="slow").cap_tokens("acme", "support", "", 0.0) == 0
+    assert restraints.cap_tokens(asked(), 0.0) == 128
+    assert restraints.cap_tokens(asked(workload="other"), 0.0) == 0
+    assert restrained(grade="slow").cap_tokens(asked(), 0.0) == 0
 
 
 @pytest.mark.parametrize("changes", [{"dry_run": True}, {"grade": "notify"}, {"grade": "none"}])
