@@ -148,7 +148,10 @@ class MemoryBroker:
 
     def taken(self, stored: Stored, cursor: Cursor | None = None) -> Taken:
         """The message on its way to a reader; see `Taken`."""
-        pending = self._streams[stored.stream].last_sequence - stored.sequence if stored.stream else 0
+        if cursor is not None:
+            pending = cursor.ahead
+        else:
+            pending = self._streams[stored.stream].last_sequence - stored.sequence if stored.stream else 0
         return Taken(stored, pending=pending, news=self.notify, cursor=cursor)
 
     def cursor(self, stream: str, durable: str) -> Cursor:

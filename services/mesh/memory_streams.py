@@ -96,9 +96,14 @@ class Cursor:
         return min(self.attempts, default=self._next) - 1
 
     @property
+    def ahead(self) -> int:
+        """Messages that are not given out yet."""
+        return self._stream.last_sequence + 1 - self._next
+
+    @property
     def behind(self) -> int:
         """Messages that are not given out yet, or not acked."""
-        return self._stream.last_sequence + 1 - self._next + len(self.attempts)
+        return self.ahead + len(self.attempts)
 
     def put_back(self, sequence: int) -> None:
         if sequence in self.attempts and sequence not in self._returned:
@@ -119,7 +124,7 @@ class Taken:
     """A stored message on its way to one reader, as `reading.Incoming`.
 
     Args:
-        pending: messages of its stream that came after it.
+        pending: messages of its stream that its reader has not been given yet.
         news: is called once it came back to be read again.
         cursor: None for a watch.
     """
