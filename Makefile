@@ -91,6 +91,11 @@ bench-policy: ## Policies in virtual time, ours against other routers' rules; TR
 	$(SET_UP) $(EXTRAS) dev
 	$(PY) -m bench.policy $(if $(TRACES),--traces "$(TRACES)") $(ARGS)
 
+.PHONY: bench-elastic
+bench-elastic: ## Fleet-hours over a day whose demand is followed, cold starts included, against a planner that knows the day
+	$(SET_UP) $(EXTRAS) dev
+	$(PY) -m bench.elastic $(ARGS)
+
 .PHONY: bench-twin
 bench-twin: ## The twin against the live mesh: the same requests on the same fleet, in virtual and in real time
 	$(SET_UP) $(EXTRAS) dev

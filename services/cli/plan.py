@@ -173,6 +173,13 @@ def _pictures(found: "planning.RoutingPlan") -> Iterator["RenderableType"]:
         )
     yield ""
     yield shares if found.classes else "No demand was seen yet, so no class has shares."
+    if found.targets:
+        targets = table("Replicas", "pool", ">ready", ">wanted", ">cold start s", "because of")
+        for target in found.targets:
+            counts = f"{target.ready}", f"{target.replicas}"
+            targets.add_row(target.pool, *counts, f"{target.cold_start_s:.0f}", target.because)
+        yield ""
+        yield targets
     evidence = found.evidence
     yield (
         f"[dim]Rests on {evidence.latency_events:,} latency, {evidence.token_events:,} token and"

@@ -646,7 +646,8 @@ class ReplicaTarget:
         replicas: that should run or be starting; `ready` are there now.
         forecast_rps: of requests that the pool shall take, when what is started now is ready.
         cold_start_s: until one that is started is ready.
-        because: "demand", "forecast", "overlap" (kept until its successor is ready), "least" or "most" (bounds).
+        because: "demand"; "forecast": of when what is started now is ready; "held": as asked for lately; "overlap":
+            kept until its successor is ready; "least", "most": bounds.
     """
 
     pool: str

@@ -9,10 +9,10 @@ import os
 import re
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from services.mesh.confines import ConfinesSettings
@@ -170,6 +170,28 @@ class OptimizerSettings(Section):
     canary_rest_s: Annotated[float, Field(gt=0)] = 60.0  # after that, nothing is tried for so long
 
 
+class ElasticPool(Section):
+    """One pool that may grow and shrink; the optimizer says to how many replicas."""
+
+    pool: Identifier
+    accelerator: str
+    models: tuple[str, ...] = ("llama-3.1-8b",)
+    least: Annotated[int, Field(ge=0, le=100_000)] = 0  # replicas
+    most: Annotated[int, Field(ge=0, le=100_000)] = 8
+    cold_start_s: Annotated[float, Field(gt=0, le=86_400)] = 180.0  # until one is ready; learnt from what is seen
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.least > self.most:
+            raise ValueError(f"pool {self.pool!r} has least = {self.least}, above most = {self.most}")
+        return self
+
+
+class ElasticSettings(Section):
+    pools: tuple[ElasticPool, ...] = ()  # those that are not here are left as they are
+    headroom: Annotated[float, Field(ge=0, le=10)] = 0.05  # of the forecast demand, beside what plans keep in reserve
+
+
 class PlacementSettings(Section):
     """Where requests may be computed."""
 
@@ -282,6 +304,7 @@ class Settings(BaseSettings):
     optimizer: OptimizerSettings = OptimizerSettings()
     runaway: RunawaySettings = RunawaySettings()
     placement: PlacementSettings = PlacementSettings()
+    elastic: ElasticSettings = ElasticSettings()
     slo: SloSettings = SloSettings()
     prices: PriceBook = PriceBook()
     energy: EnergySettings = EnergySettings()

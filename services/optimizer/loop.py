@@ -21,11 +21,12 @@ from services.mesh import conventions as names
 from services.mesh.bus import Bus
 from services.mesh.clock import Clock
 from services.mesh.errors import OutboxFull
-from services.mesh.events import RoutingPlan
+from services.mesh.events import ReplicaTarget, RoutingPlan
 from services.mesh.telemetry import Telemetry, links_to, traceparent_of
 from services.optimizer.board import PlanBoard
 from services.optimizer.core.beliefs import Beliefs, Snapshot, Trigger
 from services.optimizer.core.canary import Canary
+from services.optimizer.core.elastic import Elastic
 from services.optimizer.core.plan import solve
 from services.optimizer.core.planner import Planner
 from services.optimizer.measures import Measures
@@ -50,6 +51,7 @@ class PlanningLoop:
         clock: Clock,
         interval_s: float,
         canary: Canary,
+        elastic: Elastic,
         advisory: bool = False,
     ) -> None:
         """`advisory`: say what would be best, and have routers go on without it."""
@@ -62,6 +64,7 @@ class PlanningLoop:
         self._clock = clock
         self._interval_s = interval_s
         self._canary = canary
+        self._elastic = elastic
         self._advisory = advisory
         self._news: Trigger | None = None
         self._woken = asyncio.Event()
@@ -103,6 +106,8 @@ class PlanningLoop:
                 unix_ms=self._clock.unix_ms(),
                 solve_s=solve_s,
             )
+            targets = await self._targets(snapshot)
+            plans = tuple(_with_targets(plan, targets, snapshot) for plan in plans)
             if self._advisory:
                 plans = tuple(replace(plan, advisory=True) for plan in plans)
             else:
@@ -118,6 +123,14 @@ class PlanningLoop:
         if plans:
             self._measures.settled(plans, snapshot, trigger, solve_s)
         return published
+
+    async def _targets(self, snapshot: Snapshot) -> Sequence[ReplicaTarget]:
+        """How many replicas there should be; none where no pool may grow or shrink."""
+        if not snapshot.elastic:
+            return ()
+        ready = {pool.name: pool.workers for pool in snapshot.problem.pools}
+        now_s = self._clock.unix_ms() / 1000
+        return await asyncio.to_thread(self._elastic.targets, snapshot.problem, snapshot.elastic, ready, now_s)
 
     def _note_rolled_back(self, plans: Sequence[RoutingPlan]) -> None:
         for plan in plans:
@@ -153,3 +166,10 @@ class PlanningLoop:
             self._measures.failed(error.reason)
             return False
         return True
+
+
+def _with_targets(plan: RoutingPlan, targets: Sequence[ReplicaTarget], snapshot: Snapshot) -> RoutingPlan:
+    """The plan with the targets of the pools that serve its model."""
+    serving = {each.replica.name for each in snapshot.elastic if plan.model in each.replica.stations}
+    mine = tuple(each for each in targets if each.pool in serving)
+    return replace(plan, targets=mine) if mine else plan

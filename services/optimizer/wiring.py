@@ -18,12 +18,14 @@ from services.optimizer.board import PlanBoard
 from services.optimizer.core.beliefs import Assumptions, Beliefs
 from services.optimizer.core.canary import Canary, Terms
 from services.optimizer.core.caps import Caps
+from services.optimizer.core.elastic import Elastic
 from services.optimizer.core.planner import Planner
 from services.optimizer.core.service_curve import Promise
 from services.optimizer.feed import Feed
 from services.optimizer.loop import PlanningLoop
 from services.optimizer.measures import Measures
 from services.optimizer.service import SERVICE_NAME, OptimizerService
+from services.optimizer.targets import TargetRoutes
 from tokenworks.v1 import planning_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -60,6 +62,7 @@ def assumptions_of(settings: Settings) -> Assumptions:
         caps=Caps(optimizer.carbon_cap_g_per_hour, optimizer.carbon_cap_g_per_mtoken, optimizer.spot_share),
         grid_g_per_kwh=settings.energy.grid_g_per_kwh,
         tariffs=settings.energy.tariffs,
+        elastic=settings.elastic.pools,
     )
 
 
@@ -90,14 +93,20 @@ async def wire(
 
     Raises:
         OSError: an address is taken. BusUnavailable: NATS does not answer.
+        SettingInvalid: a pool of `elastic.pools` has an accelerator or a model that the catalogue does not know.
     """
     optimizer, mesh = settings.optimizer, settings.mesh
     footing = await find_footing(life, settings, "optimizer", optimizer.id, bus=bus, telemetry=telemetry, clock=clock)
     bus, telemetry, clock = footing.bus, footing.telemetry, footing.clock
 
-    beliefs = Beliefs(load_catalogue(), assumptions_of(settings), clock.monotonic_s())
+    catalogue = load_catalogue()
+    for each in settings.elastic.pools:  # one that is not known stops the process here, not every plan
+        for model in each.models:
+            catalogue.timing(catalogue.accelerator(each.accelerator), catalogue.model(model))
+    beliefs = Beliefs(catalogue, assumptions_of(settings), clock.monotonic_s())
     planner = Planner()
     board = PlanBoard()
+    elastic = Elastic(settings.elastic.headroom)
     loop = PlanningLoop(
         beliefs=beliefs,
         planner=planner,
@@ -107,6 +116,7 @@ async def wire(
         telemetry=telemetry,
         clock=clock,
         interval_s=optimizer.interval_s,
+        elastic=elastic,
         canary=Canary(canary_terms(settings.optimizer), beliefs.decisions),
         advisory=optimizer.mode == "advise",
     )
@@ -118,7 +128,7 @@ async def wire(
     grpc = FastGrpcServer(telemetry, life, max_message_bytes=mesh.max_message_bytes)
     service = OptimizerService(board, beliefs, clock, settings.secrets)
     grpc.add(planning_pb2_grpc.add_OptimizerServicer_to_server, service, SERVICE_NAME)
-    http = HttpServer(telemetry, life)
+    http = HttpServer(telemetry, life, routes=TargetRoutes(elastic, clock).routes())
     grpc_port = await grpc.start(mesh.host, optimizer.port)
     http_port = await http.start(mesh.host, optimizer.http_port)
 

@@ -3,7 +3,7 @@ router that are heard on the bus as real ones are."""
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ from services.mesh.bus import Bus, Delivered
 from services.mesh.events import RoutingPlan, StepSample, WorkerHeartbeat
 from services.mesh.lifecycle import Lifecycle
 from services.mesh.memory_bus import MemoryBroker
-from services.mesh.settings import MeshSettings, OptimizerSettings, load_settings
+from services.mesh.settings import ElasticSettings, MeshSettings, OptimizerSettings, load_settings
 from services.mesh.subjects import PLAN
 from services.mesh.telemetry import Telemetry, start_telemetry
 from services.optimizer.wiring import RunningOptimizer, wire
@@ -99,8 +99,14 @@ async def running_optimizer(
     worker_telemetry: Telemetry | None = None,
     secret: str = "",
     mode: Literal["act", "advise"] = "act",
+    elastic: ElasticSettings | None = None,
+    changes: Mapping[str, Any] | None = None,
 ) -> AsyncIterator[Optimizer]:
-    """An optimizer that plans ten times a second; with `broker`, one that meets what another left on its bus."""
+    """An optimizer that plans ten times a second; with `broker`, one that meets what another left on its bus.
+
+    Args:
+        changes: of its settings.
+    """
     async with AsyncExitStack() as stack:
         broker = broker or MemoryBroker()
 
@@ -118,7 +124,8 @@ async def running_optimizer(
             stack.push_async_callback(each.close)
         settings = load_settings(
             mesh=MeshSettings(data_dir=folder, secret=secret, drain_grace_s=1.0),
-            optimizer=OptimizerSettings(port=0, http_port=0, interval_s=INTERVAL_S, mode=mode),
+            optimizer=OptimizerSettings(port=0, http_port=0, interval_s=INTERVAL_S, mode=mode, **(changes or {})),
+            elastic=elastic or ElasticSettings(),
         )
         life = Lifecycle("optimizer")
         running = await wire(life, settings, bus=bus, telemetry=telemetry)

@@ -4,8 +4,8 @@ In: events of the bus with the second they arrived at. Out: a `Snapshot` to plan
 plan in force, the reason to plan again at once.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
@@ -20,11 +20,13 @@ from services.mesh.events import (
     TokensGenerated,
     WorkerHeartbeat,
 )
+from services.mesh.settings import ElasticPool
 from services.mesh.timing import Timing
 from services.optimizer.core.capacity import Capacity, Pace, typical_request_s
 from services.optimizer.core.caps import NO_CAPS, Caps
 from services.optimizer.core.decisions import Decisions
 from services.optimizer.core.demand import Demand, Group
+from services.optimizer.core.elastic import Elasticity
 from services.optimizer.core.fleet import Fleet, Roster
 from services.optimizer.core.plan import KWH_PER_J, Pool, Problem
 from services.optimizer.core.service_curve import Promise, Station
@@ -49,6 +51,7 @@ class Assumptions:
     """What events do not tell; from the settings.
 
     Attributes:
+        elastic: pools that may grow and shrink.
         tariffs: what energy costs and emits where and when, over `tariff_usd_per_kwh` and `grid_g_per_kwh`.
     """
 
@@ -62,6 +65,7 @@ class Assumptions:
     caps: Caps = NO_CAPS
     grid_g_per_kwh: float = 0.0
     tariffs: tuple[Tariff, ...] = ()
+    elastic: tuple[ElasticPool, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +104,7 @@ class Snapshot:
     paces: Mapping[tuple[str, str], Pace]
     seen: Mapping[str, Seen]
     window_s: float
+    elastic: tuple[Elasticity, ...] = ()
 
 
 class Beliefs:
@@ -187,6 +192,7 @@ class Beliefs:
             paces=paces,
             seen={model: self._seen(model, now_s) for model in models},
             window_s=self._assumptions.window_s,
+            elastic=self._elastic(rosters, paces, now_s),
         )
 
     def changed(self, basis: Basis, now_s: float) -> Trigger | None:
@@ -206,6 +212,26 @@ class Beliefs:
         if self._demand.changed(basis.demand, self._assumptions.marked_change, now_s):
             return Trigger.DEMAND
         return None
+
+    def _elastic(
+        self, rosters: Sequence[Roster], paces: Mapping[tuple[str, str], Pace], now_s: float
+    ) -> tuple[Elasticity, ...]:
+        """What one replica is of each pool that may grow: as those that are there, else as the catalogue has it."""
+        known = {roster.pool: roster for roster in rosters}
+        found = []
+        for each in self._assumptions.elastic:
+            roster = known.get(each.pool)
+            if roster is not None:
+                pool = _pool(roster, paces, self._assumptions)
+            else:
+                unborn = self._fleet.unborn(each.pool, each.accelerator, each.models)
+                started = {
+                    (each.pool, model): self._capacity.pace(each.pool, each.accelerator, model, ("",), now_s)
+                    for model in unborn.models
+                }
+                pool = _pool(unborn, started, self._assumptions)
+            found.append(Elasticity(_one_of(pool), each.least, each.most, each.cold_start_s))
+        return tuple(found)
 
     def _pace(self, roster: Roster, model: str, now_s: float) -> Pace:
         return self._capacity.pace(roster.pool, roster.accelerator, model, roster.workers, now_s)
@@ -278,6 +304,11 @@ def _pool(roster: Roster, paces: Mapping[tuple[str, str], Pace], assumptions: As
         tariff_usd_per_kwh=float(tariff.usd_per_kwh) if tariff else None,
         grid_g_per_kwh=assumptions.grid_g_per_kwh if grid is None else grid,
     )
+
+
+def _one_of(pool: Pool) -> Pool:
+    """A pool of one typical worker; it shares what comes with all the others, so its queue is as theirs."""
+    return replace(pool, workers=1, devices=1.0)
 
 
 def _capacity_rps(pace: Pace) -> float:

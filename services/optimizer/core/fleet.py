@@ -128,6 +128,27 @@ class Fleet:
         known = self._catalogue.find(accelerator)
         return known.rate_nusd_per_hour / NUSD_PER_USD if known else 0.0
 
+    def unborn(self, pool: str, accelerator: str, models: tuple[str, ...]) -> Roster:
+        """One worker as it would be, by the catalogue; of nobody knows where."""
+        device = self._catalogue.accelerator(accelerator)
+        shapes = [self._catalogue.model(model) for model in models]
+        return Roster(
+            pool=pool,
+            accelerator=accelerator,
+            workers=("",),
+            models=models,
+            rate_usd_per_hour=self.rate_usd_per_hour("", accelerator),
+            idle_w=device.idle_w,
+            loaded_w=device.tdp_w,
+            max_batch=0,
+            kv_capacity_tokens=min((self._catalogue.kv_capacity_tokens(device, each) for each in shapes), default=0),
+            context_tokens=min((each.context_tokens for each in shapes), default=0),
+            prefill_chunk_tokens=_DEFAULT_CHUNK_TOKENS,
+            sites=((Site("", device.vendor, ()), 1.0),),
+            spot=0.0,
+            at_unix_ms=0,
+        )
+
     def forget_gone(self, now_s: float) -> list[str]:
         """Drops workers not heard for `FORGET_S`; their names."""
         gone = [worker for worker, member in self._members.items() if now_s - member.heard_s > FORGET_S]

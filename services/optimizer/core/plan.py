@@ -135,7 +135,7 @@ def solve(problem: Problem, previous: Shares) -> Solution:
     Args:
         previous: shares of the plan in force; empty at the start.
     """
-    services = {each.key: _services(problem, each) for each in problem.classes}
+    services = {each.key: services_of(problem, each) for each in problem.classes}
     classes = [each for each in problem.classes if each.rps > _DEMAND_FLOOR_RPS]
     nothing = {pool.name: 0.0 for pool in problem.pools}
     if not classes:
@@ -149,7 +149,7 @@ def solve(problem: Problem, previous: Shares) -> Solution:
     return program.solution(answer)
 
 
-def _services(problem: Problem, demand: ClassDemand) -> dict[str, Service]:
+def services_of(problem: Problem, demand: ClassDemand) -> dict[str, Service]:
     """The class on every pool that has its model."""
     key = demand.key
     work = Work(demand.prompt_tokens, demand.completion_tokens, demand.cached_fraction)
