@@ -137,7 +137,7 @@ async def test_absent_mesh_is_told_with_what_would_do(program):
     ("arguments", "says"),
     [
         (("generate", "--max-tokens", "0"), "--max-tokens"),
-        (("usage", "--by", "colour"), "'colour' is none of tenant, workload"),
+        (("usage", "--by", "colour"), "'colour' is none of tenant, team"),
         (("usage", "--from", "yesterday"), "neither a time like"),
         (("usage", "--where", "tenant"), "write it like tenant=acme"),
         (("budget", "--limit", "1", "--unlimited"), "exclude each other"),
