@@ -9,6 +9,7 @@ placed the requests hear in batches which of their placements were taken and whi
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -17,11 +18,13 @@ from opentelemetry.trace import get_current_span
 from services.mesh import conventions as names
 from services.mesh.bus import Bus
 from services.mesh.clock import Clock
-from services.mesh.errors import OutboxFull, PlacementRefused, TokenworksError
+from services.mesh.errors import OutboxFull, PlacementRefused, TokenworksError, WorkerLost
 from services.mesh.events import Outcome, PlacementEnded, PlacementsUsed, RequestAdmitted, RequestFinished
 from services.mesh.placement import METADATA_KEY, PlacementClaims
+from services.worker.core.stillness import LOOKS, REAL_ENGINE_PATIENCE, STILL_S, Stillness
 from services.worker.credit import DirectCredit
 from services.worker.delivery import Delivery
+from services.worker.engine import EngineStats
 from services.worker.identity import Identity
 from services.worker.outgoing import Outgoing
 from services.worker.requests import direct
@@ -74,6 +77,7 @@ class Deliveries:
         self._news: dict[str, _News] = {}
         self._unsaid: deque[tuple[RequestAdmitted | RequestFinished, str]] = deque()
         self._something = asyncio.Event()
+        self._open: set[Delivery] = set()
 
     async def open(self, token: str, request: pb.GenerateRequest, traceparent: str) -> Delivery:
         """Takes a placement and begins the stream; give the delivery back with `close`, whatever happens.
@@ -108,6 +112,7 @@ class Deliveries:
         delivery = Delivery(
             self._identity, claims, request, stream, outgoing, traceparent=traceparent, opened_s=opened_s
         )
+        self._open.add(delivery)
         self._tell(claims, taken=True)
         asyncio.get_running_loop().call_later(_ANNOUNCE_AFTER_S, self._announce_running, delivery)
         return delivery
@@ -118,6 +123,7 @@ class Deliveries:
 
     def close(self, delivery: Delivery) -> None:
         """The client has the end, or is gone. Ends what still runs of it."""
+        self._open.discard(delivery)
         self._streams.abandon(delivery.stream)
         delivery.end()
         if not delivery.refused:
@@ -134,6 +140,26 @@ class Deliveries:
             await self._something.wait()
             await asyncio.sleep(_TELL_EVERY_S)
             self.flush()
+
+    async def move_from_stillness(self, stats: Callable[[], EngineStats]) -> None:
+        """Runs until cancelled: while the engine stands still with requests in it, direct streams end with an error
+        that lets their clients go on elsewhere. Routers see to the streams that they relay; of these nobody else would.
+
+        Args:
+            stats: of the engine in force.
+        """
+        stillness = Stillness()
+        while True:
+            info = self._streams.info
+            still_s = STILL_S * (REAL_ENGINE_PATIENCE if info is not None and not info.simulated else 1.0)
+            await asyncio.sleep(still_s / LOOKS)
+            now = stats()
+            if not stillness.hangs(now.running, now.steps) or not self._open:
+                continue
+            log.warning("%d direct streams are sent elsewhere: no step for %g s", len(self._open), still_s)
+            for delivery in list(self._open):
+                lost = WorkerLost(f"the engine of worker {self._identity.worker!r} made no step for {still_s:g} s")
+                self._streams.abandon(delivery.stream, lost)
 
     def flush(self) -> int:
         """Hands to the bus what it takes; the number of events that it did not take."""

@@ -153,6 +153,7 @@ async def wire(
     talking.append(life.spawn(tuning.watch(bus), "tuning"))
     talking.append(life.spawn(runaways.watch(streams.end_runaways), "runaways"))
     talking.append(life.spawn(deliveries.run(), "placements used"))
+    talking.append(life.spawn(deliveries.move_from_stillness(engine.stats), "direct streams of a still engine"))
     talking.append(life.spawn(lessee.run(), "credit"))
     talking.append(life.spawn(lessee.listen(), "recalls of credit"))
 

@@ -14,11 +14,12 @@ from services.mesh.nats.bus import NatsBus
 from services.mesh.settings import MeshSettings
 from services.router.core import open_placements
 from services.router.dispatch import Dispatcher
+from services.worker import deliveries
 from tests.mesh.conftest import StartMesh
 from tests.mesh.local_mesh import DEADLINE_S, MODEL, LocalMesh, eventually, simulated
 from tests.mesh.worker_process import worker_process
 from tokenworks import Client, GenerateError, Generation
-from tokenworks.v1 import metering_pb2, metering_pb2_grpc
+from tokenworks.v1 import inference_pb2, metering_pb2, metering_pb2_grpc
 
 pytestmark = pytest.mark.mesh
 
@@ -119,6 +120,30 @@ async def test_killed_worker_leaves_no_gap_and_no_token_unbilled(start_mesh: Sta
         bill = await mesh.bill(stream.request_id)
         told = (bill.delivered_tokens, bill.outcome, bill.price_nusd) == (120, "length", result.price_nusd)
         return told and (await mesh.usage()).total.delivered_tokens == 240
+
+    await eventually(billed, "each token is billed once")
+
+
+async def test_a_worker_whose_engine_hangs_hands_its_direct_streams_on(
+    start_mesh: StartMesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deliveries, "STILL_S", 0.4)
+    mesh = await start_mesh(simulated("h100-0"), simulated("h100-1"), mesh=SETTINGS)
+    wanted = await undisturbed(mesh, "river", 150)
+    stream = asked(mesh.client(direct=True), "river", 150)
+    text = (await anext(stream)).text
+    hung = next(each for each in ("h100-0", "h100-1") if len(mesh.parts[each].running.streams))
+    await mesh.inject(hung, inference_pb2.InjectFaultRequest.KIND_HANG)
+    async with asyncio.timeout(DEADLINE_S):
+        text += await stream.text()
+    assert text == wanted
+    assert stream.result is not None
+    assert stream.result.segments[0].worker == hung
+    assert len(stream.result.segments) == 2
+    await mesh.inject(hung, inference_pb2.InjectFaultRequest.KIND_NONE)
+
+    async def billed() -> bool:
+        return (await mesh.bill(stream.request_id)).delivered_tokens == 150
 
     await eventually(billed, "each token is billed once")
 

@@ -3,6 +3,10 @@
 from typing import Final
 
 LOOKS: Final = 8  # without a step, after which an engine hangs
+# As long as routers leave the streams that they relay at a simulated engine that stands still, and how much longer at a
+# real one, which may take seconds for one chunk of a prompt on a busy host.
+STILL_S: Final = 3.0
+REAL_ENGINE_PATIENCE: Final = 5.0
 
 
 class Stillness:
