@@ -91,6 +91,11 @@ bench-policy: ## Policies in virtual time, ours against other routers' rules; TR
 	$(SET_UP) $(EXTRAS) dev
 	$(PY) -m bench.policy $(if $(TRACES),--traces "$(TRACES)") $(ARGS)
 
+.PHONY: bench-plan
+bench-plan: ## How long planning takes: a full solve of 50 classes on 1,000 workers, and a repair after one is lost
+	$(SET_UP) $(EXTRAS) dev
+	$(PY) -m bench.plan $(ARGS)
+
 .PHONY: bench-elastic
 bench-elastic: ## Fleet-hours over a day whose demand is followed, cold starts included, against a planner that knows the day
 	$(SET_UP) $(EXTRAS) dev
