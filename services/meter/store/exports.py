@@ -24,13 +24,6 @@ class ExportReader:
     def __init__(self, database: Database) -> None:
         self._engine = database.reader
 
-    def next_minute(self, from_minute: int) -> int | None:
-        """The first minute from then on that has usage; None where there is none."""
-        query = select(func.min(schema.usage.c.minute)).where(schema.usage.c.minute >= from_minute)
-        with self._engine.begin() as connection:
-            found: int | None = connection.execute(query).scalar_one()
-        return found
-
     def usage(
         self, after: UsageKey | None, from_minute: int, to_minute: int, tenants: Sequence[str], limit: int
     ) -> list[tuple[UsageKey, Amounts]]:
