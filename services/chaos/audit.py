@@ -21,7 +21,7 @@ from services.mesh.errors import BusUnavailable
 from tokenworks import CallError
 
 _POLL_S: Final = 0.2
-_BOOKED_WITHIN_S: Final = 60.0
+_BOOKED_WITHIN_S: Final = 150.0  # the meter repairs at most once in its patience, a minute
 _AT_REST_WITHIN_S: Final = 90.0
 _AGREED_WITHIN_S: Final = 60.0
 _ASKED_AT_ONCE: Final = 16
