@@ -76,6 +76,11 @@ bench: ## Measure; results go to bench/results/
 	$(PY) -m bench.meter_booking --out bench/results/meter_booking.json
 	$(PY) -m bench.fleet_bill --out $(TRACE)
 
+.PHONY: bench-budgets
+bench-budgets: ## What budgets add to a first token and to those after it; ARGS
+	$(SET_UP) $(EXTRAS) dev
+	$(PY) -m bench.budget_ttft $(ARGS)
+
 .PHONY: bench-overload
 bench-overload: ## Far more asked than can be done, in virtual time: goodput, recovery, what a flood does to a neighbour
 	$(SET_UP) $(EXTRAS) dev

@@ -70,6 +70,10 @@
         services/optimizer/core/decisions.py  services/optimizer/core/why.py
 16. Who used what, at what cost; why a request went where it went.
         services/meter/service.py  services/cli/usage.py  services/cli/explain.py
+        services/meter/inquiry.py  services/meter/store/callers.py  services/meter/answers_http.py
+    What comes, when budgets run out, what is out of the ordinary, what promises cost.
+        services/meter/insight.py  services/meter/outlooks.py
+        services/meter/core/outlook.py  services/meter/core/anomalies.py
     What leaves the books for others: invoices, FOCUS, Parquet, CloudEvents.
         services/meter/export_service.py  services/meter/core/invoices.py  services/cli/focus.py
         services/meter/telling.py
