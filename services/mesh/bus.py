@@ -50,6 +50,25 @@ class EventId:
 
 
 @dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a durable reader is in its stream.
+
+    Attributes:
+        acked: the position up to which it has acked everything; 0 for a new one.
+        last: the position of the stream's last message.
+        left: messages that it has not acked, those included that it, or one before it, was given.
+    """
+
+    acked: int
+    last: int
+    left: int
+
+    def passed(self, line: int) -> bool:
+        """Whether it has acked all that was in the stream when that one's last message was at `line`."""
+        return not self.left or self.acked >= line
+
+
+@dataclass(frozen=True, slots=True)
 class Delivered:
     """One message as it reached a reader.
 
@@ -138,8 +157,8 @@ class Bus(Protocol):
         """
         ...
 
-    async def acked_up_to(self, channels: Sequence[Channel], durable: str) -> int:
-        """The position in the channels' stream up to which a durable reader has acked everything; 0 for a new one.
+    async def progress(self, channels: Sequence[Channel], durable: str) -> Progress:
+        """How far a durable reader is in the channels' stream; one that is new has acked nothing.
 
         Raises:
             BusUnavailable: the server does not say.

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from services.mesh.bus import BatchHandler, ControlHandler, EventId, Handler, LeaseHandler
+from services.mesh.bus import BatchHandler, ControlHandler, EventId, Handler, LeaseHandler, Progress
 from services.mesh.clock import Clock, SystemClock
 from services.mesh.codec import (
     decode_answer,
@@ -157,6 +157,10 @@ class MemoryBroker:
     def cursor(self, stream: str, durable: str) -> Cursor:
         return self._cursors.setdefault((stream, durable), Cursor(self._streams[stream]))
 
+    def last_sequence(self, stream: str) -> int:
+        """The position of a stream's last message; 0 while it has none."""
+        return self._streams[stream].last_sequence
+
     def cursors(self) -> list[Cursor]:
         """Of every durable reader."""
         return list(self._cursors.values())
@@ -291,10 +295,12 @@ class MemoryBus:
             await handler(legible([self.broker.taken(each) for each in held[start : start + batch]]))
         return len(held)
 
-    async def acked_up_to(self, channels: Sequence[Channel], durable: str) -> int:
+    async def progress(self, channels: Sequence[Channel], durable: str) -> Progress:
         if not self.broker.up or self._closed:
             raise BusUnavailable(f"the broker does not say how far {durable} is: it is down")
-        return self.broker.cursor(stream_of(channels, durable), durable).floor
+        stream = stream_of(channels, durable)
+        cursor = self.broker.cursor(stream, durable)
+        return Progress(cursor.floor, self.broker.last_sequence(stream), cursor.behind)
 
     async def ask_again(self, publisher: str, epoch: str, sequences: Sequence[int], timeout_s: float) -> GapAnswered:
         await asyncio.sleep(0)  # as on a network, others go first

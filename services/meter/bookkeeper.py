@@ -197,13 +197,17 @@ class Bookkeeper:
             raise
         return result
 
-    def close_overdue(self) -> None:
-        """Gives back the credit of holders that are dead, see `core/leases.py`."""
+    def dead_funders(self) -> Sequence[str]:
+        """Holders of credit of which nothing new can come into the streams, see `core/leases.py`."""
+        return self.with_vault(lambda vault, _: vault.dead())
+
+    def close_overdue(self, dead: Sequence[str]) -> None:
+        """Gives back the credit of dead holders; all that was in the streams when they were dead has to be booked."""
 
         def close(vault: Vault, transaction: Transaction) -> None:
-            dead, keys = vault.overdue()
-            if dead or keys:
+            if keys := vault.overdue(dead):
                 self._ledger.adopt(transaction.requests(self._ledger.absent(keys)))
+            if dead or keys:
                 vault.close_overdue(dead, self._ledger.at_hand(keys))
             vault.tidy()
 

@@ -65,7 +65,7 @@ async def find_behind(bus: Bus, positions: dict[str, int]) -> list[Behind]:
     """
     found = []
     for durable, channels in READS:
-        acked, booked = await bus.acked_up_to(channels, durable), positions.get(durable, 0)
+        acked, booked = (await bus.progress(channels, durable)).acked, positions.get(durable, 0)
         if acked > booked:
             found.append(Behind(durable, channels, booked, acked))
     return found

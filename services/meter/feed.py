@@ -39,6 +39,7 @@ from services.meter.watchers import Watchers
 log = logging.getLogger(__name__)
 
 _BATCH: Final = 128
+_MAY_COME_S: Final = 10.0  # what is missing for longer has to be asked for again, see `gaps.py`
 _PACE_S: Final = 0.05  # a commit costs as much as booking some twenty entries
 _TOKEN_KINDS: Final = {
     "input": "prompt_tokens",
@@ -83,6 +84,7 @@ class Feed:
         self._waiting: Counter[str] = Counter()
         self._next_s: dict[str, float] = {}
         self._gaps: dict[Source, int] = {}
+        self._gaps_changed_s = float("-inf")
         self._lost = 0
         meter = telemetry.meter
         # Up and down: what was billed while a request ran is taken back when less was delivered.
@@ -100,6 +102,12 @@ class Feed:
     def lag_events(self) -> int:
         """Events in the streams that are not booked yet, as far as the server told."""
         return self._waiting.total()
+
+    @property
+    def lately_missing(self) -> int:
+        """Events that lack in publishers' sequences, and may still come."""
+        fresh = self._clock.monotonic_s() < self._gaps_changed_s + _MAY_COME_S
+        return sum(self._gaps.values()) if fresh else 0
 
     @property
     def lost_events(self) -> int:
@@ -222,6 +230,8 @@ class Feed:
         for (publisher, epoch), missing in booked.missing.items():
             if self._gaps.get((publisher, epoch)) != missing:
                 log.warning("publisher %s, epoch %s: %d events are missing so far", publisher, epoch, missing)
+        if self._gaps != booked.missing:
+            self._gaps_changed_s = self._clock.monotonic_s()
         self._gaps, self._lost = dict(booked.missing), booked.lost
 
     def _observe_lag(self, _: CallbackOptions) -> Iterable[Observation]:

@@ -1,21 +1,22 @@
 """Gives out credit: answers routers and workers on `tw.leases`, and tells the mesh what budgets there are.
 
 In: holders' words, as many at once as wait; budgets set. Out: answers, after the transaction that holds what they say;
-`BudgetsSet`, `CreditRecalled`, `BudgetReached`. Credit of holders that have died comes back when the feed is no longer
-behind: what they funded is booked by then.
+`BudgetsSet`, `CreditRecalled`, `BudgetReached`. Credit of holders that have died comes back when all that was in the
+streams by then is booked: no hold of theirs can come to light any more.
 """
 
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from services.mesh import conventions as names
 from services.mesh.bus import Bus
 from services.mesh.clock import Clock
 from services.mesh.credit import Account
-from services.mesh.errors import InvariantBroken, OutboxFull
+from services.mesh.errors import BusUnavailable, InvariantBroken, OutboxFull
 from services.mesh.events import (
     BudgetReached,
     BudgetsSet,
@@ -28,6 +29,7 @@ from services.mesh.events import (
 )
 from services.mesh.telemetry import Telemetry
 from services.meter.bookkeeper import Bookkeeper
+from services.meter.catch_up import READS
 from services.meter.store.books import Transaction
 from services.meter.thread import WorkThreads
 from services.meter.vault import Vault
@@ -42,7 +44,7 @@ class Lessor:
     """The voice of the vault. Lives in the event loop.
 
     Args:
-        behind: how many events wait to be booked.
+        missing: how many events have been missing for so short a time that they may still come.
     """
 
     def __init__(
@@ -54,14 +56,14 @@ class Lessor:
         bus: Bus,
         clock: Clock,
         telemetry: Telemetry,
-        behind: Callable[[], int],
+        missing: Callable[[], int],
     ) -> None:
         self._meter = meter
         self._bookkeeper = bookkeeper
         self._writing = writing
         self._bus = bus
         self._clock = clock
-        self._behind = behind
+        self._missing = missing
         self._reached = telemetry.meter.create_counter(
             names.BUDGETS_REACHED, "{budget}", "Percentages of budgets that spending has come to"
         )
@@ -74,14 +76,27 @@ class Lessor:
         """Has the credit of dead holders come back, until cancelled."""
         while True:
             await asyncio.sleep(_LOOK_EVERY_S)
-            if self._behind():
-                continue
             try:
-                await self._writing.run(self._bookkeeper.close_overdue)
+                dead = await self._writing.run(self._bookkeeper.dead_funders)
+                await self._all_booked()
+                await self._writing.run(partial(self._bookkeeper.close_overdue, dead))
             except InvariantBroken:
                 raise  # another meter has the books
+            except BusUnavailable as error:
+                log.debug("credit of dead holders stays where it is: %s", error)
             except Exception:
                 log.exception("credit of dead holders could not be taken back; tried again in %g s", _LOOK_EVERY_S)
+
+    async def _all_booked(self) -> None:
+        """Waits until all that is in the streams now is booked, also what was given to a meter before this one: the
+        server gives that out again only after a while, and says of none of it that it waits."""
+        lines = [(await self._bus.progress(channels, durable)).last for durable, channels in READS]
+        for (durable, channels), line in zip(READS, lines, strict=True):
+            while True:
+                progress = await self._bus.progress(channels, durable)
+                if progress.passed(line) and not self._missing():
+                    break
+                await asyncio.sleep(_LOOK_EVERY_S)
 
     async def set(self, tenant: str, terms: BudgetTerms) -> BudgetTerms:
         """Sets a budget, or changes the one of the same scope, subject, unit and period."""

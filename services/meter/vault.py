@@ -185,11 +185,13 @@ class Vault:
     def take_recalled(self) -> list[Account]:
         return self._leases.take_recalled()
 
-    def overdue(self) -> tuple[list[str], list[Key]]:
-        """Dead funders, and open requests to look at, see `close_overdue`."""
-        now_s = self._clock.monotonic_s()
-        dead = self._leases.dead(now_s)
-        return dead, self._funded.overdue(dead, now_s)
+    def dead(self) -> list[str]:
+        """Funders of which nothing new can come to light, once all that is in the streams is booked."""
+        return self._leases.dead(self._clock.monotonic_s())
+
+    def overdue(self, dead: Collection[str]) -> list[Key]:
+        """Open requests to look at, see `close_overdue`."""
+        return self._funded.overdue(dead, self._clock.monotonic_s())
 
     def close_overdue(self, dead: Sequence[str], requests: Iterable[Request]) -> None:
         """Gives back what dead funders had, but for what their open requests hold."""

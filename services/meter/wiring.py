@@ -216,7 +216,7 @@ async def _serve(
         bus=bus,
         clock=clock,
         telemetry=telemetry,
-        behind=lambda: feed.lag_events,
+        missing=lambda: feed.lately_missing,
     )
     feed = Feed(
         bus=bus,

@@ -53,7 +53,7 @@ class Answers:
     async def _recall(self) -> None:
         """Takes in the latest answers of before this router started."""
         try:
-            read = await self._bus.acked_up_to([ADMITTED, FINISHED], _METER)
+            read = (await self._bus.progress([ADMITTED, FINISHED], _METER)).acked
             await self._bus.replay([FINISHED], self._note, after_sequence=max(0, read - _RECALLED))
         except BusUnavailable as error:
             log.warning("earlier answers are not known here: %s", error)

@@ -175,6 +175,14 @@ class Streams:
         stream.cancelled = reason
         self._forget_request(stream)
         self._engine.cancel(stream.order.engine.sequence)
+        if stream.funds is not None and (kept := stream.funds.kept):
+            made = kept[-1]
+            kept.clear()  # given to nobody
+            stream.ask_at = AT_ONCE
+            if made.finish is not None:  # the engine has said its last word, and will not say another
+                self._finish(stream, replace(made, finish=FinishReason.CANCELLED), 0, self._clock.monotonic_s())
+                if stream.outgoing is not None:
+                    stream.outgoing.wake()
 
     def end_runaways(self, found: RunawayFound) -> int:
         """Ends the streams of what the mesh has stopped; how many those were."""
@@ -291,7 +299,7 @@ class Streams:
         funds.ask_for_kept(stream.next_index)
         stream.ask_at = funds.ask_at
         if funds.over(stream.next_index):
-            self._end_unfunded(stream, self._clock.monotonic_s())
+            self._end_unfunded(stream)
 
     def _paid_for(self, stream: Stream, output: SequenceOutput, now_s: float) -> bool:
         """Whether the stream's reader may have the output; asks for more where it is time to."""
@@ -308,19 +316,12 @@ class Streams:
         passes = funds.passes(output, stream.next_index)
         stream.ask_at = funds.ask_at
         if funds.over(stream.next_index + (output.token_count if passes else 0)) and output.finish is None:
-            self._end_unfunded(stream, now_s)
+            self._end_unfunded(stream)
         return passes
 
-    def _end_unfunded(self, stream: Stream, now_s: float) -> None:
+    def _end_unfunded(self, stream: Stream) -> None:
         """The stream ends at its last funded token; what was kept of it is given to nobody."""
-        assert stream.funds is not None, "only streams with funds run out of them"
-        made = stream.funds.kept[-1] if stream.funds.kept else None
         self.cancel(stream, Outcome.BUDGET)
-        if made is not None and made.finish is not None:  # the engine has said its last word
-            self._finish(stream, replace(made, finish=FinishReason.CANCELLED), 0, now_s)
-            if stream.outgoing is not None:
-                stream.outgoing.wake()
-        stream.funds.kept.clear()
         stream.ask_at = AT_ONCE
 
     def _finish(self, stream: Stream, output: SequenceOutput, batch: int, now_s: float) -> None:

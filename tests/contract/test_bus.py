@@ -13,7 +13,7 @@ from opentelemetry.trace import SpanKind
 from services.mesh import conventions as names
 from services.mesh import reading as reading_module
 from services.mesh import subjects
-from services.mesh.bus import Bus, Delivered, EventId
+from services.mesh.bus import Bus, Delivered, EventId, Progress
 from services.mesh.codec import decode
 from services.mesh.errors import BusUnavailable, OutboxFull, WorkerLost
 from services.mesh.events import (
@@ -132,7 +132,7 @@ async def test_a_replay_begins_behind_a_position(world: World) -> None:
 
 async def test_how_far_a_durable_reader_has_acked_is_known_to_all(world: World) -> None:
     worker, meter = await world.bus("worker"), await world.bus("meter")
-    assert await meter.acked_up_to([TOKENS], "meter") == 0
+    assert await meter.progress([TOKENS], "meter") == Progress(acked=0, last=0, left=0)
     reading = Reading().consume(meter, [TOKENS], "meter")
     for _ in range(5):
         worker.publish(tokens())
@@ -140,9 +140,12 @@ async def test_how_far_a_durable_reader_has_acked_is_known_to_all(world: World) 
     await reading.stop()
 
     async def all_acked() -> bool:
-        return await worker.acked_up_to([TOKENS], "meter") == 5
+        return await worker.progress([TOKENS], "meter") == Progress(acked=5, last=5, left=0)
 
     await eventually_so(all_acked, "everything is acked")
+    worker.publish(tokens())
+    assert await worker.flush(5.0) == 0
+    assert await worker.progress([TOKENS], "meter") == Progress(acked=5, last=6, left=1)
 
 
 async def test_what_a_stream_has_lost_its_publisher_sends_again(world: World) -> None:

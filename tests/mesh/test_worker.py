@@ -150,6 +150,19 @@ async def test_a_broken_session_cancels_its_streams_at_once_and_leaves_others_al
         assert len((await again.answer("dying-3", max_tokens=3, ignore_eos=True)).token_ids) == 3
 
 
+async def test_a_stream_whose_engine_has_ended_and_that_waits_for_credit_ends_with_its_router(tmp_path: Path) -> None:
+    async with running_worker(tmp_path) as worker:
+        session = await worker.session()
+        _, stream = await session.open(
+            "r-1", max_tokens=40, ignore_eos=True, funds=pb.Funds(prompt_tokens=100, completion_tokens=10)
+        )
+        stats = worker.running.engine.stats
+        await worker.until(lambda: bool(stream.token_ids) and not stats().running, "the engine has made all of it")
+        await session.hang_up()
+        await worker.reported("r-1")
+        assert sum(entry.count for entry in by_request(worker.entries)["r-1"]) == len(stream.token_ids) <= 10
+
+
 async def test_a_router_that_asks_for_no_more_gets_the_rest_of_what_it_asked_for(session: Session) -> None:
     _, stream = await session.open("r-1", max_tokens=50, ignore_eos=True)
     await session.ask_no_more()

@@ -16,7 +16,7 @@ from typing import Final
 import nats.js.errors
 from nats.js import api
 
-from services.mesh.bus import BatchHandler, ControlHandler, EventId, Handler, LeaseHandler
+from services.mesh.bus import BatchHandler, ControlHandler, EventId, Handler, LeaseHandler, Progress
 from services.mesh.clock import Clock
 from services.mesh.codec import (
     decode_answer,
@@ -154,17 +154,20 @@ class NatsBus:
             raise BusUnavailable(f"the replay of {stream} broke off after {replayed} messages: {error!r}") from error
         return replayed
 
-    async def acked_up_to(self, channels: Sequence[Channel], durable: str) -> int:
+    async def progress(self, channels: Sequence[Channel], durable: str) -> Progress:
         stream = stream_of(channels, durable)
         try:
             async with asyncio.timeout(CALL_S):
                 link = await self._links.next()
-                floor = (await link.js.consumer_info(stream, durable)).ack_floor
-        except nats.js.errors.NotFoundError:
-            return 0
+                state = (await link.js.stream_info(stream)).state
+                try:
+                    reader = await link.js.consumer_info(stream, durable)
+                except nats.js.errors.NotFoundError:
+                    return Progress(0, state.last_seq, state.messages)
         except FAILURES as error:
             raise BusUnavailable(f"the server does not say how far {durable} is in {stream}: {error!r}") from error
-        return floor.stream_seq if floor else 0
+        acked = reader.ack_floor.stream_seq if reader.ack_floor else 0
+        return Progress(acked, state.last_seq, (reader.num_pending or 0) + (reader.num_ack_pending or 0))
 
     async def ask_again(self, publisher: str, epoch: str, sequences: Sequence[int], timeout_s: float) -> GapAnswered:
         gap = GapRequested(publisher=publisher, epoch=epoch, sequences=tuple(sequences))
