@@ -22,6 +22,7 @@ _GENERATE: Final = "/tokenworks.v1.Worker/Generate"
 _PLACE_WITHIN_S: Final = 10.0
 _CONNECT_WITHIN_S: Final = 2.0
 _RELAY_FOR_S: Final = 30.0
+_MOST_DEADLINE_MS: Final = (1 << 32) - 1
 
 
 @dataclass(slots=True)
@@ -137,6 +138,7 @@ class Paths:
             call = self.router.Generate(request, timeout=timeout_s, metadata=metadata)
             calling(call)
             return Leg(call, Asked.A_ROUTER, request.resume_from)
+        request.deadline_ms = min(_MOST_DEADLINE_MS, max(1, round(timeout_s * 1000)))
         asking = self.router.Place(request, timeout=min(timeout_s, _PLACE_WITHIN_S), metadata=metadata)
         calling(asking)
         placement: wire.Placement = await asking

@@ -85,7 +85,13 @@ class RouterService:
         caller = self._caller(context)
         traceparent = current_traceparent() or fresh_traceparent()
         return await self._direct.place(
-            request, caller.tenant, traceparent, key=caller.name, team=caller.team, within=caller.confines
+            request,
+            caller.tenant,
+            traceparent,
+            key=caller.name,
+            team=caller.team,
+            time_left_s=request.deadline_ms / 1000 or None,
+            within=caller.confines,
         )
 
     async def explain(self, request: wire.ExplainRequest, context: ServerCall) -> wire.Explanation:

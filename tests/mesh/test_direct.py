@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 from typing import Any, Final
 
+import grpc
 import pytest
 
 from services.mesh.bus import EventId
@@ -19,7 +20,8 @@ from tests.mesh.conftest import StartMesh
 from tests.mesh.local_mesh import DEADLINE_S, MODEL, LocalMesh, eventually, simulated
 from tests.mesh.worker_process import worker_process
 from tokenworks import Client, GenerateError, Generation
-from tokenworks.v1 import inference_pb2, metering_pb2, metering_pb2_grpc
+from tokenworks.errors import error_of
+from tokenworks.v1 import inference_pb2, inference_pb2_grpc, metering_pb2, metering_pb2_grpc
 
 pytestmark = pytest.mark.mesh
 
@@ -212,6 +214,17 @@ async def test_what_is_refused_at_the_router_leaves_no_trace(mesh: LocalMesh) ->
     await asked(client).text()
     total = await mesh.settled(1)
     assert (total.requests, total.delivered_tokens) == (1, 16)
+
+
+async def test_a_client_whose_deadline_no_worker_keeps_gets_no_placement_and_is_told_so(mesh: LocalMesh) -> None:
+    stub = inference_pb2_grpc.RouterStub(mesh.channel("router"))
+    metadata = (("authorization", f"Bearer {mesh.key}"),)
+    request = inference_pb2.GenerateRequest(text="river " * 2000, model=MODEL, deadline_ms=1)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.Place(request, timeout=DEADLINE_S, metadata=metadata)
+    assert error_of(caught.value).reason == "DeadlineUnreachable"
+    request.deadline_ms = 60_000
+    await stub.Place(request, timeout=DEADLINE_S, metadata=metadata)
 
 
 async def test_tenant_out_of_credit_gets_no_placement(mesh: LocalMesh) -> None:

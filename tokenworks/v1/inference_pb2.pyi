@@ -61,7 +61,7 @@ class Sampling(_message.Message):
     def __init__(self, max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., ignore_eos: bool = ..., n: _Optional[int] = ..., frequency_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., logprobs: _Optional[int] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("request_id", "model", "text", "token_ids", "chat", "sampling", "slo_class", "workload", "session_id", "resume_from", "resumed_token_ids", "resumed_text", "response_format_json", "tools_json", "tool_choice_json", "resumed_tokenizer", "avoid_workers", "resumed_ttft_s", "resumed_s", "place_lost")
+    __slots__ = ("request_id", "model", "text", "token_ids", "chat", "sampling", "slo_class", "workload", "session_id", "resume_from", "resumed_token_ids", "resumed_text", "response_format_json", "tools_json", "tool_choice_json", "resumed_tokenizer", "avoid_workers", "resumed_ttft_s", "resumed_s", "place_lost", "deadline_ms")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
@@ -82,6 +82,7 @@ class GenerateRequest(_message.Message):
     RESUMED_TTFT_S_FIELD_NUMBER: _ClassVar[int]
     RESUMED_S_FIELD_NUMBER: _ClassVar[int]
     PLACE_LOST_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     text: str
@@ -102,7 +103,8 @@ class GenerateRequest(_message.Message):
     resumed_ttft_s: float
     resumed_s: float
     place_lost: bool
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., slo_class: _Optional[str] = ..., workload: _Optional[str] = ..., session_id: _Optional[str] = ..., resume_from: _Optional[int] = ..., resumed_token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., resumed_text: _Optional[str] = ..., response_format_json: _Optional[str] = ..., tools_json: _Optional[str] = ..., tool_choice_json: _Optional[str] = ..., resumed_tokenizer: _Optional[str] = ..., avoid_workers: _Optional[_Iterable[str]] = ..., resumed_ttft_s: _Optional[float] = ..., resumed_s: _Optional[float] = ..., place_lost: bool = ...) -> None: ...
+    deadline_ms: int
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., slo_class: _Optional[str] = ..., workload: _Optional[str] = ..., session_id: _Optional[str] = ..., resume_from: _Optional[int] = ..., resumed_token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., resumed_text: _Optional[str] = ..., response_format_json: _Optional[str] = ..., tools_json: _Optional[str] = ..., tool_choice_json: _Optional[str] = ..., resumed_tokenizer: _Optional[str] = ..., avoid_workers: _Optional[_Iterable[str]] = ..., resumed_ttft_s: _Optional[float] = ..., resumed_s: _Optional[float] = ..., place_lost: bool = ..., deadline_ms: _Optional[int] = ...) -> None: ...
 
 class TokenLogprob(_message.Message):
     __slots__ = ("text", "logprob", "top")
