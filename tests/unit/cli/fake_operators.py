@@ -13,10 +13,13 @@ from services.mesh.rpc import require_mesh_secret
 from services.mesh.telemetry import start_telemetry
 from tests.unit.client.fake_router import FakeRouter
 from tokenworks.v1 import (
+    events_pb2,
     inference_pb2_grpc,
+    insight_pb2_grpc,
     metering_pb2_grpc,
     planning_pb2_grpc,
 )
+from tokenworks.v1 import insight_pb2 as insight
 from tokenworks.v1 import metering_pb2 as metering
 from tokenworks.v1 import planning_pb2 as planning
 
@@ -90,6 +93,36 @@ class FakeMeter(metering_pb2_grpc.MeterServicer):
         )
 
 
+class FakeInsight(insight_pb2_grpc.InsightServicer):
+    """A budget that lasts three days and a half, one anomaly, one class whose promises are kept by half."""
+
+    async def GetForecast(self, request: insight.GetForecastRequest, context: Any) -> insight.Forecast:
+        require_mesh_secret(context, [SECRET])
+        total = insight.ForecastTotal(to_unix_ms=1, expected_nusd=12e9, low_nusd=10e9, high_nusd=14e9)
+        return insight.Forecast(
+            method="seasonal",
+            because="pip install it",
+            level=request.level,
+            step_hours=1,
+            history_steps=48,
+            points=[insight.ForecastPoint(from_unix_ms=3_600_000, expected_nusd=1e9)],
+            horizon=total,
+            budgets=[insight.BudgetOutlook(scope="tenant", unit="nusd", period="once", limit=50 * 10**9, days=3.5)],
+        )
+
+    async def ListAnomalies(self, request: insight.ListAnomaliesRequest, context: Any) -> insight.ListAnomaliesResponse:
+        require_mesh_secret(context, [SECRET])
+        found = events_pb2.SpendAnomalyFound(
+            tenant=request.tenant, spent_nusd=900, usual_nusd=100, evidence="much more than usual"
+        )
+        return insight.ListAnomaliesResponse(found=[found] if request.tenant else [], watched=3, learning=1)
+
+    async def GetPromises(self, request: insight.GetPromisesRequest, context: Any) -> insight.Promises:
+        require_mesh_secret(context, [SECRET])
+        one = insight.PromiseOutlook(slo_class="batch", finished_requests=4, slo_met_requests=2, attainment=0.5)
+        return insight.Promises(classes=[one], total=one)
+
+
 class FakeOptimizer(planning_pb2_grpc.OptimizerServicer):
     async def GetPlan(self, request: planning.GetPlanRequest, context: Any) -> planning.RoutingPlan:
         require_mesh_secret(context, [SECRET])
@@ -108,11 +141,12 @@ class FakeOptimizer(planning_pb2_grpc.OptimizerServicer):
 
 @asynccontextmanager
 async def serving(router: FakeRouter | None = None, meter: FakeMeter | None = None) -> AsyncIterator[str]:
-    """Serves all three on one port of 127.0.0.1 and gives the address."""
+    """Serves all of them on one port of 127.0.0.1 and gives the address."""
     telemetry = start_telemetry("fake", "test")
     server = FastGrpcServer(telemetry, Lifecycle("fake"), max_message_bytes=4 << 20)
     server.add(inference_pb2_grpc.add_RouterServicer_to_server, router or FakeRouter(), "tokenworks.v1.Router")
     server.add(metering_pb2_grpc.add_MeterServicer_to_server, meter or FakeMeter(), "tokenworks.v1.Meter")
+    server.add(insight_pb2_grpc.add_InsightServicer_to_server, FakeInsight(), "tokenworks.v1.Insight")
     server.add(planning_pb2_grpc.add_OptimizerServicer_to_server, FakeOptimizer(), "tokenworks.v1.Optimizer")
     port = await server.start("127.0.0.1", 0)
     try:

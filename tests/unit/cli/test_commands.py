@@ -1,6 +1,7 @@
 """The program itself, as a process: what it prints with `--json`, and its exit status."""
 
 import asyncio
+import csv
 import json
 import os
 import sys
@@ -172,6 +173,37 @@ async def test_usage_is_a_table_with_a_total(program):
     ended = await program.run("usage", "--by", "accelerator")
     assert "NVIDIA L4" in ended.out
     assert ended.out.count("12,345") == 2
+
+
+async def test_usage_csv_has_a_line_for_each_row_and_absent_figures_are_empty(program):
+    program.meter.rows.append(
+        metering.UsageRow(key=metering.UsageKey(tenant="a,b"), requests=2, price_nusd=5, utilisation=0.5)
+    )
+    ended = await program.run("usage", "--by", "tenant", "--csv")
+    head, row = csv.reader(ended.out.splitlines())
+    found = dict(zip(head, row, strict=True))
+    assert (found["tenant"], found["requests"], found["price_nusd"], found["utilisation"]) == ("a,b", "2", "5", "0.5")
+
+
+async def test_what_comes_is_told_with_its_method_and_when_budgets_run_out(program):
+    shown = (await program.run("forecast", "--tenant", "acme", "--level", "0.8")).out
+    assert "$12.00" in shown
+    assert "average of that time" in shown
+    assert "pip install it" in shown
+    assert "Intervals hold 80%" in shown
+    assert "3.5 days" in shown
+    only = (await program.run("forecast", "--tenant", "acme", "--budget")).out
+    assert "3.5 days" in only
+    assert "Intervals" not in only
+    assert (await program.run("forecast", "--json")).document["budgets"][0]["soonest_days"] is None
+
+
+async def test_anomalies_and_promises_are_told(program):
+    assert "Nothing out of the ordinary" in (await program.run("anomalies")).out
+    found = (await program.run("anomalies", "acme")).out
+    assert "9.0x" in found
+    assert "much more than usual" in found
+    assert "50.0%" in (await program.run("promises")).out
 
 
 async def test_plan_and_explain_are_shown(program):
