@@ -22,7 +22,11 @@ _MODEL: Final = "llama-3.1-8b"
 _CATALOGUE: Final = load_catalogue()
 _LOADS: Final = (0.5, 1.0, 2.0, 5.0, 10.0)
 _ONE_RPS: Final = 16.0  # about what one H100 serves of these requests within interactive promises
-_THREE_RPS: Final = 70.0  # about what three serve of the mixed classes
+_FLEETS: Final = {  # and about what each serves of the mixed classes, in requests per second
+    "nvidia-h100-sxm": 22.0,
+    "3 nvidia-h100-sxm": 70.0,
+    "2 nvidia-h100-sxm, 2 nvidia-a100-80g-sxm, 4 nvidia-l4": 75.0,
+}
 _FLOOD_TIMES: Final = 10.0
 _LENGTH_S: Final = 40.0
 _BEGINS_S: Final = 8.0
@@ -89,15 +93,15 @@ def _recovery_s(seed: int) -> float:
     return kept_from_s - ends_s
 
 
-def _neighbour(seed: int) -> dict[str, Any]:
-    """Two tenants that each ask for 0.28 of what three H100 can do; then one asks for ten times that."""
-    rps = 0.28 * _THREE_RPS
+def _neighbour(fleet: str, seed: int) -> dict[str, Any]:
+    """Two tenants that each ask for 0.28 of what a fleet can do; then one asks for ten times that."""
+    rps = 0.28 * _FLEETS[fleet]
     mine, theirs = _arrivals("mine", rps, 0.0, _LENGTH_S, seed), _arrivals("theirs", rps, 0.0, _LENGTH_S, seed)
     flood = _arrivals("theirs", rps * _FLOOD_TIMES, _BEGINS_S, _LENGTH_S, seed)
     before = [each for each in theirs if each.arrival_s < _BEGINS_S]
-    calm = _run("3 nvidia-h100-sxm", [mine, theirs])
-    flooded = _run("3 nvidia-h100-sxm", [mine, before, flood])
-    row: dict[str, Any] = {"seed": seed}
+    calm = _run(fleet, [mine, theirs])
+    flooded = _run(fleet, [mine, before, flood])
+    row: dict[str, Any] = {"fleet": fleet, "seed": seed}
     for name in ("interactive", "standard", "batch", "all"):
         ttft_s = [_ttfts_s(each, name) for each in (calm, flooded)]
         row[name] = {"calm_s": _p99(ttft_s[0]), "flood_s": _p99(ttft_s[1])}
@@ -135,13 +139,13 @@ def main() -> None:
     print(
         f"\nPromises are kept again {max(recovery_s):.0f} s after a flood of ten times its capacity, at the latest.\n"
     )
-    neighbours = [_neighbour(seed) for seed in seeds]
-    print("A tenant's TTFT p99 on three H100, before and while another asks for ten times as much:\n")
-    print("| seed | all classes | interactive | standard | batch | refused |\n| --- | --- | --- | --- | --- | --- |")
+    neighbours = [_neighbour(fleet, seed) for fleet in _FLEETS for seed in seeds]
+    print("A tenant's TTFT p99, before and while another asks for ten times as much:\n")
+    print("| fleet | seed | all classes | interactive | standard | batch | refused |\n|" + " --- |" * 7)
     for row in neighbours:
         p99s = [(row[name]["calm_s"], row[name]["flood_s"]) for name in ("all", "interactive", "standard", "batch")]
         cells = [f"{calm_s:.2f} → {flood_s:.2f} s ({flood_s / calm_s:.2f})" for calm_s, flood_s in p99s]
-        print(f"| {row['seed']} | {' | '.join(cells)} | {row['refused']} |")
+        print(f"| {row['fleet']} | {row['seed']} | {' | '.join(cells)} | {row['refused']} |")
     found = {"by_load": by_load, "recovery_s": recovery_s, "neighbours": neighbours}
     print(f"\nwritten to {write(options.out, found)}")
 
