@@ -41,7 +41,7 @@ def plan(
             return
         if history:
             decisions = asyncio.run(_ask_history(access, model, history))
-            output.result(document_of(decisions), _history(decisions))
+            output.result(document_of(decisions), _history(decisions), *_rolled_back(decisions))
             return
         found = asyncio.run(_ask(access, model))
         output.result(document_of(found), *_pictures(found))
@@ -94,7 +94,14 @@ def _fate(decision: "planning.Decision") -> str:
     """Whether it was tried first, and what came of it."""
     if not decision.fate:
         return "-"
-    return f"{decision.fate} (on {decision.canary_share:.0%})" + (f": {decision.because}" if decision.because else "")
+    return f"{decision.fate} ({decision.canary_share:.0%})"
+
+
+def _rolled_back(found: "planning.ListDecisionsResponse") -> Iterator[str]:
+    """A line for each plan that went back."""
+    for each in found.decisions:
+        if each.because:
+            yield f"[bold]{each.plan}[/] was rolled back: {each.because}."
 
 
 def bucket(start: int, end: int) -> str:
