@@ -117,7 +117,8 @@ class _Mesh:
         self.meter: _Service | None = None
         self.routers: list[_Service] = []
 
-    async def start(self, stack: AsyncExitStack) -> None:
+    async def start(self, stack: AsyncExitStack, budget: metering_pb2.SetBudgetRequest) -> None:
+        """The budget is set before there are routers: what one lets in before it has heard of a budget is not bound."""
         server = await stack.enter_async_context(NatsServer(self._folder / "nats"))
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         common = {name: value for name, value in os.environ.items() if not name.startswith(("TOKENWORKS", "OTEL"))} | {
@@ -136,12 +137,13 @@ class _Mesh:
             return made
 
         self.meter = service("meter-0", id="meter-0", port=_port(self.meter_address), http_port=0)
-        for number, address in enumerate(self.router_addresses):
-            name = f"router-{number}"
-            self.routers.append(service(name, id=name, port=_port(address), http_port=0))
         for number in range(self._storm.workers):
             name = f"worker-{number}"
             service(name, id=name, port=0, http_port=0, engine="simulated", speed=4.0)
+        await self.budget(budget)
+        for number, address in enumerate(self.router_addresses):
+            name = f"router-{number}"
+            self.routers.append(service(name, id=name, port=_port(address), http_port=0))
 
     async def budget(self, request: metering_pb2.SetBudgetRequest) -> None:
         await self._until(lambda meter: meter.SetBudget(request, timeout=_CALL_S))
@@ -220,8 +222,7 @@ async def run(seed: int, storm: Storm) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="budget-storm-") as folder:
         mesh = _Mesh(Path(folder), storm)
         async with AsyncExitStack() as stack:
-            await mesh.start(stack)
-            await mesh.budget(metering_pb2.SetBudgetRequest(tenant="storm", unit="tokens", limit=storm.tokens))
+            await mesh.start(stack, metering_pb2.SetBudgetRequest(tenant="storm", unit="tokens", limit=storm.tokens))
             callers = _Callers(mesh, rng, outcome)
             stack.push_async_callback(callers.close)
             await callers.ready()
