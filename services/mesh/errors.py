@@ -6,7 +6,7 @@
     │   ├── UnknownModel          UnknownSloClass   UnknownRequest  UnknownTenant
     │   ├── Unauthenticated       PlacementRefused
     │   ├── CreditExhausted       DuplicateRequest  ResumeRefused   RunawayStopped  RateLimited
-    │   └── Unsupported           ClientTooSlow
+    │   └── Unsupported           ClientTooSlow     DeadlinePassed
     ├── CapacityError      the mesh is full; `retry_after_s` says when to come back
     │   ├── QueueFull             OutboxFull        NoWorker
     │   └── NoWorkerAllowed       DeadlineUnreachable
@@ -112,6 +112,10 @@ class Unsupported(CallerError):
     pass
 
 
+class DeadlinePassed(CallerError):
+    pass
+
+
 class ClientTooSlow(CallerError):
     pass
 
@@ -202,6 +206,7 @@ FACES: Final[dict[type[TokenworksError], Face]] = {
     DuplicateRequest: Face("ALREADY_EXISTS", 409, "invalid_request_error"),
     ResumeRefused: Face("FAILED_PRECONDITION", 409, "invalid_request_error"),
     Unsupported: Face("UNIMPLEMENTED", 400, "invalid_request_error"),
+    DeadlinePassed: Face("DEADLINE_EXCEEDED", 504, "server_error"),
     ClientTooSlow: Face("RESOURCE_EXHAUSTED", 408, "invalid_request_error"),
     CapacityError: Face("UNAVAILABLE", 503, "server_error"),
     QueueFull: Face("RESOURCE_EXHAUSTED", 429, "rate_limit_error"),

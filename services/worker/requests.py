@@ -30,6 +30,7 @@ class Order:
         traceparent: W3C context that the request's span becomes a child of.
         plan: model:version of the plan that sent it here; empty when there was none.
         funded: what is held for it; None where no budget bounds it.
+        time_left_s: of its caller's deadline, when it came; None where there is none, or its own call has it.
     """
 
     tenant: str
@@ -40,6 +41,7 @@ class Order:
     plan: str
     engine: EngineRequest
     funded: Funded | None = None
+    time_left_s: float | None = None
 
 
 def relayed(opened: pb.OpenStream, sequence: int, context_tokens: int) -> Order:
@@ -63,6 +65,7 @@ def relayed(opened: pb.OpenStream, sequence: int, context_tokens: int) -> Order:
             resumed_tokenizer=opened.resumed_tokenizer,
         ),
         funded=funded_of(opened.funds) if opened.HasField("funds") else None,
+        time_left_s=opened.deadline_ms / 1000 or None,
     )
 
 

@@ -1,5 +1,6 @@
 """One request on this worker: who listens, what it has made, how long it took. Its end, as its reader is told."""
 
+import asyncio
 from dataclasses import dataclass
 
 from opentelemetry.trace import Span
@@ -28,6 +29,7 @@ class Stream:
         runaway: what was said of that.
         funds: what of it is paid for; None where no budget bounds it.
         ask_at: it is looked at whether more is paid for once it has so many tokens.
+        deadline: ends it when its caller's time is over; None where that is not told.
         cancelled: why, as the last chunk says; empty while nobody has cancelled it.
     """
 
@@ -46,6 +48,7 @@ class Stream:
     queue_s: float = 0.0
     funds: StreamFunds | None = None
     ask_at: int = NEVER
+    deadline: asyncio.TimerHandle | None = None
     cancelled: str = ""
     ended: bool = False
 

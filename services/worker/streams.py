@@ -19,6 +19,7 @@ from typing import Final
 from services.mesh.bus import Bus
 from services.mesh.clock import Clock
 from services.mesh.errors import (
+    DeadlinePassed,
     DuplicateRequest,
     EngineFailed,
     NoWorker,
@@ -166,6 +167,8 @@ class Streams:
             self._engine.cancel(request.sequence)
             self._refused(stream, EngineFailed("the request was given up while the engine was asked"))
             raise
+        if order.time_left_s is not None and not stream.ended:
+            stream.deadline = asyncio.get_running_loop().call_later(order.time_left_s, self._late, stream)
         return stream
 
     def cancel(self, stream: Stream, reason: str) -> None:
@@ -198,6 +201,11 @@ class Streams:
             stream.outgoing.wake()
         stream.outgoing = None
         self.cancel(stream, Outcome.CANCELLED)
+
+    def _late(self, stream: Stream) -> None:
+        late = f"its caller's deadline passed, {stream.order.time_left_s:g} s after it came; allow it more time"
+        made = f"{stream.made_tokens} tokens were made here"
+        self.abandon(stream, DeadlinePassed(f"request {stream.order.engine.request_id!r} was ended: {late} ({made})"))
 
     async def drained(self, grace_s: float, wait_s: float = 2.0) -> int:
         """Takes no more; waits until the last stream has ended, and ends the rest after `grace_s`.
@@ -392,6 +400,8 @@ class Streams:
 
     def _remove(self, stream: Stream) -> None:
         stream.ended = True
+        if stream.deadline is not None:
+            stream.deadline.cancel()
         del self._streams[stream.order.engine.sequence]
         self._forget_request(stream)
         if not self._streams:

@@ -86,7 +86,11 @@ class Session:
         """Opens a stream; `changes` are fields of GenerateRequest, of its Sampling or of OpenStream."""
         number = next(self._numbers)
         sampling = {each: changes.pop(each) for each in ("max_tokens", "seed", "stop", "ignore_eos") if each in changes}
-        opening = {each: changes.pop(each) for each in ("traceparent", "priority", "plan", "funds") if each in changes}
+        opening = {
+            each: changes.pop(each)
+            for each in ("traceparent", "priority", "plan", "funds", "deadline_ms")
+            if each in changes
+        }
         request = {"request_id": request_id, "model": MODEL, "text": "hello", "slo_class": "standard", **changes}
         received = self.streams[number] = Received(first=request.get("resume_from", 0))
         await self._call.write(

@@ -150,6 +150,23 @@ async def test_a_broken_session_cancels_its_streams_at_once_and_leaves_others_al
         assert len((await again.answer("dying-3", max_tokens=3, ignore_eos=True)).token_ids) == 3
 
 
+async def test_what_runs_or_waits_past_its_callers_deadline_is_ended_by_name_and_counted(tmp_path: Path) -> None:
+    async with running_worker(tmp_path, max_batch=1, speed=SLOW) as worker:
+        session = await worker.session()
+        _, running = await session.open("runs", max_tokens=5000, ignore_eos=True, deadline_ms=1500)
+        await worker.until(lambda: len(running.token_ids) > 0, "the first runs")
+        _, waiting = await session.open("waits", max_tokens=10, deadline_ms=200)
+        for stream in (running, waiting):
+            await stream.end()
+            assert stream.error is not None
+            assert stream.error.reason == "DeadlinePassed"
+        await worker.reported("runs", "waits")
+        found = by_request(worker.entries)
+        assert sum(entry.count for entry in found["runs"]) >= len(running.token_ids) > 0
+        assert sum(entry.count for entry in found["waits"]) == 0
+        assert len((await session.answer("in time", max_tokens=3, ignore_eos=True, deadline_ms=60_000)).token_ids) == 3
+
+
 async def test_a_stream_whose_engine_has_ended_and_that_waits_for_credit_ends_with_its_router(tmp_path: Path) -> None:
     async with running_worker(tmp_path) as worker:
         session = await worker.session()
