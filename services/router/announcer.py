@@ -1,11 +1,23 @@
-"""What the router tells the mesh of a request: RequestAdmitted and RequestFinished, each exactly once, or neither."""
+"""What the router tells the mesh of a request: RequestAdmitted and RequestFinished, each exactly once, or neither.
+
+And how far an answer got whose client came back for the rest and was refused: nobody else may know of its end.
+"""
+
+import logging
+from typing import Final
 
 from services.mesh.bus import Bus
 from services.mesh.clock import Clock
-from services.mesh.events import Funding, RequestAdmitted, RequestFinished
+from services.mesh.errors import CapacityError, CreditExhausted, OutboxFull, PeerError, RateLimited, TokenworksError
+from services.mesh.events import Funding, Outcome, RequestAdmitted, RequestFinished
 from services.mesh.price_calendar import PriceCalendar
 from services.mesh.telemetry import trace_id_of
+from services.router.core.request import Asked
 from services.router.relay import Relay
+
+log = logging.getLogger(__name__)
+
+_NOT_ITS_FAULT: Final = (CreditExhausted, RateLimited, CapacityError, PeerError)
 
 
 class Announcer:
@@ -93,6 +105,41 @@ class Announcer:
             ),
             traceparent=relay.traceparent,
         )
+
+    def refused(self, asked: Asked, error: TokenworksError, traceparent: str) -> None:
+        """A request gets no place. Of one whose client has the first tokens, that was the end, unless it finds a place
+        later: then the longer end counts."""
+        if not asked.resume_from or not isinstance(error, _NOT_ITS_FAULT):
+            return
+        event = RequestFinished(
+            request_id=asked.request_id,
+            router=self._router,
+            tenant=asked.tenant,
+            workload=asked.workload,
+            model=asked.model,
+            slo_class=asked.slo_class,
+            worker="",
+            pool="",
+            accelerator="",
+            delivered_from=0,
+            delivered_count=asked.resume_from,
+            prompt_tokens=0,
+            cached_prompt_tokens=0,
+            outcome=Outcome.ERROR,
+            ttft_s=0.0,
+            tpot_s=0.0,
+            e2e_s=0.0,
+            slo_met=False,
+            trace_id=trace_id_of(traceparent),
+            at_unix_ms=self._clock.unix_ms(),
+            admitted_unix_ms=0,
+            price_book="",
+            plan="",
+        )
+        try:
+            self._bus.publish(event, traceparent=traceparent)
+        except OutboxFull:
+            log.error("the bus takes no more: %s is in this log only", event)
 
 
 def _funding(relay: Relay) -> tuple[Funding, ...]:

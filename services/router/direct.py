@@ -36,7 +36,6 @@ from services.router.core.request import Asked, Promise
 from services.router.core.resumes import check_asks, check_resumed
 from services.router.dispatch import Dispatcher
 from services.router.funds import Funds
-from services.router.measures import Measures
 from services.router.placing import Placing
 from services.router.requests import asked_of
 from services.router.room import Passage, Room
@@ -63,7 +62,6 @@ class Direct:
         dispatcher: Dispatcher,
         fleet: Fleet,
         placing: Placing,
-        measures: Measures,
         bus: Bus,
         clock: Clock,
         rng: Random,
@@ -76,7 +74,6 @@ class Direct:
         self._dispatcher = dispatcher
         self._fleet = fleet
         self._placing = placing
-        self._measures = measures
         self._bus = bus
         self._clock = clock
         self._rng = rng
@@ -147,9 +144,7 @@ class Direct:
                     record = passage.record
                     record.decided_unix_ms = since_unix_ms  # it pays the prices of then
         except TokenworksError as error:
-            if credit is not None:
-                self._funds.unused(asked, credit)
-            self._measures.refused(error)
+            self._dispatcher.refused(asked, credit, error, traceparent)
             raise
         if before is not None:
             self._release(before)

@@ -174,9 +174,7 @@ class Dispatcher:
                     record = passage.record
                     record.decided_unix_ms = since_unix_ms  # it pays the prices of then
         except TokenworksError as error:
-            if credit is not None:
-                self._funds.unused(asked, credit)
-            self._measures.refused(error)
+            self.refused(asked, credit, error, traceparent)
             raise
         now = self._clock.monotonic_s
         promise = passage.served_promise
@@ -191,6 +189,13 @@ class Dispatcher:
         self._send(relay, passage.decision, passage.placed)
         asyncio.get_running_loop().call_later(_ANNOUNCE_AFTER_S, self._announce, relay)
         return relay
+
+    def refused(self, asked: Asked, credit: RequestCredit | None, error: TokenworksError, traceparent: str) -> None:
+        """A request gets no place: its credit is not used; measured; told where it was the end of an answer."""
+        if credit is not None:
+            self._funds.unused(asked, credit)
+        self._measures.refused(error)
+        self._announcer.refused(asked, error, traceparent)
 
     def prepare(self, request: wire.GenerateRequest, tenant: str) -> None:
         """Fills in `request_id` and `slo_class` where they are empty."""

@@ -141,7 +141,6 @@ async def wire(
         dispatcher=dispatcher,
         fleet=fleet,
         placing=placing,
-        measures=measures,
         bus=bus,
         clock=clock,
         rng=rng,

@@ -275,6 +275,30 @@ async def test_request_whose_worker_and_client_are_gone_is_closed_and_what_it_di
     assert (await mesh.usage()).total.generated_tokens > 0
 
 
+async def test_how_far_an_answer_got_whose_client_is_refused_the_rest_is_booked(start_mesh: StartMesh) -> None:
+    mesh = await start_mesh(mesh=SETTINGS)
+    async with worker_process(mesh, simulated("h100-9")) as process:
+        await mesh.wait_for_workers(1)
+        stream, taken = asked(mesh.client(direct=True), max_tokens=10_000, max_attempts=2), 0
+
+        async def until_refused() -> None:
+            nonlocal taken
+            async for piece in stream:
+                taken += piece.token_count
+                if process.returncode is None:
+                    process.send_signal(signal.SIGKILL)
+                    await process.wait()
+
+        with pytest.raises(GenerateError):
+            await until_refused()
+
+    async def told() -> bool:
+        bill = await mesh.bill(stream.request_id)
+        return (bill.outcome, bill.delivered_tokens) == (Outcome.ERROR, taken)
+
+    await eventually(told, "the router that refused the rest has told what its client has")
+
+
 async def test_secret_is_rotated_without_a_request_that_fails(start_mesh: StartMesh, tmp_path: Path) -> None:
     before = MeshSettings(secret="old", previous_secrets=("new",), data_dir=tmp_path, drain_grace_s=5.0)
     after = before.model_copy(update={"secret": "new", "previous_secrets": ("old",)})
