@@ -18,13 +18,19 @@ def rebuild(
     into: Annotated[Path, typer.Argument(help="The new SQLite file; must not exist yet.")],
     *,
     check: Annotated[bool, typer.Option("--check/--no-check", help="Hold it against the live books.")] = True,
+    raw: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, file_okay=False, help="A folder of meter.raw_events_dir, for what the streams have let go of."
+        ),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Make the meter's database again from the event streams; exit status 1 when it differs from the live one."""
     with command(as_json) as output:
         from services.cli.access import read_access
 
-        done = asyncio.run(rebuilt(read_access().nats, into, check=check))
+        done = asyncio.run(rebuilt(read_access().nats, into, check=check, raw=raw))
         found = done["differences"]
         under = f"{done['price_books']} price books and {done['budgets']} budgets"
         lines = [f"{done['booked']:,} of {done['events']:,} events are booked in [bold]{into}[/], under {under}"]
@@ -39,20 +45,22 @@ def rebuild(
 
 
 async def rebuilt(
-    nats: str, into: Path, *, check: bool, environment: Mapping[str, str] | None = None
+    nats: str, into: Path, *, check: bool, raw: Path | None = None, environment: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """Runs the meter's own program, as any service is run; what it says.
 
     Args:
         nats: URL of the streams.
         into: the new SQLite file.
+        raw: a folder of Parquet files that hold what the streams have let go of.
         environment: more of the meter's settings.
 
     Raises:
         CommandFailed: it could not be done; the message has its last word.
     """
+    more = [*(["--check"] if check else []), *(["--raw", str(raw)] if raw is not None else [])]
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "services.meter.rebuild", str(into), *(["--check"] if check else [])),
+        *(sys.executable, "-m", "services.meter.rebuild", str(into), *more),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env={**os.environ, **(environment or {}), "TOKENWORKS_NATS_URL": nats},

@@ -127,6 +127,7 @@ class MeterSettings(Section):
     database_url: str = ""  # empty: sqlite at <data_dir>/meter.db
     lease_ttl_s: Annotated[float, Field(ge=0.5, le=3600)] = 30.0  # routers give out credit so long without an answer
     holding_ttl_s: Annotated[float, Field(ge=0.5, le=60)] = 3.0  # silence after which another takes the books over
+    raw_events_dir: Path | None = None  # hourly Parquet files of the streams; none: the streams alone have them
     audit_every_s: Annotated[float, Field(gt=0, le=3600)] = 5.0  # between two passes of the reconciler
     audit_patience_s: Annotated[float, Field(gt=0, le=86_400)] = 60.0  # until what does not agree is not on its way
     anomaly_ratio: Annotated[float, Field(gt=1)] = 2.0  # an hour's spending is told of from so many times the usual

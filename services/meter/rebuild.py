@@ -1,4 +1,4 @@
-"""`python -m services.meter.rebuild INTO [--check]`: makes the books again, from the streams alone.
+"""`python -m services.meter.rebuild INTO [--check] [--raw DIR]`: makes the books again, from the streams alone.
 
 In: the streams of tokens, requests, budgets and price books, from their first message on. Out: a new database, and with
 `--check` what differs between it and the live one. The live books are only read; to use the new ones, stop the meter
@@ -32,6 +32,7 @@ from services.meter.core.costs import RateCard
 from services.meter.rates import rate_card
 from services.meter.store.compare import differences
 from services.meter.store.database import Database
+from services.meter.store.raw_events import RawEvents
 
 _WRITER: Final = "rebuild"
 _KEPT_MS: Final = 1000 * min(each.max_age_s for each in STREAMS if each.name in ("TW_TOKENS", "TW_REQUESTS"))
@@ -49,11 +50,17 @@ class Rebuilt:
     lost: int
 
 
-async def rebuild(bus: Bus, database: Database, prices: PriceBook, rates: RateCard, clock: Clock) -> Rebuilt:
+async def rebuild(
+    bus: Bus, database: Database, prices: PriceBook, rates: RateCard, clock: Clock, *, raw: RawEvents | None = None
+) -> Rebuilt:
     """Fills an empty database from the streams.
+
+    Args:
+        raw: files that hold what the streams have let go of; these are read from where the files end.
 
     Raises:
         BusUnavailable: the connection was lost; start over with an empty database.
+        InvariantBroken: a file between two others is gone.
         SettingInvalid: the streams' price book of the label in force has other prices than `prices`.
     """
     now_unix_ms = clock.unix_ms()
@@ -69,20 +76,27 @@ async def rebuild(bus: Bus, database: Database, prices: PriceBook, rates: RateCa
 
     events = 0
     for _, channels in READS:
-        events += await bus.replay(channels, book, batch=2048)
+        last = 0
+        if raw is not None:
+            assert channels[0].stream is not None
+            for messages in raw.read(channels[0].stream):
+                await book(messages)
+                events, last = events + len(messages), messages[-1].stream_sequence
+        events += await bus.replay(channels, book, batch=2048, after_sequence=last)
     for rerating in standing.reratings:  # every request was booked under it
         await asyncio.to_thread(partial(keeper.end_rerating, rerating))
     return Rebuilt(events, booked, budgets, len(standing.price_books), refused, lost)
 
 
-async def _run(settings: Settings, into: Path, *, check: bool) -> int:
+async def _run(settings: Settings, into: Path, *, check: bool, raw: Path | None) -> int:
     clock = SystemClock()
+    files = None if raw is None else RawEvents(raw)
     telemetry = start_telemetry("meter", _WRITER)
     bus = NatsBus(settings.nats, "meter", _WRITER, telemetry, clock)
     rebuilt = Database(f"sqlite:///{into}")
     try:
         await bus.connect()
-        done = await rebuild(bus, rebuilt, settings.prices, rate_card(settings), clock)
+        done = await rebuild(bus, rebuilt, settings.prices, rate_card(settings), clock, raw=files)
         findings: list[str] | None = None
         if check:
             live = Database(settings.database_url)
@@ -113,11 +127,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m services.meter.rebuild", description=__doc__)
     parser.add_argument("into", type=Path, help="the new SQLite file")
     parser.add_argument("--check", action="store_true", help="hold the new books against the live ones")
+    parser.add_argument("--raw", type=Path, help="a folder of meter.raw_events_dir, for what the streams let go of")
     given = parser.parse_args()
     try:
         if given.into.exists():
             raise SettingInvalid(f"{given.into} exists already; name a file that does not: no books are overwritten")
-        return asyncio.run(_run(load_settings(), given.into, check=given.check))
+        if given.raw is not None and not given.raw.is_dir():
+            raise SettingInvalid(f"--raw {given.raw} is no folder; name the one that meter.raw_events_dir was set to")
+        return asyncio.run(_run(load_settings(), given.into, check=given.check, raw=given.raw))
     except TokenworksError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2

@@ -22,6 +22,7 @@ from services.mesh.settings import Settings
 from services.mesh.telemetry import Telemetry
 from services.meter.announcer import Announcer
 from services.meter.answers_http import AnswersHttp
+from services.meter.archive import Archive
 from services.meter.audit import Audit
 from services.meter.bookkeeper import Bookkeeper
 from services.meter.catch_up import booked_up_to, catch_up, find_behind, restore_budgets, restore_price_books
@@ -57,6 +58,7 @@ from services.meter.store.exports import ExportReader
 from services.meter.store.holding import FileLock, Holding, is_shared
 from services.meter.store.invoices import InvoiceReader
 from services.meter.store.questions import Questions
+from services.meter.store.raw_events import RawEvents
 from services.meter.store.rolling import HourRoller
 from services.meter.telling import Telling
 from services.meter.thread import WorkThreads
@@ -310,6 +312,9 @@ async def _serve(
         life.spawn(lessor.serve(), "leases"),
         life.spawn(lessor.look_after(), "look after leases"),
     ]
+    if settings.meter.raw_events_dir is not None:
+        archive = Archive(RawEvents(settings.meter.raw_events_dir), bus, clock)
+        tasks.append(life.spawn(archive.run(), "raw events"))
     if settings.runaway.most is not RunawayGrade.NONE:
         tasks.append(life.spawn(runaways.run(), "runaways"))
 
