@@ -80,6 +80,10 @@ bench: ## Measure; results go to bench/results/
 bench-budgets: ## What budgets add to a first token and to those after it; ARGS
 	$(SET_UP) $(EXTRAS) dev
 	$(PY) -m bench.budget_ttft $(ARGS)
+.PHONY: bench-meter
+bench-meter: ## How fast the meter books, against a plain INSERT per event; its lag; ARGS="--flat 10000000" for flatness
+	$(SET_UP) $(EXTRAS) dev
+	$(PY) -m bench.meter_booking --out bench/results/meter_booking.json $(ARGS)
 
 .PHONY: bench-overload
 bench-overload: ## Far more asked than can be done, in virtual time: goodput, recovery, what a flood does to a neighbour

@@ -1,235 +1,116 @@
 """How fast the meter books: token entries per CPU-second, against a plain `INSERT … ON CONFLICT` per event.
 
-    python -m bench.meter_booking [--streams 1000] [--seconds 20] [--workers 7] [--batch-ms 100] [--out FILE]
+    python -m bench.meter_booking [--streams 1000] [--seconds 20] [--workers 7] [--batch 512] [--flat N] [--out FILE]
 
-Both book the same traffic into SQLite files in the same directory, with the write-ahead log synced at every commit.
-The traffic: `streams` requests run at any time, spread over `workers`; each worker reports every 50 ms, one entry per
-request that got tokens; a request that ends is replaced by a new one. The meter books what came within `batch-ms` in
-one transaction, with marks, requests, segments, ledger, usage and budgets. The plain way keeps one row per request and
-adds each entry to it, a transaction each (`per event`) or one per batch (`per batch`); it knows no duplicates, no
-prices, no ranges. CPU seconds are those of the process, without making the traffic.
+A token entry is what a worker reports of one request every 50 ms: a run of some tokens, with device time and energy.
+The traffic: `streams` requests run at any time, spread over `workers`; a request that ends is replaced by a new one.
+Every way gets the same messages as the bus has them, encoded, and what it spends on decoding counts. CPU seconds are
+those of the process and, for PostgreSQL, of the server; making the traffic does not count.
+
+1. Speed, of what has piled up: the meter books up to `batch` messages in one transaction, with marks, requests,
+   segments, ledger, usage and budgets. The plain program keeps one row per request and adds each entry to it, in a
+   transaction each (`per event`) or one per batch (`per batch`); it knows no duplicates, no prices, no ranges. SQLite
+   syncs the disk at every commit. PostgreSQL is a server of the benchmark's own, where one is installed; it does not
+   sync, which is to the plain program's advantage.
+2. Lag, in real time, of 20,000 tokens a second: from when a message is due until its transaction is committed, with all
+   of it on one core, batches as the meter's feed makes them.
+3. Flatness: `--flat` entries, by the million: speed, size of the books, memory.
 """
 
 import argparse
+import gc
 import json
-import random
+import os
 import sqlite3
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Final
 
+import psutil
+import psycopg
+
+from bench.meter_traffic import ACCELERATORS, REPORT_MS, START_MS, Message, Traffic
 from bench.record import hardware
-from services.mesh.bus import Delivered, EventId
-from services.mesh.events import Event, RequestAdmitted, RequestFinished, TokenEntry, TokensGenerated
+from services.mesh.events import TokensGenerated
 from services.mesh.price_book import PriceBook
-from services.mesh.subjects import channel_of, subject_of
 from services.meter.bookkeeper import Bookkeeper
 from services.meter.core.costs import RateCard
 from services.meter.store.database import Database
+from tests.postgres import find_binaries, new_database, running_postgres
+from tokenworks.v1 import events_pb2
 
-REPORT_MS = 50
-START_MS = 1_700_000_040_000
-ACCELERATORS = ("nvidia-h100-sxm", "amd-mi300x", "intel-gaudi3", "google-tpu-v6e", "aws-trainium2", "nvidia-l4")
+LAG_TOKENS_PER_S: Final = 20_000
+LAG_PACE_S: Final = 0.05
+TOKENS_PER_REPORT: Final = 3  # of one stream, in the mean
+COLLECT_AFTER: Final = (20_000, 50, 100)  # as the meter's process does
 
 PLAIN = """
 INSERT INTO used (request_id, tenant, model, worker, tokens, device_ns, energy_uj) VALUES (?, ?, ?, ?, ?, ?, ?)
-ON CONFLICT (request_id) DO UPDATE SET tokens = tokens + excluded.tokens,
-    device_ns = device_ns + excluded.device_ns, energy_uj = energy_uj + excluded.energy_uj
+ON CONFLICT (request_id) DO UPDATE SET tokens = used.tokens + excluded.tokens,
+    device_ns = used.device_ns + excluded.device_ns, energy_uj = used.energy_uj + excluded.energy_uj
 """
+PLAIN_TABLE = """
+CREATE TABLE used (request_id TEXT PRIMARY KEY, tenant TEXT, model TEXT, worker TEXT, tokens BIGINT, device_ns BIGINT,
+    energy_uj BIGINT)
+"""
+
+
+Book = Callable[[Sequence[Message]], int]
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One way of booking; times in seconds."""
+    """One way of booking; times in seconds. `server_cpu_s`: the database's, where it is another process."""
 
     way: str
     entries: int
     transactions: int
     cpu_s: float
+    server_cpu_s: float
     wall_s: float
-    lag_p99_s: float
 
     @property
     def entries_per_cpu_s(self) -> float:
-        return self.entries / self.cpu_s
+        return self.entries / (self.cpu_s + self.server_cpu_s)
 
 
-class Traffic:
-    """Batches of messages as the bus would deliver them; the same for the same arguments."""
-
-    def __init__(self, streams: int, workers: int, batch_ms: int, seconds: float) -> None:
-        self._random = random.Random(1)
-        self._workers = workers
-        self._batch_ms = batch_ms
-        self._end_ms = START_MS + int(seconds * 1000)
-        self._made = 0
-        self._sequences: dict[str, int] = {}
-        self._running = [self._new() for _ in range(streams)]
-
-    def batches(self) -> Iterator[list[Delivered]]:
-        now_ms, batch = START_MS, list[Delivered]()
-        while now_ms < self._end_ms:
-            now_ms += REPORT_MS
-            batch += self._tick(now_ms)
-            if (now_ms - START_MS) % self._batch_ms == 0:
-                yield batch
-                batch = []
-
-    def _new(self) -> dict[str, int | str]:
-        self._made += 1
-        return {
-            "id": f"{self._made:012x}-{self._random.getrandbits(64):016x}",
-            "at": 0,
-            "length": self._random.randint(50, 400),
-            "worker": self._random.randrange(self._workers),
-            "tenant": self._random.randrange(20),
-            "workload": self._random.randrange(3),
-        }
-
-    def _tick(self, now_ms: int) -> list[Delivered]:
-        by_worker: dict[int, list[TokenEntry]] = {}
-        ended: list[Event] = []
-        for place, stream in enumerate(self._running):
-            if not stream["at"]:
-                ended.append(_admitted(stream, now_ms))
-            count = min(self._random.randint(2, 4), int(stream["length"]) - int(stream["at"]))
-            last = int(stream["at"]) + count == stream["length"]
-            by_worker.setdefault(int(stream["worker"]), []).append(
-                TokenEntry(
-                    request_id=str(stream["id"]),
-                    tenant=f"tenant-{stream['tenant']}",
-                    workload=f"workload-{stream['workload']}",
-                    model="llama-3.1-8b",
-                    slo_class="standard",
-                    from_index=int(stream["at"]),
-                    count=count,
-                    prompt_tokens=800,
-                    cached_prompt_tokens=0,
-                    device_ns=2_000_000 + self._random.randrange(1000),
-                    energy_uj=900_000 + self._random.randrange(1000),
-                    last=last,
-                )
-            )
-            stream["at"] = int(stream["at"]) + count
-            if last:
-                ended.append(_finished(stream, now_ms))
-                self._running[place] = self._new()
-        events: list[tuple[str, Event]] = [("router.router-0.requests", event) for event in ended]
-        for worker, entries in by_worker.items():
-            accelerator = ACCELERATORS[worker % len(ACCELERATORS)]
-            for start in range(0, len(entries), 256):
-                event = TokensGenerated(
-                    worker=f"worker-{worker}",
-                    pool=accelerator,
-                    accelerator=accelerator,
-                    entries=tuple(entries[start : start + 256]),
-                    at_unix_ms=now_ms,
-                )
-                events.append((f"worker.worker-{worker}.tokens", event))
-        return [self._delivered(publisher, event) for publisher, event in events]
-
-    def _delivered(self, publisher: str, event: Event) -> Delivered:
-        sequence = self._sequences[publisher] = self._sequences.get(publisher, 0) + 1
-        assert channel_of(event).stream
-        return Delivered(EventId(publisher, "epoch", sequence), event, subject_of(event))
-
-
-def _admitted(stream: dict[str, int | str], now_ms: int) -> RequestAdmitted:
-    return RequestAdmitted(
-        request_id=str(stream["id"]),
-        router="router-0",
-        tenant=f"tenant-{stream['tenant']}",
-        workload=f"workload-{stream['workload']}",
-        model="llama-3.1-8b",
-        slo_class="standard",
-        prompt_tokens=800,
-        max_tokens=400,
-        worker=f"worker-{stream['worker']}",
-        pool="",
-        plan="llama-3.1-8b:1",
-        at_unix_ms=now_ms,
-        price_book="list@1",
-    )
-
-
-def _finished(stream: dict[str, int | str], now_ms: int) -> RequestFinished:
-    accelerator = ACCELERATORS[int(stream["worker"]) % len(ACCELERATORS)]
-    return RequestFinished(
-        request_id=str(stream["id"]),
-        router="router-0",
-        tenant=f"tenant-{stream['tenant']}",
-        workload=f"workload-{stream['workload']}",
-        model="llama-3.1-8b",
-        slo_class="standard",
-        worker=f"worker-{stream['worker']}",
-        pool=accelerator,
-        accelerator=accelerator,
-        delivered_from=0,
-        delivered_count=int(stream["length"]),
-        prompt_tokens=800,
-        cached_prompt_tokens=0,
-        outcome="length",
-        ttft_s=0.1,
-        tpot_s=0.02,
-        e2e_s=5.0,
-        slo_met=True,
-        trace_id="",
-        at_unix_ms=now_ms,
-        admitted_unix_ms=now_ms - 5000,
-        price_book="list@1",
-        plan="llama-3.1-8b:1",
-    )
-
-
-def _measure(way: str, traffic: Traffic, book: Callable[[Sequence[Delivered]], int], batch_ms: int) -> Measured:
-    """Books all traffic as fast as it goes; the lag counts the wait for the batch and its transaction(s)."""
-    entries = transactions = 0
-    cpu_s = wall_s = 0.0
-    walls = []
-    for batch in traffic.batches():
-        started_cpu_s, started_s = time.process_time(), time.perf_counter()
-        transactions += book(batch)
-        walls.append(time.perf_counter() - started_s)
-        cpu_s += time.process_time() - started_cpu_s
-        wall_s += walls[-1]
-        entries += sum(len(each.event.entries) for each in batch if isinstance(each.event, TokensGenerated))
-    lag_p99_s = batch_ms / 1000 + sorted(walls)[int(len(walls) * 0.99)]
-    return Measured(way, entries, transactions, cpu_s, wall_s, lag_p99_s)
-
-
-def _meter(folder: Path) -> Callable[[Sequence[Delivered]], int]:
-    database = Database(f"sqlite:///{folder / 'meter.db'}")
+def _meter(url: str) -> Book:
     card = RateCard(dict.fromkeys(ACCELERATORS, 2_690_000_000), 80_000_000)
-    keeper = Bookkeeper(database, "bench", PriceBook(), card, START_MS)
+    keeper = Bookkeeper(Database(url), "bench", PriceBook(), card, START_MS)
 
-    def book(batch: Sequence[Delivered]) -> int:
-        keeper.book(batch, START_MS)
+    def book(batch: Sequence[Message]) -> int:
+        keeper.book([each.delivered() for each in batch], START_MS)
         return 1
 
     return book
 
 
-def _plain(folder: Path, *, per_event: bool) -> Callable[[Sequence[Delivered]], int]:
-    connection = sqlite3.connect(folder / f"plain-{per_event}.db", isolation_level=None)
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute(
-        "CREATE TABLE used (request_id TEXT PRIMARY KEY, tenant TEXT, model TEXT, worker TEXT, tokens INTEGER,"
-        " device_ns INTEGER, energy_uj INTEGER)"
-    )
+def _plain(url: str, *, per_event: bool) -> Book:
+    connection: Any
+    if url.startswith("sqlite"):
+        connection = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        insert = PLAIN
+    else:
+        connection = psycopg.connect(url.replace("postgresql+psycopg", "postgresql"), autocommit=True)
+        insert = PLAIN.replace("?", "%s")
+    connection.execute(PLAIN_TABLE)
 
-    def book(batch: Sequence[Delivered]) -> int:
+    def book(batch: Sequence[Message]) -> int:
         transactions = 0
         if not per_event:
-            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("BEGIN")
         for message in batch:
-            event = message.event
-            if isinstance(event, TokensGenerated):
+            if message.kind is TokensGenerated:
+                event = events_pb2.TokensGenerated.FromString(message.body)
                 for each in event.entries:
                     values = (each.request_id, each.tenant, each.model, event.worker, each.count)
-                    connection.execute(PLAIN, (*values, each.device_ns, each.energy_uj))
+                    connection.execute(insert, (*values, each.device_ns, each.energy_uj))
                     transactions += per_event
         if not per_event:
             connection.execute("COMMIT")
@@ -239,44 +120,165 @@ def _plain(folder: Path, *, per_event: bool) -> Callable[[Sequence[Delivered]], 
     return book
 
 
+def _server_cpu_s(server: psutil.Process | None) -> float:
+    """CPU seconds of a server, its processes and those of them that have ended."""
+    if server is None:
+        return 0.0
+    own = server.cpu_times()
+    spent_s = own.user + own.system + own.children_user + own.children_system
+    for child in server.children():
+        times = child.cpu_times()
+        spent_s += times.user + times.system
+    return spent_s
+
+
+def _speed(
+    way: str, traffic: Traffic, book: Book, *, entries: int, batch: int, server: psutil.Process | None
+) -> Measured:
+    """Books about so many entries as fast as it goes, in batches of messages."""
+    messages, some = traffic.messages(), list[Message]()
+    booked = transactions = 0
+    cpu_s = server_cpu_s = wall_s = 0.0
+    while booked < entries:
+        some = [next(messages) for _ in range(batch)]
+        before, server_before_s = time.process_time(), _server_cpu_s(server)
+        started_s = time.perf_counter()
+        transactions += book(some)
+        wall_s += time.perf_counter() - started_s
+        cpu_s += time.process_time() - before
+        server_cpu_s += _server_cpu_s(server) - server_before_s
+        booked += sum(each.entries for each in some)
+    return Measured(way, booked, transactions, cpu_s, server_cpu_s, wall_s)
+
+
+def _lag(url: str, workers: int, seconds: float, batch: int) -> dict[str, float]:
+    """Books in real time on one core; milliseconds from when messages are due until they are committed."""
+    streams = LAG_TOKENS_PER_S * REPORT_MS // 1000 // TOKENS_PER_REPORT
+    ahead = Traffic(streams, workers).messages()
+    messages: list[Message] = []
+    while not messages or messages[-1].due_ms < START_MS + seconds * 1000:
+        messages.append(next(ahead))
+    book = _meter(url)
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    lags_ms: list[float] = []
+    at, started_s, started_cpu_s = 0, time.perf_counter(), time.process_time()
+    while at < len(messages):
+        now_ms = (time.perf_counter() - started_s) * 1000
+        end = at
+        while end < len(messages) and end - at < batch and messages[end].due_ms - START_MS <= now_ms:
+            end += 1
+        if end > at:
+            book(messages[at:end])
+            done_ms = (time.perf_counter() - started_s) * 1000
+            lags_ms += [done_ms - (each.due_ms - START_MS) for each in messages[at:end] for _ in range(each.entries)]
+            at = end
+        if end - at < batch:
+            time.sleep(LAG_PACE_S)
+    cpu_s, wall_s = time.process_time() - started_cpu_s, time.perf_counter() - started_s
+    os.sched_setaffinity(0, cores)
+    lags_ms.sort()
+    return {
+        "tokens_per_s": LAG_TOKENS_PER_S,
+        "entries_per_s": len(lags_ms) / wall_s,
+        "core": cpu_s / wall_s,
+        "p50_ms": lags_ms[len(lags_ms) // 2],
+        "p99_ms": lags_ms[int(len(lags_ms) * 0.99)],
+    }
+
+
+def _flat(url: str, file: Path, traffic: Traffic, entries: int, batch: int) -> list[dict[str, float]]:
+    """Speed, books and memory after each million."""
+    book, messages, told = _meter(url), traffic.messages(), list[dict[str, float]]()
+    booked, part, cpu_s = 0, 0, 0.0
+    while booked < entries:
+        some = [next(messages) for _ in range(batch)]
+        before = time.process_time()
+        book(some)
+        cpu_s += time.process_time() - before
+        part += sum(each.entries for each in some)
+        if part >= 1_000_000 or booked + part >= entries:
+            booked += part
+            memory_mb = psutil.Process().memory_info().rss / 1e6
+            books_mb = file.stat().st_size / 1e6
+            told.append({"entries": booked, "per_cpu_s": part / cpu_s, "books_mb": books_mb, "memory_mb": memory_mb})
+            print(f"{booked:>12,} {part / cpu_s:>12,.0f} entries/CPU s {books_mb:>9,.0f} MB {memory_mb:>7,.0f} MB RSS")
+            part, cpu_s = 0, 0.0
+    return told
+
+
+def _in_store(
+    store: str, new_url: Callable[[str], str], args: argparse.Namespace, server: psutil.Process | None
+) -> Any:
+    """Speed and lag in one database."""
+    entries = int(args.seconds * 1000 / REPORT_MS * args.streams)
+
+    def speed(way: str, book: Book, share: float) -> Measured:
+        return _speed(
+            way,
+            Traffic(args.streams, args.workers),
+            book,
+            entries=int(entries * share),
+            batch=args.batch,
+            server=server,
+        )
+
+    measured = [
+        speed("meter", _meter(new_url("meter")), 1.0),
+        speed("plain, per event", _plain(new_url("plain1"), per_event=True), 0.05),
+        speed("plain, per batch", _plain(new_url("plain2"), per_event=False), 0.2),
+    ]
+    for each in measured:
+        print(
+            f"{store:<12}{each.way:<18}{each.entries:>9}{each.transactions:>9}{each.cpu_s:>8.2f}"
+            f"{each.server_cpu_s:>10.2f}{each.wall_s:>8.2f}{each.entries_per_cpu_s:>15,.0f}"
+        )
+    lag = _lag(new_url("lag"), args.workers, args.lag_seconds, args.batch)
+    ratios = [measured[0].entries_per_cpu_s / each.entries_per_cpu_s for each in measured[1:]]
+    print(f"{store}: {ratios[0]:.1f} x of plain per event, {ratios[1]:.1f} x of plain per batch")
+    print(f"{store}: lag p50 {lag['p50_ms']:.0f} ms, p99 {lag['p99_ms']:.0f} ms, {lag['core']:.0%} of a core")
+    return {
+        "ways": [{**asdict(each), "entries_per_cpu_s": each.entries_per_cpu_s} for each in measured],
+        "ratio_to_plain_per_event": ratios[0],
+        "ratio_to_plain_per_batch": ratios[1],
+        "lag": lag,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--streams", type=int, default=1000)
     parser.add_argument("--workers", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=20.0, help="of traffic")
-    parser.add_argument("--batch-ms", type=int, default=100, help="a multiple of 50")
+    parser.add_argument("--lag-seconds", type=float, default=10.0, help="of the lag's traffic")
+    parser.add_argument("--batch", type=int, default=512, help="messages in a batch at most, as the feed has them")
+    parser.add_argument("--flat", type=int, default=0, help="entries to book for flatness; 0: leave it out")
     parser.add_argument("--folder", type=Path, help="where the databases go; a temporary folder by default")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args = parser.parse_args()
-
-    def traffic(seconds: float) -> Traffic:
-        return Traffic(args.streams, args.workers, args.batch_ms, seconds)
-
-    with tempfile.TemporaryDirectory(dir=args.folder) as name:
-        folder = Path(name)
-        measured = [
-            _measure("meter", traffic(args.seconds), _meter(folder), args.batch_ms),
-            _measure("plain, per event", traffic(args.seconds / 10), _plain(folder, per_event=True), args.batch_ms),
-            _measure("plain, per batch", traffic(args.seconds), _plain(folder, per_event=False), args.batch_ms),
-        ]
-        stored_bytes = (folder / "meter.db").stat().st_size
-    print(f"{'way':<18}{'entries':>9}{'commits':>9}{'CPU s':>8}{'wall s':>8}{'entries/CPU s':>15}{'lag p99 ms':>12}")
-    for each in measured:
-        print(
-            f"{each.way:<18}{each.entries:>9}{each.transactions:>9}{each.cpu_s:>8.2f}{each.wall_s:>8.2f}"
-            f"{each.entries_per_cpu_s:>15,.0f}{each.lag_p99_s * 1000:>12.0f}"
-        )
-    ratio = measured[0].entries_per_cpu_s / measured[1].entries_per_cpu_s
-    print(f"meter / plain per event: {ratio:.1f} x; books: {stored_bytes / measured[0].entries:.0f} bytes per entry")
+    gc.freeze()
+    gc.set_threshold(*COLLECT_AFTER)
+    figures: dict[str, Any] = {"hardware": hardware(), "sqlite_version": sqlite3.sqlite_version}
+    figures |= {"streams": args.streams, "workers": args.workers, "batch_messages": args.batch}
+    columns = f"{'store':<12}{'way':<18}{'entries':>9}{'commits':>9}{'CPU s':>8}{'server s':>10}{'wall s':>8}"
+    print(f"{columns}{'entries/CPU s':>15}")
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=args.folder)))
+        figures["sqlite"] = _in_store("sqlite", lambda name: f"sqlite:///{folder / name}.db", args, None)
+        binaries = find_binaries()
+        if binaries is None:
+            print("postgresql: not installed, left out")
+        else:
+            url = stack.enter_context(running_postgres(folder / "postgres", binaries))
+            pid = int((folder / "postgres/data/postmaster.pid").read_text(encoding="utf-8").split()[0])
+            server = psutil.Process(pid)
+            figures["postgresql"] = _in_store("postgresql", lambda name: new_database(url, name), args, server)
+        if args.flat:
+            file = folder / "flat.db"
+            figures["flat"] = _flat(
+                f"sqlite:///{file}", file, Traffic(args.streams, args.workers), args.flat, args.batch
+            )
     if args.out:
-        figures = {
-            "hardware": hardware(),
-            "sqlite": sqlite3.sqlite_version,
-            "streams": args.streams,
-            "batch_ms": args.batch_ms,
-            "ways": [{**asdict(each), "entries_per_cpu_s": each.entries_per_cpu_s} for each in measured],
-            "ratio_to_plain_per_event": ratio,
-        }
         args.out.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
