@@ -76,6 +76,7 @@ class Outlooks:
         step_h = 1 if ahead_days < _DAILY_FROM_DAYS else _DAY
         season = _DAY if step_h == 1 else _WEEK
         history, under_way = self._history(wanted, now_unix_ms, step_h, _price)
+        history = history or self._so_far(under_way, step_h, now_unix_ms)
         first_ms = now_unix_ms // (step_h * MS_PER_HOUR) * step_h * MS_PER_HOUR
         reach_ms = now_unix_ms + ahead_days * _DAY * MS_PER_HOUR
         steps = -(-(max(reach_ms, month_end_ms if not days else 0) - first_ms) // (step_h * MS_PER_HOUR))
@@ -158,6 +159,12 @@ class Outlooks:
         begin = min((step for step in amounts if step < present), default=present)
         history = [amounts.get(step, 0.0) for step in range(begin, present)]
         return history, amounts.get(present, 0.0)
+
+    @staticmethod
+    def _so_far(under_way: float, step_h: int, now_unix_ms: int) -> list[float]:
+        """Where no whole step is known, the one under way at its pace so far."""
+        passed_ms = now_unix_ms % (step_h * MS_PER_HOUR)
+        return [under_way * step_h * MS_PER_HOUR / passed_ms] if under_way and passed_ms else []
 
     def _billed(self, wanted: Grouping, from_ms: int, to_ms: int) -> float:
         source = self._callers if wanted.by_caller else self._questions

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 SEASONAL: Final = "seasonal"
 NONE: Final = "none"
 _SEASONS: Final = 4  # that the average goes back
+_TELLING: Final = 6  # steps; fewer say little of how amounts spread, which is then taken to be as much as they are
 
 
 class Range(NamedTuple):
@@ -70,6 +71,8 @@ def seasonal(history: Sequence[float], season: int, steps: int, level: float, be
     errors = [amount - usual[index % length] for index, amount in enumerate(known)]
     freedom = max(1, len(known) - length)
     spread = sqrt(sum(error * error for error in errors) / freedom)
+    if len(known) < _TELLING:
+        spread = max(spread, fmean(known))
     z = NormalDist().inv_cdf((1 + level) / 2)
     per_phase = len(known) / length
     expected = [usual[(len(known) + index) % length] for index in range(steps)]

@@ -112,6 +112,12 @@ def test_a_steady_spender_runs_out_when_the_budget_divides() -> None:
     assert outlook.total(2.5) == Range(*(pytest.approx(250.0),) * 3)
 
 
+def test_one_hour_says_little_and_the_interval_says_so() -> None:
+    (step,) = seasonal([100.0], DAY, 1, 0.9).steps
+    assert (step.expected, step.low) == (100.0, 0.0)
+    assert step.high > 200.0
+
+
 def test_of_nothing_comes_nothing() -> None:
     outlook = forecast([], DAY, 3, 0.9)
     assert (outlook.method, outlook.total(3)) == (NONE, Range(0.0, 0.0, 0.0))
