@@ -80,6 +80,7 @@ bench: ## Measure; results go to bench/results/
 bench-budgets: ## What budgets add to a first token and to those after it; ARGS
 	$(SET_UP) $(EXTRAS) dev
 	$(PY) -m bench.budget_ttft $(ARGS)
+
 .PHONY: bench-meter
 bench-meter: ## How fast the meter books, against a plain INSERT per event; its lag; ARGS="--flat 10000000" for flatness
 	$(SET_UP) $(EXTRAS) dev

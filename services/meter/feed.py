@@ -38,8 +38,8 @@ from services.meter.watchers import Watchers
 
 log = logging.getLogger(__name__)
 
-_BATCH: Final = 128
 _BATCH: Final = 512  # what is behind folds the better the more of it comes at once; half of what may be under way
+_MAY_COME_S: Final = 10.0  # what is missing for longer has to be asked for again, see `gaps.py`
 _PACE_S: Final = 0.05  # a commit costs as much as booking some twenty entries
 _TOKEN_KINDS: Final = {
     "input": "prompt_tokens",
