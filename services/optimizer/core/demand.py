@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from services.mesh.confines import Confines
 from services.mesh.events import Outcome, RequestAdmitted, RequestFinished
 from services.optimizer.core.rates import DecayedRate, DecayedSum
 
@@ -212,7 +213,7 @@ class Demand:
             self._group_answers.pop(group, None)
 
     def _cell(self, event: RequestAdmitted) -> _Cell:
-        key = (event.model, event.slo_class, bucket(PROMPT_EDGES, event.prompt_tokens), event.within)
+        key = (event.model, event.slo_class, bucket(PROMPT_EDGES, event.prompt_tokens), _legible(event.within))
         cell = self._cells.get(key)
         if cell is None:
             cell = self._cells[key] = _Cell(
@@ -281,3 +282,11 @@ def _rescaled(kept: list[ClassDemand], classes: list[ClassDemand]) -> list[Class
         )
         for each in kept
     ]
+
+
+def _legible(within: str) -> str:
+    """Confines as plans name them; what cannot be read counts as none here. Requests stay where theirs say by routers."""
+    try:
+        return str(Confines.parse(within))
+    except ValueError:
+        return ""

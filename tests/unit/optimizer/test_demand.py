@@ -1,5 +1,6 @@
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -187,3 +188,10 @@ def test_chance_is_judged_by_how_much_was_counted() -> None:
     assert beyond_chance(100.0, 200.0, 3.0)
     assert not beyond_chance(0.1, 0.2, 3.0)
     assert not beyond_chance(0.0, 0.0, 3.0)
+
+
+def test_confines_that_nobody_can_read_stop_no_plan() -> None:
+    found = demand()
+    for index in range(100):
+        found.admitted(replace(admitted(), within=("x", "data=health;region=eu-1")[index % 2]), index * 0.1)
+    assert {each.key.within for each in found.classes(10.0)} == {"", "region=eu-1;data=health"}
