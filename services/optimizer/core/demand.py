@@ -285,7 +285,7 @@ def _rescaled(kept: list[ClassDemand], classes: list[ClassDemand]) -> list[Class
 
 
 def _legible(within: str) -> str:
-    """Confines as plans name them; what cannot be read counts as none here. Requests stay where theirs say by routers."""
+    """Confines as plans name them; what cannot be read counts as none here: it is routers that keep requests there."""
     try:
         return str(Confines.parse(within))
     except ValueError:
