@@ -14,7 +14,7 @@ from services.mesh.nats.cluster import NatsCluster
 from services.mesh.settings import NatsSettings
 from services.mesh.subjects import CREDIT, STREAMS, TOKENS
 from services.mesh.telemetry import start_telemetry
-from tests.contract.bus_worlds import Reading, credit, eventually, tokens
+from tests.contract.bus_worlds import Reading, credit, eventually, eventually_so, tokens
 
 
 @pytest.fixture
@@ -36,6 +36,24 @@ async def _leader(cluster: NatsCluster, stream: str) -> int:
         assert found is not None
         assert found.leader is not None
         return int(found.leader.removeprefix("node-"))
+
+
+async def _level(cluster: NatsCluster) -> None:
+    """Waits until every node has all that the streams hold: before, the next to go may be the only one that has it."""
+    async with await nats.connect(cluster.url.split(",")) as client:
+
+        async def level() -> bool:
+            for stream in STREAMS:
+                try:
+                    found = (await client.jetstream().stream_info(stream.name)).cluster
+                except nats.errors.Error:
+                    return False  # no leader yet
+                copies = found.replicas if found is not None and found.leader else None
+                if copies is None or len(copies) != 2 or not all(each.current for each in copies):
+                    return False
+            return True
+
+        await eventually_so(level, "every node has caught up")
 
 
 async def test_every_stream_has_a_copy_on_each_node(cluster: NatsCluster) -> None:
@@ -70,6 +88,7 @@ async def test_whichever_node_is_killed_nothing_is_lost_and_readers_and_publishe
             f"reading goes on without node {number}",
         )
         await node.start()
+        await _level(cluster)
     stopping.set()
     await loading
     worker.publish(credit("acme", 7))
