@@ -15,8 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import psycopg
-
 _INSTALLED: Final = "/usr/lib/postgresql"
 _USERS: Final = ("postgres", "nobody")
 _DEADLINE_S: Final = 60.0
@@ -66,6 +64,8 @@ def restart(url: str) -> None:
 def new_database(url: str, name: str) -> str:
     """Makes a database beside that of `url`; its URL."""
     plain = url.replace("postgresql+psycopg", "postgresql")
+    import psycopg  # not in every environment that collects tests
+
     with psycopg.connect(plain, autocommit=True, connect_timeout=10) as connection:
         connection.execute(f'CREATE DATABASE "{name}"'.encode())
     return f"{url.rpartition('/')[0]}/{name}"
