@@ -12,15 +12,15 @@ import asyncio
 import logging
 from collections import deque
 from dataclasses import replace
+from functools import partial
 from random import Random
 from typing import Final
 
 from services.mesh.bus import Bus, Delivered
 from services.mesh.clock import Clock
 from services.mesh.confines import ANYWHERE, Confines
-from services.mesh.errors import DuplicateRequest, OutboxFull, QueueFull, TokenworksError, Unsupported
+from services.mesh.errors import DuplicateRequest, OutboxFull, QueueFull, Unsupported
 from services.mesh.events import Outcome, PlacementEnded, PlacementsUsed, RequestFinished
-from services.mesh.holds import RequestCredit
 from services.mesh.keys import KeyRecord
 from services.mesh.placement import LEEWAY_MS, PlacementClaims, PlacementSigner, placement_funds
 from services.mesh.price_calendar import PriceCalendar
@@ -35,10 +35,10 @@ from services.router.core.records import RUNNING
 from services.router.core.request import Asked, Promise
 from services.router.core.resumes import check_asks, check_resumed
 from services.router.dispatch import Dispatcher
+from services.router.entrance import Entrance
 from services.router.funds import Funds
 from services.router.placing import Placing
 from services.router.requests import asked_of
-from services.router.room import Passage, Room
 from tokenworks.v1 import inference_pb2 as wire
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class Direct:
         rng: Random,
         prices: PriceCalendar,
         funds: Funds,
-        room: Room,
+        entrance: Entrance,
     ) -> None:
         self._settings = settings
         self._signer = signer
@@ -79,7 +79,7 @@ class Direct:
         self._rng = rng
         self._prices = prices
         self._funds = funds
-        self._room = room
+        self._entrance = entrance
         self._open = OpenPlacements()
         self._unsaid: deque[tuple[RequestFinished, str]] = deque()
 
@@ -124,30 +124,17 @@ class Direct:
         self._dispatcher.prepare(request, tenant)
         asked = asked_of(request, tenant, key=key, team=team, confines=self._dispatcher.confines_of(tenant, within))
         self._dispatcher.recognise(asked, request)
-        credit = None
-        try:
-            before = self._admit(asked, request)
-            passage = await self._room.enter(
-                asked, traceparent, excluded=request.avoid_workers, time_left_s=time_left_s
-            )
-            if passage.waited_s:
-                before = self._open.of(asked.request_id)
-            record = passage.record
-            if self._funds.budgets:
-                credit, waited = await self._fund(passage)
-                if waited:  # much may have changed since
-                    since_unix_ms = record.decided_unix_ms
-                    before = self._admit(asked, request)
-                    passage = await self._room.enter(
-                        asked, traceparent, excluded=request.avoid_workers, time_left_s=time_left_s
-                    )
-                    record = passage.record
-                    record.decided_unix_ms = since_unix_ms  # it pays the prices of then
-        except TokenworksError as error:
-            self._dispatcher.refused(asked, credit, error, traceparent)
-            raise
-        if before is not None:
-            self._release(before)
+        passage, credit = await self._entrance.enter(
+            asked,
+            traceparent,
+            check=partial(self._check, asked, request),
+            fund=self._funds.fund_placement,
+            excluded=request.avoid_workers,
+            time_left_s=time_left_s,
+        )
+        record = passage.record
+        if (before := self._open.of(asked.request_id)) is not None:
+            self._release(before)  # it is placed again
         self._dispatcher.records.add(record)
         placement = OpenPlacement(
             asked=asked,
@@ -160,20 +147,6 @@ class Direct:
         )
         self._open.add(placement)
         return self._signed(self._signer, placement, passage.served_promise, passage.decision)
-
-    async def _fund(self, passage: Passage) -> tuple[RequestCredit | None, bool]:
-        """Credit for a request that has its place, which it gives up while it waits for credit; whether it waited."""
-        record = passage.record
-        try:
-            credit, waited = await self._funds.fund_placement(
-                passage.asked, record.prompt_tokens, record.decided_unix_ms
-            )
-        except BaseException:
-            self._room.give_up(passage)
-            raise
-        if waited:
-            self._room.give_up(passage)
-        return credit, waited
 
     async def place_http(
         self, request: wire.GenerateRequest, caller: KeyRecord, traceparent: str
@@ -222,8 +195,8 @@ class Direct:
             log.warning("%d direct requests were closed: their worker is gone, their client too", len(over.abandoned))
         self._say()
 
-    def _admit(self, asked: Asked, request: wire.GenerateRequest) -> OpenPlacement | None:
-        """Checks the request; the placement of it that is out, when it is to be placed again."""
+    def _check(self, asked: Asked, request: wire.GenerateRequest) -> None:
+        """Lets the request in, or raises why not."""
         before = self._open.of(asked.request_id)
         again = bool(asked.resume_from or request.avoid_workers or request.place_lost)
         records = self._dispatcher.records
@@ -264,7 +237,6 @@ class Direct:
             raise QueueFull(
                 f"{len(self._open)} placements of this router are out, its limit (router.max_direct); try again"
             )
-        return before
 
     def _signed(
         self, signer: PlacementSigner, placement: OpenPlacement, promise: Promise, decision: Decision

@@ -15,6 +15,7 @@ import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from random import Random
 from typing import Final
 
@@ -32,7 +33,6 @@ from services.mesh.errors import (
     WorkerLost,
 )
 from services.mesh.events import CreditChanged
-from services.mesh.holds import RequestCredit
 from services.mesh.price_calendar import PriceCalendar
 from services.mesh.settings import RouterSettings
 from services.router.announcer import Announcer
@@ -47,13 +47,14 @@ from services.router.core.request import Asked
 from services.router.core.restraints import Restraints
 from services.router.core.resumes import check_resumed
 from services.router.core.scores import Ask
+from services.router.entrance import Entrance
 from services.router.funds import Funds, funds_of
 from services.router.measures import Measures
 from services.router.messages import MOST_HELD_BYTES, Unread
 from services.router.placing import Placing
 from services.router.relay import Relay, Usage
 from services.router.requests import asked_of
-from services.router.room import Passage, Room
+from services.router.room import Room
 from services.router.sessions import Sessions
 from tokenworks.v1 import inference_pb2 as wire
 
@@ -91,6 +92,7 @@ class Dispatcher:
         prices: PriceCalendar,
         funds: Funds,
         room: Room,
+        entrance: Entrance,
         default_slo_class: str,
         confines: Mapping[str, Confines],
     ) -> None:
@@ -109,6 +111,7 @@ class Dispatcher:
         self._prices = prices
         self._funds = funds
         self._room = room
+        self._entrance = entrance
         self._default_slo_class = default_slo_class
         self._confines = confines
         self._conversations = Conversations()
@@ -156,26 +159,15 @@ class Dispatcher:
         self.prepare(request, tenant)
         asked = asked_of(request, tenant, key=key, team=team, confines=self.confines_of(tenant, within))
         self.recognise(asked, request)
-        credit = None
-        try:
-            self._check(asked, request)
-            passage = await self._room.enter(
-                asked, traceparent, excluded=request.avoid_workers, time_left_s=time_left_s
-            )
-            record = passage.record
-            if self._funds.budgets:
-                credit, waited = await self._fund(passage)
-                if waited:  # much may have changed since
-                    since_unix_ms = record.decided_unix_ms
-                    self._check(asked, request)
-                    passage = await self._room.enter(
-                        asked, traceparent, excluded=request.avoid_workers, time_left_s=time_left_s
-                    )
-                    record = passage.record
-                    record.decided_unix_ms = since_unix_ms  # it pays the prices of then
-        except TokenworksError as error:
-            self.refused(asked, credit, error, traceparent)
-            raise
+        passage, credit = await self._entrance.enter(
+            asked,
+            traceparent,
+            check=partial(self._check, asked, request),
+            fund=self._funds.fund,
+            excluded=request.avoid_workers,
+            time_left_s=time_left_s,
+        )
+        record = passage.record
         now = self._clock.monotonic_s
         promise = passage.served_promise
         relay = Relay(self, asked, request, promise, record, traceparent=traceparent, unread=self._unread, now=now)
@@ -189,13 +181,6 @@ class Dispatcher:
         self._send(relay, passage.decision, passage.placed)
         asyncio.get_running_loop().call_later(_ANNOUNCE_AFTER_S, self._announce, relay)
         return relay
-
-    def refused(self, asked: Asked, credit: RequestCredit | None, error: TokenworksError, traceparent: str) -> None:
-        """A request gets no place: its credit is not used; measured; told where it was the end of an answer."""
-        if credit is not None:
-            self._funds.unused(asked, credit)
-        self._measures.refused(error)
-        self._announcer.refused(asked, error, traceparent)
 
     def prepare(self, request: wire.GenerateRequest, tenant: str) -> None:
         """Fills in `request_id` and `slo_class` where they are empty."""
@@ -427,18 +412,6 @@ class Dispatcher:
         self._release(relay, cancel="cancelled")
         self._place(relay, ask, decision)
         return True
-
-    async def _fund(self, passage: Passage) -> tuple[RequestCredit | None, bool]:
-        """Credit for a request that has its place, which it gives up while it waits for credit; whether it waited."""
-        record = passage.record
-        try:
-            credit, waited = await self._funds.fund(passage.asked, record.prompt_tokens, record.decided_unix_ms)
-        except BaseException:
-            self._room.give_up(passage)
-            raise
-        if waited:
-            self._room.give_up(passage)
-        return credit, waited
 
     def _place(self, relay: Relay, ask: Ask, decision: Decision) -> None:
         self._send(relay, decision, self._placing.carried_out(relay.asked, ask, decision))

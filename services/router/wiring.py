@@ -32,6 +32,7 @@ from services.router.core.promises import Promises
 from services.router.core.request import Promise
 from services.router.direct import Direct
 from services.router.dispatch import Dispatcher
+from services.router.entrance import Entrance
 from services.router.feed import Feed
 from services.router.funds import LINGER_MS, Funds
 from services.router.gateway import Gateway
@@ -120,6 +121,7 @@ async def wire(
     lessee = Lessee(router.id, bus, clock, linger_ms=LINGER_MS)
     funds = Funds(router, lessee=lessee, prices=prices, clock=clock, spawn=life.spawn)
     room = Room(router, placing, fleet, clock)
+    entrance = Entrance(room, funds, measures=measures, announcer=announcer)
     dispatcher = Dispatcher(
         router,
         fleet=fleet,
@@ -132,6 +134,7 @@ async def wire(
         prices=prices,
         funds=funds,
         room=room,
+        entrance=entrance,
         default_slo_class=settings.slo.default,
         confines={tenant: each.confines for tenant, each in settings.placement.tenants.items()},
     )
@@ -146,7 +149,7 @@ async def wire(
         rng=rng,
         prices=prices,
         funds=funds,
-        room=room,
+        entrance=entrance,
     )
     measures.watch_in_flight(dispatcher.__len__)
     measures.watch_direct(direct.__len__)
