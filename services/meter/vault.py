@@ -11,12 +11,12 @@ from typing import Final
 
 from services.mesh.clock import Clock
 from services.mesh.credit import Account, Period, Scope, Unit
+from services.mesh.ends import undelivered_end
 from services.mesh.events import (
     BudgetReached,
     BudgetTerms,
     LeaseAsked,
     LeaseGranted,
-    Outcome,
     RequestAdmitted,
     RequestFinished,
 )
@@ -206,31 +206,12 @@ class Vault:
 
 def _written_off(run: Run) -> RequestFinished:
     """The end of a request of which nothing is billed."""
-    entry = run.entry
-    return RequestFinished(
-        request_id=entry.request_id,
-        router="",
-        tenant=entry.tenant,
-        workload=entry.workload,
-        model=entry.model,
-        slo_class=entry.slo_class,
-        worker=run.place.worker,
-        pool=run.place.pool,
-        accelerator=run.place.accelerator,
-        delivered_from=0,
-        delivered_count=0,
-        prompt_tokens=0,
-        cached_prompt_tokens=0,
-        outcome=Outcome.ERROR,
-        ttft_s=0.0,
-        tpot_s=0.0,
-        e2e_s=0.0,
-        slo_met=False,
-        trace_id="",
-        at_unix_ms=run.at_unix_ms,
-        admitted_unix_ms=0,
-        price_book="",
-        plan="",
+    place = run.place
+    return replace(
+        undelivered_end(run.entry, run.at_unix_ms),
+        worker=place.worker,
+        pool=place.pool,
+        accelerator=place.accelerator,
     )
 
 

@@ -4,12 +4,14 @@ And how far an answer got whose client came back for the rest and was refused: n
 """
 
 import logging
+from dataclasses import replace
 from typing import Final
 
 from services.mesh.bus import Bus
 from services.mesh.clock import Clock
+from services.mesh.ends import undelivered_end
 from services.mesh.errors import CapacityError, CreditExhausted, OutboxFull, PeerError, RateLimited, TokenworksError
-from services.mesh.events import Funding, Outcome, RequestAdmitted, RequestFinished
+from services.mesh.events import Funding, RequestAdmitted, RequestFinished
 from services.mesh.price_calendar import PriceCalendar
 from services.mesh.telemetry import trace_id_of
 from services.router.core.request import Asked
@@ -111,31 +113,8 @@ class Announcer:
         later: then the longer end counts."""
         if not asked.resume_from or not isinstance(error, _NOT_ITS_FAULT):
             return
-        event = RequestFinished(
-            request_id=asked.request_id,
-            router=self._router,
-            tenant=asked.tenant,
-            workload=asked.workload,
-            model=asked.model,
-            slo_class=asked.slo_class,
-            worker="",
-            pool="",
-            accelerator="",
-            delivered_from=0,
-            delivered_count=asked.resume_from,
-            prompt_tokens=0,
-            cached_prompt_tokens=0,
-            outcome=Outcome.ERROR,
-            ttft_s=0.0,
-            tpot_s=0.0,
-            e2e_s=0.0,
-            slo_met=False,
-            trace_id=trace_id_of(traceparent),
-            at_unix_ms=self._clock.unix_ms(),
-            admitted_unix_ms=0,
-            price_book="",
-            plan="",
-        )
+        end = undelivered_end(asked, self._clock.unix_ms(), router=self._router, had_tokens=asked.resume_from)
+        event = replace(end, trace_id=trace_id_of(traceparent))
         try:
             self._bus.publish(event, traceparent=traceparent)
         except OutboxFull:

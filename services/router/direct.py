@@ -19,6 +19,7 @@ from typing import Final
 from services.mesh.bus import Bus, Delivered
 from services.mesh.clock import Clock
 from services.mesh.confines import ANYWHERE, Confines
+from services.mesh.ends import undelivered_end
 from services.mesh.errors import DuplicateRequest, OutboxFull, QueueFull, Unsupported
 from services.mesh.events import Outcome, PlacementEnded, PlacementsUsed, RequestFinished
 from services.mesh.keys import KeyRecord
@@ -341,27 +342,13 @@ class Direct:
         """Of a request whose worker is gone: known to be delivered is what its client said to have when it resumed."""
         asked, record, beat = placement.asked, placement.record, placement.placed.worker.beat
         now_unix_ms = self._clock.unix_ms()
-        return RequestFinished(
-            request_id=asked.request_id,
-            router=self._settings.id,
-            tenant=asked.tenant,
-            workload=asked.workload,
-            model=asked.model,
-            slo_class=asked.slo_class,
+        return replace(
+            undelivered_end(asked, now_unix_ms, router=self._settings.id, had_tokens=asked.resume_from),
             worker=beat.worker,
             pool=beat.pool,
             accelerator=beat.accelerator,
-            delivered_from=0,
-            delivered_count=asked.resume_from,
-            prompt_tokens=0,
-            cached_prompt_tokens=0,
-            outcome=Outcome.ERROR,
-            ttft_s=0.0,
-            tpot_s=0.0,
             e2e_s=max(0, now_unix_ms - record.decided_unix_ms) / 1000,
-            slo_met=False,
             trace_id=record.trace_id or trace_id_of(placement.traceparent),
-            at_unix_ms=now_unix_ms,
             admitted_unix_ms=record.decided_unix_ms,
             price_book=self._prices.at(record.decided_unix_ms).label,
             plan=record.plan,
