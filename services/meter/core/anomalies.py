@@ -5,8 +5,9 @@ In: nano-dollars per hour. Out: what is ordinary for an hour, and whether anothe
 Amounts are compared as logarithms (spending varies by parts of itself), a small constant added so that quiet hours do
 not count for much. What is usual is the median at that hour of the day; the spread is the median absolute difference to
 the day before, so no single day shifts either. An hour is out of the ordinary when it is more than `SCORE` spreads
-above what is usual, `ratio` times it, `least_nusd` more than it, and above what has come three times before: work that
-runs now and then is no anomaly. Only more is looked for; what an hour under way has spent can only grow, so it is
+above what is usual, `ratio` times it, `least_nusd` more than it, and above what has come three times before. Where
+nothing is usual, it is also so many spreads above what there was when there was something: work that runs now and then
+is no anomaly. Only more is looked for; what an hour under way has spent can only grow, so it is
 judged at any time.
 """
 
@@ -70,8 +71,19 @@ def ordinary(history: Sequence[float], rules: Rules) -> Ordinary | None:
         rules.ratio * usual_nusd,
         usual_nusd + rules.least_nusd,
         _ABOVE_BEFORE * sorted(history)[-_COMES_AGAIN],
+        _above_what_comes(history) if usual_nusd < 1 else 0.0,
     )
     return Ordinary(usual_nusd, threshold, spread, added, hours)
+
+
+def _above_what_comes(history: Sequence[float]) -> float:
+    """`SCORE` spreads above what there was in the hours that had something; 0 where there were none."""
+    logs = [log(nusd) for nusd in history if nusd]
+    if not logs:
+        return 0.0
+    middle = median(logs)
+    spread = max(_LEAST_SPREAD, _MAD_OF_NORMAL * median(abs(each - middle) for each in logs))
+    return exp(middle + SCORE * spread)
 
 
 @dataclass(frozen=True, slots=True)
