@@ -10,7 +10,7 @@ Source: FinOps Open Cost and Usage Specification, `specification/datasets/cost_a
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from decimal import Decimal
 from itertools import islice
 from typing import Final, NamedTuple
@@ -139,6 +139,28 @@ def _is_product(cost: str, unit_price: str) -> Callable[[TextRow], bool]:
     return holds
 
 
+def _has(name: str) -> Callable[[TextRow], bool]:
+    return lambda row: row.get(name) is not None
+
+
+def _is_column(name: str) -> Callable[[TextRow], bool]:
+    return lambda row: name in row
+
+
+def _of_form(name: str, form: re.Pattern[str]) -> Callable[[TextRow], bool]:
+    """Nothing, or what has the form as a whole."""
+    return lambda row: row.get(name) is None or bool(form.fullmatch(row[name] or ""))
+
+
+def _one_of(name: str, allowed: Collection[str]) -> Callable[[TextRow], bool]:
+    """Nothing, or one of these."""
+    return lambda row: row.get(name) is None or row[name] in allowed
+
+
+def _has_if_charged(name: str) -> Callable[[TextRow], bool]:
+    return lambda row: not _charged(row) or row.get(name) is not None
+
+
 def _before(first: str, second: str) -> Callable[[TextRow], bool]:
     return lambda row: (row.get(first) or "") < (row.get(second) or "")
 
@@ -189,13 +211,13 @@ def _sku_details(row: TextRow) -> bool:
 
 
 ROW_RULES: Final = (
-    *(_rule(name, "MUST NOT be null", lambda row, name=name: row.get(name) is not None) for name in _NOT_NULL),  # type: ignore[misc]  # bound by name
+    *(_rule(name, "MUST NOT be null", _has(name)) for name in _NOT_NULL),
     *(
         Rule(
             name,
             "MUST be a decimal number, without separators or units",
             "attributes/numeric_format.md",
-            lambda row, name=name: row.get(name) is None or bool(_DECIMAL.fullmatch(row[name] or "")),  # type: ignore[misc]  # bound by name
+            _of_form(name, _DECIMAL),
         )
         for name in _DECIMALS
     ),
@@ -204,16 +226,12 @@ ROW_RULES: Final = (
             name,
             "MUST be a time in UTC like 2026-11-24T09:00:00Z",
             "attributes/date_time_format.md",
-            lambda row, name=name: row.get(name) is None or bool(_TIME.fullmatch(row[name] or "")),  # type: ignore[misc]  # bound by name
+            _of_form(name, _TIME),
         )
         for name in _TIMES
     ),
     *(
-        _rule(
-            name,
-            f"MUST be one of {', '.join(allowed)}",
-            lambda row, name=name, allowed=allowed: row.get(name) is None or row[name] in allowed,  # type: ignore[misc]  # bound by name
-        )
+        _rule(name, f"MUST be one of {', '.join(allowed)}", _one_of(name, allowed))
         for name, allowed in _ALLOWED.items()
     ),
     Rule(
@@ -244,11 +262,7 @@ ROW_RULES: Final = (
     ),
     _rule("ListCost", "MUST equal ListUnitPrice x PricingQuantity", _is_product("ListCost", "ListUnitPrice")),
     *(
-        _rule(
-            name,
-            "MUST NOT be null of Usage and Purchase that is no correction",
-            lambda row, name=name: not _charged(row) or row.get(name) is not None,  # type: ignore[misc]  # bound by name
-        )
+        _rule(name, "MUST NOT be null of Usage and Purchase that is no correction", _has_if_charged(name))
         for name in ("PricingQuantity", "PricingUnit", "PricingCategory", "SkuId", "SkuPriceId", "SkuMeter")
     ),
     *(
@@ -295,10 +309,7 @@ ROW_RULES: Final = (
         _method_details,
     ),
 )  # fmt: skip
-_PRESENT: Final = tuple(
-    Rule(name, "MUST be present", _column(name), lambda row, name=name: name in row)  # type: ignore[misc]  # bound by name
-    for name in MANDATORY
-)
+_PRESENT: Final = tuple(_rule(name, "MUST be present", _is_column(name)) for name in MANDATORY)
 _PASCAL_CASE: Final = Rule(
     "*", "columns MUST be in PascalCase, those that are not FOCUS's with x_ before", "attributes/column_handling.md",
     lambda row: all(_PASCAL.fullmatch(name) for name in row),

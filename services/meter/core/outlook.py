@@ -51,7 +51,8 @@ class Outlook:
 
     def steps_until(self, amount: float) -> tuple[float | None, float | None, float | None]:
         """Steps until the sum comes to an amount: as expected, at the soonest and at the latest; None: not in these."""
-        return tuple(_reached([each[bound] for each in self.sums], amount) for bound in (0, 2, 1))  # type: ignore[return-value]  # three
+        expected, low, high = (_reached([each[bound] for each in self.sums], amount) for bound in range(3))
+        return expected, high, low
 
 
 def seasonal(history: Sequence[float], season: int, steps: int, level: float, because: str = "") -> Outlook:
