@@ -1,7 +1,7 @@
 """`tokenworks export`: charges as FOCUS 1.3, usage, and bookings, from the running meter into CSV or Parquet files."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from services.cli.peers import Peers
     from services.cli.table_files import Column, Value
     from tokenworks.v1 import exports_pb2 as exports
+
+    Rows = list[list[Value]]
 
 app = typer.Typer(help="Write FOCUS 1.3, usage and bookings to CSV or Parquet files.", no_args_is_help=True)
 
@@ -83,26 +85,13 @@ def usage(
 ) -> None:
     """Write usage by minute, tenant, workload, model, accelerator, worker, pool and SLO class."""
     with command(as_json) as output:
-        from services.cli.access import read_access
-        from services.cli.peers import Peers
-        from services.cli.table_files import check_suffix, table_file
-        from tokenworks.v1 import exports_pb2 as exports
+        request = _records_asked(into, since, until, tenants)
 
-        check_suffix(into)
-        from_ms, to_ms = _times(since, until, utc=False)
-        request = exports.StreamRequest(from_unix_ms=from_ms, to_unix_ms=to_ms, tenants=tenants or ())
+        async def rows(peers: "Peers") -> "AsyncIterator[Rows]":
+            async for batch in peers.usage_records(request):
+                yield [_record_values(record) for record in batch.records]
 
-        async def write() -> int:
-            written = 0
-            async with Peers(read_access(meter=meter)) as peers:
-                with table_file(into, _record_columns()) as file:
-                    async for batch in peers.usage_records(request):
-                        for record in batch.records:
-                            file.write(_record_values(record))
-                        written += len(batch.records)
-            return written
-
-        _tell(output, into, asyncio.run(write()))
+        _tell(output, into, asyncio.run(_write_records(meter, into, _record_columns(), rows)))
 
 
 @app.command()
@@ -117,32 +106,23 @@ def bookings(
 ) -> None:
     """Write the ledger's lines, request by request, as they were booked."""
     with command(as_json) as output:
-        from services.cli.access import read_access
-        from services.cli.peers import Peers
-        from services.cli.table_files import Column, Kind, check_suffix, table_file
-        from tokenworks.v1 import exports_pb2 as exports
+        from services.cli.table_files import Column, Kind
 
-        check_suffix(into)
-        from_ms, to_ms = _times(since, until, utc=False)
-        request = exports.StreamRequest(from_unix_ms=from_ms, to_unix_ms=to_ms, tenants=tenants or ())
+        request = _records_asked(into, since, until, tenants)
         own = [
             Column("line", Kind.WHOLE, False),
             Column("booked", Kind.TIME, False),
             Column("request_id", Kind.TEXT, False),
         ]
 
-        async def write() -> int:
-            written = 0
-            async with Peers(read_access(meter=meter)) as peers:
-                with table_file(into, [*own, *_record_columns()]) as file:
-                    async for batch in peers.bookings(request):
-                        for each in batch.bookings:
-                            booked = _time(each.booked_unix_ms)
-                            file.write([each.line, booked, each.request_id, *_record_values(each.record)])
-                        written += len(batch.bookings)
-            return written
+        async def rows(peers: "Peers") -> "AsyncIterator[Rows]":
+            async for batch in peers.bookings(request):
+                yield [
+                    [each.line, _time(each.booked_unix_ms), each.request_id, *_record_values(each.record)]
+                    for each in batch.bookings
+                ]
 
-        _tell(output, into, asyncio.run(write()))
+        _tell(output, into, asyncio.run(_write_records(meter, into, [*own, *_record_columns()], rows)))
 
 
 @app.command()
@@ -154,6 +134,33 @@ def check(
     """Check a file by the rules of FOCUS 1.3; exit status 1 where it breaks one."""
     with command(as_json) as output:
         _tell_checked(output, file, None)
+
+
+def _records_asked(into: Path, since: str, until: str, tenants: list[str] | None) -> "exports.StreamRequest":
+    from services.cli.table_files import check_suffix
+    from tokenworks.v1 import exports_pb2 as exports
+
+    check_suffix(into)
+    from_ms, to_ms = _times(since, until, utc=False)
+    return exports.StreamRequest(from_unix_ms=from_ms, to_unix_ms=to_ms, tenants=tenants or ())
+
+
+async def _write_records(
+    meter: str, into: Path, columns: "Sequence[Column]", rows: "Callable[[Peers], AsyncIterator[Rows]]"
+) -> int:
+    """Writes the rows as they come from the meter; how many."""
+    from services.cli.access import read_access
+    from services.cli.peers import Peers
+    from services.cli.table_files import table_file
+
+    written = 0
+    async with Peers(read_access(meter=meter)) as peers:
+        with table_file(into, columns) as file:
+            async for some in rows(peers):
+                for row in some:
+                    file.write(row)
+                written += len(some)
+    return written
 
 
 async def _write_focus(peers: "Peers", request: "exports.StreamChargesRequest", into: Path) -> int:
