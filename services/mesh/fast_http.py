@@ -16,7 +16,7 @@ from email.utils import formatdate
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
-from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST
 
 from services.mesh.departures import Departures
 from services.mesh.errors import TokenworksError
@@ -192,14 +192,10 @@ class FastHttpServer:
         call.answer(200, TEXT, b"ok\n")
 
     async def _readyz(self, call: HttpCall) -> None:
-        if self._life.ready:
-            call.answer(200, TEXT, b"ready\n")
-        else:
-            state = "draining" if self._life.draining else self._life.held_because or "starting"
-            call.answer(503, TEXT, f"{state}\n".encode())
+        call.answer(200 if self._life.ready else 503, TEXT, f"{self._life.state}\n".encode())
 
     async def _metrics(self, call: HttpCall) -> None:
-        call.answer(200, _METRICS_TYPE, generate_latest(self._telemetry.registry))  # type: ignore[no-untyped-call]
+        call.answer(200, _METRICS_TYPE, self._telemetry.exposition())
 
 
 def rest_of(call: HttpCall, route: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 from aiohttp import http_exceptions, web
-from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST
 
 from services.mesh.lifecycle import Lifecycle
 from services.mesh.telemetry import Telemetry
@@ -129,11 +129,7 @@ class HttpServer:
         return web.Response(text="ok\n")
 
     async def _readyz(self, _: web.Request) -> web.Response:
-        if self._life.ready:
-            return web.Response(text="ready\n")
-        state = "draining" if self._life.draining else self._life.held_because or "starting"
-        return web.Response(status=503, text=f"{state}\n")
+        return web.Response(status=200 if self._life.ready else 503, text=f"{self._life.state}\n")
 
     async def _metrics(self, _: web.Request) -> web.Response:
-        body = generate_latest(self._telemetry.registry)  # type: ignore[no-untyped-call]
-        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
+        return web.Response(body=self._telemetry.exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -77,6 +77,13 @@ class Lifecycle:
         """It takes work: it is wired, does not drain, and nothing holds it back."""
         return self._wired and not self.draining and not self.held_because
 
+    @property
+    def state(self) -> str:
+        """`ready`, or in a word or two why it takes no work."""
+        if self.ready:
+            return "ready"
+        return "draining" if self.draining else self.held_because or "starting"
+
     async def set_ready(self) -> None:
         """The service is wired."""
         self._wired = True

@@ -23,6 +23,7 @@ from opentelemetry.sdk.trace.sampling import ParentBased
 from opentelemetry.trace import Link, Span, SpanContext, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from prometheus_client import CollectorRegistry
+from prometheus_client.openmetrics.exposition import generate_latest
 
 from services.mesh.histograms import Histograms, RecordingExportingReader, RecordingPrometheusReader
 
@@ -57,6 +58,11 @@ class Telemetry:
             return True
         plain = _PLAIN.fullmatch(traceparent)
         return plain is None or int(traceparent[-2:], 16) & 1 == 1
+
+    def exposition(self) -> bytes:
+        """All metrics as they stand, as OpenMetrics."""
+        text: bytes = generate_latest(self.registry)  # type: ignore[no-untyped-call]  # has no annotations
+        return text
 
     def shutdown(self) -> None:
         """Sends what is buffered, at most a few seconds, then stops."""
