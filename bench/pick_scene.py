@@ -11,6 +11,7 @@ from random import Random
 from time import thread_time
 from typing import Final
 
+from bench.made_up import idle_beat
 from services.mesh.accelerators import load_catalogue
 from services.mesh.clock import SystemClock
 from services.mesh.codec import decode, encode
@@ -132,36 +133,15 @@ class Scene:
         before, rng = self.beats.get(worker), self.rng
         if before is None:
             pool, accelerator = self.pools[int(worker[-4:]) % POOLS]
-            device = self.catalogue.accelerator(accelerator)
-            before = WorkerHeartbeat(
-                worker=worker,
-                pool=pool,
-                accelerator=accelerator,
+            idle = idle_beat(worker, pool, accelerator, MODEL)
+            before = replace(
+                idle,
                 engine="vllm",
-                models=(MODEL,),
-                address=f"{worker}:7610",
-                epoch="e",
-                sequence=0,
-                state="ready",
                 running=rng.randrange(64),
-                waiting=0,
-                waiting_prefill_tokens=0,
                 kv_cache_usage=rng.random() * 0.8,
-                kv_capacity_tokens=max(32_768, self.catalogue.kv_capacity_tokens(device, self.catalogue.model(MODEL))),
+                kv_capacity_tokens=max(32_768, idle.kv_capacity_tokens),
                 context_tokens=32_768,
-                max_batch=256,
-                max_waiting=1024,
-                slowdown=1.0,
-                power_w=device.idle_w,
-                busy_ns=0,
-                generated_tokens=0,
-                energy_uj=0,
                 simulated=False,
-                rate_nusd_per_hour=device.rate_nusd_per_hour,
-                failed_because="",
-                at_unix_ms=0,
-                steps=0,
-                prefill_chunk_tokens=2048,
             )
         self.beats[worker] = beat = replace(
             before,

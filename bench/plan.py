@@ -15,8 +15,9 @@ from dataclasses import replace
 from random import Random
 from typing import Final
 
+from bench.made_up import idle_beat
 from services.mesh.accelerators import load_catalogue
-from services.mesh.events import RequestAdmitted, RequestFinished, WorkerHeartbeat
+from services.mesh.events import RequestAdmitted, RequestFinished
 from services.mesh.settings import Settings
 from services.optimizer.core.beliefs import Beliefs, Trigger
 from services.optimizer.core.plan import solve
@@ -30,42 +31,6 @@ _PROMPTS: Final = (100, 400, 800, 1500, 3000, 6000, 12_000)
 _ANSWERS: Final = (16, 80, 300)
 _RPS_PER_WORKER: Final = 1.0
 _HEARD_S: Final = 10.0
-
-
-def heartbeat(number: int, pool: int, sequence: int) -> WorkerHeartbeat:
-    """Of an idle worker."""
-    catalogue = load_catalogue()
-    device = catalogue.accelerator(_KINDS[pool % len(_KINDS)])
-    return WorkerHeartbeat(
-        worker=f"w{number}",
-        pool=f"pool-{pool}",
-        accelerator=device.key,
-        engine="simulated",
-        models=(_MODEL,),
-        address="127.0.0.1:7610",
-        epoch="e",
-        sequence=sequence,
-        state="ready",
-        running=0,
-        waiting=0,
-        waiting_prefill_tokens=0,
-        kv_cache_usage=0.0,
-        kv_capacity_tokens=catalogue.kv_capacity_tokens(device, catalogue.model(_MODEL)),
-        context_tokens=131_072,
-        max_batch=256,
-        max_waiting=1024,
-        slowdown=1.0,
-        power_w=device.idle_w,
-        busy_ns=0,
-        generated_tokens=0,
-        energy_uj=0,
-        simulated=True,
-        rate_nusd_per_hour=device.rate_nusd_per_hour,
-        failed_because="",
-        at_unix_ms=0,
-        steps=0,
-        prefill_chunk_tokens=2048,
-    )
 
 
 def requests(count: int, classes: int) -> Sequence[tuple[RequestAdmitted, RequestFinished]]:
@@ -143,7 +108,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     asked = parser.parse_args()
     beliefs, planner = Beliefs(load_catalogue(), assumptions_of(Settings()), 0.0), Planner()
-    beats = [heartbeat(number, number % asked.pools, 1) for number in range(asked.workers)]
+    beats = [
+        idle_beat(
+            f"w{number}", f"pool-{number % asked.pools}", _KINDS[number % asked.pools % len(_KINDS)], _MODEL, sequence=1
+        )
+        for number in range(asked.workers)
+    ]
     for beat in beats:
         beliefs.heard(beat, "", _HEARD_S)
     pairs = requests(int(asked.workers * _RPS_PER_WORKER * _HEARD_S), asked.classes)
