@@ -24,6 +24,14 @@ class Noted:
 
 
 @dataclass(frozen=True, slots=True)
+class Overdue:
+    """Credit that may come back: dead holders, and whether there are requests to look at."""
+
+    dead: Sequence[str]
+    requests: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Remade:
     """What became of a request that was to be made again from its events.
 

@@ -16,7 +16,7 @@ from services.mesh.events import BudgetTerms, Event, RequestAdmitted, RequestFin
 from services.mesh.price_book import PriceBook
 from services.mesh.price_calendar import OpenedBook, PriceCalendar, Rerating
 from services.mesh.subjects import STREAMS
-from services.meter.booked import Booked, Noted, Remade, Rerated, settled
+from services.meter.booked import Booked, Noted, Overdue, Remade, Rerated, settled
 from services.meter.core.budgets import Credit
 from services.meter.core.conservation import Audited
 from services.meter.core.costs import RateCard
@@ -197,9 +197,15 @@ class Bookkeeper:
             raise
         return result
 
-    def dead_funders(self) -> Sequence[str]:
-        """Holders of credit of which nothing new can come into the streams, see `core/leases.py`."""
-        return self.with_vault(lambda vault, _: vault.dead())
+    def overdue(self) -> Overdue:
+        """What is to be closed once all that is in the streams is booked; drops windows that are long over."""
+
+        def look(vault: Vault, _: Transaction) -> Overdue:
+            vault.tidy()
+            dead = vault.dead()
+            return Overdue(dead, bool(vault.overdue(dead)))
+
+        return self.with_vault(look)
 
     def close_overdue(self, dead: Sequence[str]) -> None:
         """Gives back the credit of dead holders; all that was in the streams when they were dead has to be booked."""
@@ -209,7 +215,6 @@ class Bookkeeper:
                 self._ledger.adopt(transaction.requests(self._ledger.absent(keys)))
             if dead or keys:
                 vault.close_overdue(dead, self._ledger.at_hand(keys))
-            vault.tidy()
 
         self.with_vault(close)
 

@@ -77,9 +77,10 @@ class Lessor:
         while True:
             await asyncio.sleep(_LOOK_EVERY_S)
             try:
-                dead = await self._writing.run(self._bookkeeper.dead_funders)
-                await self._all_booked()
-                await self._writing.run(partial(self._bookkeeper.close_overdue, dead))
+                overdue = await self._writing.run(self._bookkeeper.overdue)
+                if overdue.dead or overdue.requests:
+                    await self._all_booked()
+                    await self._writing.run(partial(self._bookkeeper.close_overdue, overdue.dead))
             except InvariantBroken:
                 raise  # another meter has the books
             except BusUnavailable as error:

@@ -124,13 +124,13 @@ def test_credit_of_a_router_that_started_anew_comes_back_but_for_what_its_reques
         keeper.book(delivered(tokens(replace(entry("r", 0, 20), funding=funding))), START_MS)
         second = Purse("router-0", "2")
         assert obtained(keeper, second, 500) == 100
-        keeper.close_overdue(keeper.dead_funders())
+        keeper.close_overdue(keeper.overdue().dead)
         assert standing(keeper) == (0, 1000)  # what it funded may still come to light
         clock.advance(2.1)
-        keeper.close_overdue(keeper.dead_funders())
+        keeper.close_overdue(keeper.overdue().dead)
         assert standing(keeper) == (0, 500)  # its request still runs, for all that is known
         keeper.book(delivered(tokens(entry("r", 20, 5, last=True)), first=2), START_MS)
-        keeper.close_overdue(keeper.dead_funders())
+        keeper.close_overdue(keeper.overdue().dead)
         assert standing(keeper) == (125, 100)
 
 
@@ -141,7 +141,7 @@ def test_a_zombie_has_no_say(tmp_path: Path) -> None:
         purse = Purse("router-0", "1")
         obtained(keeper, purse, 900)
         clock.advance(3600.0)
-        keeper.close_overdue(keeper.dead_funders())
+        keeper.close_overdue(keeper.overdue().dead)
         assert standing(keeper) == (0, 0)
         word = purse.word()
         assert "start anew" in keeper.with_vault(lambda vault, _: vault.answer(word)).refused
@@ -156,7 +156,7 @@ def test_what_is_heard_of_only_after_its_funder_was_closed_out_is_not_billed(tmp
         obtained(keeper, purse, 900)
         funding = held(purse, 500)
         clock.advance(3600.0)
-        keeper.close_overdue(keeper.dead_funders())
+        keeper.close_overdue(keeper.overdue().dead)
         booked = keeper.book(delivered(tokens(replace(entry("r", 0, 20), funding=funding))), START_MS)
         (written_off,) = booked.written_off
         assert (written_off.request_id, written_off.delivered_count) == ("r", 0)

@@ -297,7 +297,7 @@ class Credit(RuleBasedStateMachine):
     @rule()
     def look_after(self) -> None:
         """As the lessor does, while nothing waits to be booked."""
-        self.keeper.close_overdue(self.keeper.dead_funders())
+        self.keeper.close_overdue(self.keeper.overdue().dead)
 
     # What always holds
 
@@ -332,7 +332,7 @@ class Credit(RuleBasedStateMachine):
         self.reports.clear()
         for _ in range(4):  # all holders are silent from here on
             self.clock.advance(TTL_S * 1.2 + LINGER_MS / 1000 + STALE_S)
-            self.keeper.close_overdue(self.keeper.dead_funders())
+            self.keeper.close_overdue(self.keeper.overdue().dead)
         self.nothing_is_billed_past_the_budget()
         self.nothing_is_out_past_the_budget()
         billed = self._billed()

@@ -9,6 +9,7 @@ from services.mesh.bus import Bus, Progress
 from services.mesh.clock import FakeClock
 from services.mesh.subjects import Channel
 from services.mesh.telemetry import start_telemetry
+from services.meter.booked import Overdue
 from services.meter.bookkeeper import Bookkeeper
 from services.meter.lessor import Lessor
 from services.meter.thread import WorkThreads
@@ -33,9 +34,9 @@ class Books:
         self.loop = asyncio.get_running_loop()
         self.dead: Sequence[str] = ()
 
-    def dead_funders(self) -> Sequence[str]:
+    def overdue(self) -> Overdue:
         self.loop.call_soon_threadsafe(self.asked.set)
-        return ("router-0/1",)
+        return Overdue(("router-0/1",), requests=False)
 
     def close_overdue(self, dead: Sequence[str]) -> None:
         self.dead = dead
