@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from services.meter.core.amounts import Amounts
 from services.meter.core.journal import HOUSE, OF_REQUESTS, Account, Posting, Value
 from services.meter.core.requests import Key
-from services.meter.core.usage import CALLERS, MINUTES_BY_UNIT, Group, Grouping
+from services.meter.core.usage import CALLERS, MINUTES_BY_UNIT, Group, Grouping, start_of
 
 
 class Caller(NamedTuple):
@@ -121,8 +121,6 @@ def _group(wanted: Grouping, hour: int, posting: Posting, callers: Mapping[Key, 
     if any(told(name) not in values for name, values in wanted.filters.items()):
         return None
     return tuple(
-        hour // max(1, MINUTES_BY_UNIT[name] // 60) * max(60, MINUTES_BY_UNIT[name])
-        if name in MINUTES_BY_UNIT
-        else told(name)
+        start_of(name, hour * MINUTES_BY_UNIT["hour"]) if name in MINUTES_BY_UNIT else told(name)
         for name in wanted.names
     )

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from services.meter.core.usage import MINUTES_BY_UNIT, Group, Grouping
+from services.meter.core.usage import MINUTES_BY_UNIT, Group, Grouping, start_of
 
 HARDWARE: Final = ("accelerator", "worker", "pool", *MINUTES_BY_UNIT)
 _MINUTES: Final = MINUTES_BY_UNIT["hour"]
@@ -43,14 +43,11 @@ def paid_by_group(
     for each in hours:
         if any(getattr(each, name) not in values for name, values in wanted.filters.items() if name in HARDWARE):
             continue
-        group = tuple(_start(name, each.hour) if name in MINUTES_BY_UNIT else getattr(each, name) for name in names)
+        group = tuple(
+            start_of(name, each.hour * _MINUTES) if name in MINUTES_BY_UNIT else getattr(each, name) for name in names
+        )
         paid[group] += round(each.paid_ns * _part(each.hour, within, now_unix_ms))
     return dict(paid)
-
-
-def _start(unit: str, hour: int) -> int:
-    minute = hour * _MINUTES
-    return minute - minute % MINUTES_BY_UNIT[unit]
 
 
 def _part(hour: int, within: tuple[int | None, int | None], now_unix_ms: int) -> float:

@@ -33,6 +33,11 @@ MINUTES_BY_UNIT: Final = {"minute": 1, "hour": 60, "day": 1440}
 Group = tuple[str | int, ...]  # the values of a grouping's names; a time as minutes since 1970
 
 
+def start_of(unit: str, minute: int) -> int:
+    """The first minute of the unit of time that a minute lies in."""
+    return minute - minute % MINUTES_BY_UNIT[unit]
+
+
 @dataclass(frozen=True, slots=True)
 class Grouping:
     """What to group by and what to leave out; made by `grouping`.
@@ -62,8 +67,7 @@ class Grouping:
         if any(getattr(key, name) not in values for name, values in self.filters.items()):
             return None
         return tuple(
-            key.minute - key.minute % MINUTES_BY_UNIT[name] if name in MINUTES_BY_UNIT else getattr(key, name)
-            for name in self.names
+            start_of(name, key.minute) if name in MINUTES_BY_UNIT else getattr(key, name) for name in self.names
         )
 
 

@@ -27,9 +27,9 @@ from services.meter.store.caller_tables import (
     session_postings,
 )
 from services.meter.store.database import Database
+from services.meter.store.grouped import COLUMNS, amounts_by_group, sums_by_group
 from services.meter.store.sums import whole_sum
 
-COLUMNS: Final = {"team": "caller_team", "key": "caller_key", "session": "session_id"}
 ALL_POSTINGS: Final = -1  # the row of `rolled_hours` that says up to where postings were looked at
 _HOUR: Final = MINUTES_BY_UNIT["hour"]
 
@@ -68,15 +68,15 @@ class CallerReader:
                 first, end = run[0].hour, run[-1].hour + 1
                 if whole:
                     within = (table.c.hour >= first) & (table.c.hour < end)
-                    queries.append(_sums_of(table, grouping, table.c.hour * _HOUR).where(within))
+                    queries.append(amounts_by_group(table, grouping, table.c.hour * _HOUR).where(within))
                     continue
                 lines = (schema.entries.c.id >= min(each.first_line for each in run)) & (
                     schema.entries.c.id <= max(each.last_line for each in run)
                 )
                 minutes = max(from_minute or 0, first * _HOUR), min(to_minute or end * _HOUR, end * _HOUR)
-                queries.append(_sums_of(_lines(lines, *minutes), grouping))
+                queries.append(amounts_by_group(_lines(lines, *minutes), grouping))
             unseen = schema.entries.c.id > newest  # not sorted into hours yet
-            queries.append(_sums_of(_lines(unseen, from_minute, to_minute), grouping))
+            queries.append(amounts_by_group(_lines(unseen, from_minute, to_minute), grouping))
             for query in queries:
                 for row in connection.execute(query.limit(max_rows)).mappings():
                     if row["requests"] is not None:
@@ -104,7 +104,7 @@ class CallerReader:
             start = from_hour
             for first, end in _consecutive(within):
                 hours = (table.c.hour >= first) & (table.c.hour < end)
-                queries.append(_postings_of(table, grouping, table.c.hour).where(hours))
+                queries.append(_postings_of(table, grouping).where(hours))
                 queries.append(_postings_of(_raw_postings(first, end, after=position), grouping))
                 if start is None or start < first:
                     queries.append(_postings_of(_raw_postings(start, first), grouping))
@@ -242,39 +242,7 @@ def _raw_postings(from_hour: int | None, to_hour: int | None, *, after: int = 0)
     return query.subquery()
 
 
-def _column(source: FromClause, name: str) -> ColumnElement[str]:
-    column: ColumnElement[str] = source.c[COLUMNS.get(name, name)]
-    return column
-
-
-def _filtered(query: Select[Any], source: FromClause, grouping: Grouping) -> Select[Any]:
-    for name, values in grouping.filters.items():
-        query = query.where(_column(source, name).in_(sorted(values)))
-    return query
-
-
-def _sums_of(source: FromClause, grouping: Grouping, minute: ColumnElement[int] | None = None) -> Select[Any]:
-    """The sums of amounts in a source, by group."""
-    at: ColumnElement[int] = source.c.minute if minute is None else minute
-    groups = [
-        (at - at % MINUTES_BY_UNIT[name] if name in MINUTES_BY_UNIT else _column(source, name)).label(f"group_{name}")
-        for name in grouping.names
-    ]
-    columns: list[ColumnElement[Any]] = [*groups, *(whole_sum(source.c[name]).label(name) for name in Amounts._fields)]
-    return _filtered(select(*columns).group_by(*groups), source, grouping)
-
-
-def _postings_of(source: FromClause, grouping: Grouping, hour: ColumnElement[int] | None = None) -> Select[Any]:
+def _postings_of(source: FromClause, grouping: Grouping) -> Select[Any]:
     """What postings in a source come to, by group and account."""
-    at: ColumnElement[int] = source.c.hour if hour is None else hour
-
-    def group(name: str) -> ColumnElement[Any]:
-        if name not in MINUTES_BY_UNIT:
-            return _column(source, name)
-        hours = max(1, MINUTES_BY_UNIT[name] // _HOUR)
-        return (at - at % hours) * _HOUR
-
-    groups = [group(name).label(f"group_{name}") for name in grouping.names]
     totals = whole_sum(source.c.amount_nusd), whole_sum(source.c.carbon_ug)
-    query = select(*groups, source.c.account, *totals).group_by(*groups, source.c.account)
-    return _filtered(query, source, grouping)
+    return sums_by_group(source, grouping, totals, at=source.c.hour * _HOUR, also=(source.c.account,))

@@ -4,15 +4,15 @@ In: a `Grouping` and two times, or a request's id. Out: sums of `Amounts` by gro
 is one snapshot of the books. May be called from several threads.
 """
 
-from sqlalchemy import ColumnElement, FromClause, select
+from sqlalchemy import select
 
 from services.meter.core.amounts import Amounts
 from services.meter.core.requests import Request
-from services.meter.core.usage import DIMENSIONS, MINUTES_BY_UNIT, Group, Grouping
+from services.meter.core.usage import Group, Grouping
 from services.meter.store import rows, schema
 from services.meter.store.database import Database
+from services.meter.store.grouped import amounts_by_group
 from services.meter.store.hours import rolled_before, usage_between
-from services.meter.store.sums import whole_sum
 
 
 class Questions:
@@ -32,12 +32,8 @@ class Questions:
         """
         with self._engine.begin() as connection:
             before_hour = 0 if "minute" in grouping.names else rolled_before(connection)
-            source = usage_between(from_minute, to_minute, before_hour)
-            groups = [_group(source, name) for name in grouping.names]
-            query = select(*groups, *(whole_sum(source.c[name]).label(name) for name in Amounts._fields))
-            for name, values in grouping.filters.items():
-                query = query.where(source.c[name].in_(sorted(values)))
-            query = query.group_by(*groups).order_by(*groups).limit(max_rows)
+            query = amounts_by_group(usage_between(from_minute, to_minute, before_hour), grouping)
+            query = query.order_by(*(f"group_{name}" for name in grouping.names)).limit(max_rows)
             found = connection.execute(query).mappings().all()
         return [
             (tuple(row[f"group_{name}"] for name in grouping.names), rows.amounts_of(row))
@@ -74,11 +70,3 @@ class Questions:
             ).mappings()
             request.segments = {segment.place: segment for segment in map(rows.segment_of, parts)}
         return request
-
-
-def _group(source: FromClause, name: str) -> ColumnElement[str] | ColumnElement[int]:
-    if name in DIMENSIONS:
-        column: ColumnElement[str] = source.c[name]
-        return column.label(f"group_{name}")
-    minute: ColumnElement[int] = source.c.minute
-    return (minute - minute % MINUTES_BY_UNIT[name]).label(f"group_{name}")

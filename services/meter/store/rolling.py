@@ -24,8 +24,9 @@ from services.meter.store.caller_tables import (
     session_hours,
     session_postings,
 )
-from services.meter.store.callers import ALL_POSTINGS, COLUMNS, lines_with_callers, postings_with_callers
+from services.meter.store.callers import ALL_POSTINGS, lines_with_callers, postings_with_callers
 from services.meter.store.database import Database
+from services.meter.store.grouped import COLUMNS
 from services.meter.store.sums import whole_sum
 
 _HOUR: Final = MINUTES_BY_UNIT["hour"]
