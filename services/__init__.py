@@ -6,7 +6,7 @@
         services/router/service.py  services/mesh/rpc.py  services/mesh/fast_grpc.py  services/mesh/grpc_call.py
         services/router/gateway.py  services/mesh/fast_http.py  services/mesh/http1.py  services/mesh/http_call.py
  3. Whose key is it? May it come in? Values, size, credit, room: a refusal leaves no trace.
-        services/router/access.py  services/mesh/keys.py  services/router/core/admission.py
+        services/mesh/access.py  services/mesh/keys.py  services/router/core/admission.py
         services/router/entrance.py
     Where no worker can take it soon, it waits its turn, by its tenant's share and its class, or is told at once.
         services/router/room.py  services/router/core/admittance.py

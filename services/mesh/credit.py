@@ -67,8 +67,7 @@ def window_at(period: str, unix_s: int) -> int:
     if period == Period.ONCE:
         return 0
     if period == Period.MONTH:
-        now = gmtime(unix_s)
-        return timegm((now.tm_year, now.tm_mon, 1, 0, 0, 0))
+        return month_of(unix_s)[0]
     return unix_s - unix_s % _SECONDS[Period(period)]
 
 
@@ -77,9 +76,15 @@ def window_end(period: str, window: int) -> int | None:
     if period == Period.ONCE:
         return None
     if period == Period.MONTH:
-        start = gmtime(window)
-        return timegm((start.tm_year + start.tm_mon // 12, start.tm_mon % 12 + 1, 1, 0, 0, 0))
+        return month_of(window)[1]
     return window + _SECONDS[Period(period)]
+
+
+def month_of(unix_s: int) -> tuple[int, int]:
+    """The month of UTC around a second since 1970: its first second, and the next month's."""
+    at = gmtime(unix_s)
+    first = timegm((at.tm_year, at.tm_mon, 1, 0, 0, 0))
+    return first, timegm((at.tm_year + at.tm_mon // 12, at.tm_mon % 12 + 1, 1, 0, 0, 0))
 
 
 def amount_of(unit: str, rates: Rates, prompt_tokens: int, completion_tokens: int) -> int:

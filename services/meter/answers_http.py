@@ -6,13 +6,13 @@ tenant's key sees that tenant alone, and of money what the tenant is billed and 
 what, and what it is left with, is the house's.
 """
 
-import hmac
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from aiohttp import web
 
+from services.mesh.access import bearer_of, caller_of, is_secret
 from services.mesh.errors import InvalidRequest, QueueFull, Unauthenticated
 from services.mesh.keys import KeyStore
 from services.mesh.openai.edge import guarded
@@ -93,21 +93,14 @@ class AnswersHttp:
         Raises:
             Unauthenticated: nobody who may ask.
         """
-        scheme, _, shown = authorization.strip().partition(" ")
-        shown = shown.strip()
+        shown = bearer_of(authorization)
         if not authorization and not self._secrets:
             return ""
-        if scheme.lower() != "bearer" or not shown:
+        if not shown:
             raise Unauthenticated("send a tenant's key or this mesh's secret as `authorization: Bearer <key>`")
-        given = shown.encode(errors="surrogateescape")
-        # Each is compared, whichever fits: how long it takes tells nothing.
-        known = [hmac.compare_digest(given, secret.encode()) for secret in self._secrets]
-        if any(known):
+        if is_secret(shown.encode(errors="surrogateescape"), self._secrets):
             return ""
-        record = self._keys.record_of(shown)
-        if record is None:
-            raise Unauthenticated("this mesh does not know the key; check it, or ask its operator for one")
-        return record.tenant
+        return caller_of(authorization, self._keys).tenant
 
     def _ready(self) -> tuple[Inquiry, Insight]:
         if self._answering is None:

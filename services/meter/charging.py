@@ -23,11 +23,11 @@ from services.meter.core.charges import (
     billing_of,
     by_tenant,
     month_name,
-    month_of,
     parse_month,
     pieces,
 )
 from services.meter.core.invoices import Invoice, invoice_of
+from services.meter.core.volumes import period_of
 from services.meter.store.charges import ChargeReader, PricedLines
 from services.meter.store.invoices import InvoiceReader
 
@@ -120,7 +120,7 @@ class Charging:
             )
         expected = mine[-1].to_minute if mine else self._first_month(tenant, from_minute)
         while expected < from_minute:
-            end = month_of(expected)[1]
+            end = period_of(expected, "month")[1]
             earlier, _ = self.draft(tenant, month_name(expected))
             if earlier.lines:
                 raise InvalidRequest(
@@ -130,7 +130,7 @@ class Charging:
 
     def _first_month(self, tenant: str, default: int) -> int:
         first = self._reader.first_minute(tenant)
-        return default if first is None else month_of(first)[0]
+        return default if first is None else period_of(first, "month")[0]
 
     def _collect(
         self,

@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 
 from services.mesh.bus import Bus
 from services.mesh.clock import Clock
+from services.mesh.credit import month_of
 from services.mesh.errors import InvalidRequest, OutboxFull, QueueFull
 from services.mesh.events import SpendAnomalyFound
 from services.mesh.money import format_usd, usd_to_nusd
@@ -27,7 +28,7 @@ from services.meter.core.presence import MS_PER_HOUR
 from services.meter.core.promised import outcome
 from services.meter.core.usage import CALLERS, DIMENSIONS, Grouping
 from services.meter.inquiry import grouping_of
-from services.meter.outlooks import MOST_DAYS, Outlooks, month_of
+from services.meter.outlooks import MOST_DAYS, Outlooks
 from services.meter.store.callers import CallerReader
 from services.meter.store.questions import Questions
 from services.meter.thread import WorkThreads
@@ -194,7 +195,7 @@ class Insight:
 
     def _promises(self, tenant: str, now_unix_ms: int) -> insight_pb2.Promises:
         """Runs in a thread."""
-        begin_ms, end_ms = month_of(now_unix_ms)
+        begin_ms, end_ms = (1000 * each for each in month_of(now_unix_ms // 1000))
         begin, hour = begin_ms // MS_PER_HOUR, now_unix_ms // MS_PER_HOUR
         by = Grouping(("slo_class",))
         if tenant:

@@ -5,12 +5,11 @@ takes up to some seconds.
 """
 
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Final
 
 from services.mesh.clock import Clock
-from services.mesh.credit import Scope, Unit
+from services.mesh.credit import Scope, Unit, month_of
 from services.meter.bookkeeper import Bookkeeper
 from services.meter.budget_calls import states
 from services.meter.core.amounts import Amounts
@@ -70,7 +69,7 @@ class Outlooks:
         level: float,
         now_unix_ms: int,
     ) -> insight_pb2.Forecast:
-        month_ms, month_end_ms = month_of(now_unix_ms)
+        month_ms, month_end_ms = (1000 * each for each in month_of(now_unix_ms // 1000))
         left_days = (month_end_ms - now_unix_ms) / MS_PER_HOUR / _DAY
         ahead_days = days or max(_WEEK, -(-int(left_days * _DAY) // _DAY) + 1)
         step_h = 1 if ahead_days < _DAILY_FROM_DAYS else _DAY
@@ -191,10 +190,3 @@ def _total(from_ms: int, to_ms: int, billed: float, before: float, to_come: Rang
         low_nusd=max(billed, before + to_come.low),
         high_nusd=max(billed, before + to_come.high),
     )
-
-
-def month_of(unix_ms: int) -> tuple[int, int]:
-    """The month of UTC around a time: its first millisecond, and the next month's."""
-    begin = datetime.fromtimestamp(unix_ms / 1000, UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-    end = (begin + timedelta(days=32)).replace(day=1)
-    return round(begin.timestamp() * 1000), round(end.timestamp() * 1000)

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Final
 from urllib.parse import urlencode
 
+from services.mesh.access import caller_of
 from services.mesh.clock import Clock
 from services.mesh.errors import UnknownModel
 from services.mesh.fast_http import HttpRoute, rest_of
@@ -21,7 +22,6 @@ from services.mesh.openai.edge import PLACEMENT
 from services.mesh.openai.guard import guarded_route, told
 from services.mesh.openai.requests import Wanted, parse_chat, parse_completion
 from services.mesh.telemetry import TRACEPARENT, Telemetry, trace_id_of
-from services.router.access import caller_of
 from services.router.core.fleet import Fleet
 from services.router.direct import Direct
 from services.router.dispatch import Dispatcher

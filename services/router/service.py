@@ -10,6 +10,7 @@ import grpc
 from opentelemetry.trace import get_current_span
 
 from services.mesh import conventions as names
+from services.mesh.access import caller_of
 from services.mesh.clock import Clock
 from services.mesh.errors import TokenworksError, UnknownRequest
 from services.mesh.fast_grpc import FastGrpcServer
@@ -17,7 +18,6 @@ from services.mesh.grpc_call import ServerCall
 from services.mesh.keys import KeyRecord, KeyStore
 from services.mesh.rpc import metadata_value
 from services.mesh.telemetry import current_traceparent, fresh_traceparent, trace_id_of
-from services.router.access import caller_of
 from services.router.core.fleet import Fleet
 from services.router.core.records import DecisionRecord
 from services.router.direct import Direct

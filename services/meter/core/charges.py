@@ -8,13 +8,14 @@ end and no invoice before it has. So what comes later to a month that is invoice
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 from services.mesh.errors import InvalidRequest
 from services.mesh.money import TOKENS_PER_RATE
 from services.mesh.price_book import KINDS
 from services.mesh.pricing import Rates
+from services.meter.core.volumes import period_of
 
 MINUTES_PER_DAY: Final = 1440
 
@@ -116,13 +117,6 @@ def rate_of(rates: Rates, kind: str) -> int:
     return rate
 
 
-def month_of(minute: int) -> tuple[int, int]:
-    """The minutes [first, end) of the month of UTC that a minute since 1970 is in."""
-    first = datetime.fromtimestamp(minute * 60, UTC).replace(day=1, hour=0, minute=0, second=0)
-    after = (first + timedelta(days=32)).replace(day=1)
-    return int(first.timestamp()) // 60, int(after.timestamp()) // 60
-
-
 def month_name(minute: int) -> str:
     """The month of a minute since 1970, as 2026-11."""
     return datetime.fromtimestamp(minute * 60, UTC).strftime("%Y-%m")
@@ -140,7 +134,7 @@ def parse_month(text: str) -> tuple[int, int]:
         first = None
     if first is None or not 1970 <= first.year < 9999 or first.strftime("%Y-%m") != text:
         raise InvalidRequest(f"month = {text!r} is not a month; write it like 2026-11")
-    return month_of(int(first.timestamp()) // 60)
+    return period_of(int(first.timestamp()) // 60, "month")
 
 
 def billing_of(issued: Sequence[Issued], cuts: Bounds, minute: int) -> Billing:
@@ -154,8 +148,8 @@ def billing_of(issued: Sequence[Issued], cuts: Bounds, minute: int) -> Billing:
         if minute < each.to_minute and cuts.line <= each.cuts.line and cuts.posting <= each.cuts.posting:
             return Billing(each.from_minute, each.to_minute, each.number, correction=minute < each.from_minute)
     if issued and minute < issued[-1].to_minute:
-        return Billing(*month_of(issued[-1].to_minute), "", correction=True)
-    return Billing(*month_of(minute), "", correction=False)
+        return Billing(*period_of(issued[-1].to_minute, "month"), "", correction=True)
+    return Billing(*period_of(minute, "month"), "", correction=False)
 
 
 def by_tenant(issued: Iterable[Issued]) -> Mapping[str, list[Issued]]:

@@ -9,10 +9,10 @@ books. In: tokens by minute range, the calendar. Out: a balanced state to book, 
 """
 
 from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Final, NamedTuple
 
+from services.mesh.credit import month_of
 from services.mesh.money import TOKENS_PER_RATE, usd_to_nusd
 from services.mesh.price_book import KINDS, Price
 from services.meter.core.journal import Account, Booked, Subject, add
@@ -35,9 +35,8 @@ def period_of(minute: int, period: str) -> tuple[int, int]:
     if period == "day":
         first = minute - minute % MINUTES_PER_DAY
         return first, first + MINUTES_PER_DAY
-    at = datetime.fromtimestamp(minute * 60, UTC).replace(day=1, hour=0, minute=0, second=0)
-    after = (at + timedelta(days=32)).replace(day=1)
-    return int(at.timestamp()) // 60, int(after.timestamp()) // 60
+    first_s, end_s = month_of(minute * 60)
+    return first_s // 60, end_s // 60
 
 
 def adjustments(volumes: Iterable[Volume], *, ended: bool) -> Booked:

@@ -1,4 +1,4 @@
-"""Sums of rows by the names of a `Grouping`, of any source that has its dimensions, and who called where it asks that."""
+"""Sums of rows by the names of a `Grouping`: of any source that has its dimensions, and who called where it asks."""
 
 from collections.abc import Iterable
 from typing import Any, Final

@@ -14,11 +14,11 @@ from services.meter.core.charges import (
     Issued,
     billing_of,
     month_name,
-    month_of,
     parse_month,
     pieces,
 )
 from services.meter.core.invoices import invoice_of
+from services.meter.core.volumes import period_of
 
 MONTH = 30 * 1440
 
@@ -30,10 +30,10 @@ MONTH = 30 * 1440
 def test_every_line_is_on_exactly_one_invoice_and_stays_there(lines: list[int], cuts: list[int]) -> None:
     issued: list[Issued] = []
     on: dict[int, str] = {}
-    first, end = month_of(0)
+    first, end = period_of(0, "month")
     for number, cut in enumerate(sorted(cuts)):
         issued.append(Issued(f"I{number}", "acme", first, end, Bounds(cut, cut)))
-        first, end = month_of(end)
+        first, end = period_of(end, "month")
         for line, minute in enumerate(lines, 1):
             billing = billing_of(issued, Bounds(line=line), minute)
             assert on.get(line, billing.invoice) == billing.invoice, "what is invoiced stays where it is"
@@ -42,7 +42,7 @@ def test_every_line_is_on_exactly_one_invoice_and_stays_there(lines: list[int], 
                 assert line <= cut
             assert billing.correction == (minute < billing.from_minute)
             assert minute < billing.to_minute
-            assert billing.from_minute == month_of(billing.from_minute)[0]
+            assert billing.from_minute == period_of(billing.from_minute, "month")[0]
 
 
 @given(
