@@ -54,6 +54,8 @@ _CPU: Final = {
     "rate_usd_per_hour": "0.05",
     "cpu": True,
 }
+# On a machine that others slow, a few are told early that they would be late, and when to come back: no failure.
+_REFUSED_PART: Final = 0.25
 _SHAPE: Final = {
     "parameters": 200_000,
     "layers": 2,
@@ -244,7 +246,8 @@ def failures(document: dict[str, Any]) -> list[str]:
     idle = sorted({*SIMULATED, *_CPUS} - served)
     requests, meter = document["requests"], document["meter"]
     wrong = [f"{requests['failed']} requests failed"] if requests["failed"] else []
-    wrong += [f"{requests['refused']} requests were refused"] if requests["refused"] else []
+    if requests["refused"] > _REFUSED_PART * requests["sent"]:
+        wrong.append(f"{requests['refused']} of {requests['sent']} requests were refused")
     wrong += [] if meter and meter["equal"] else ["the meter differs from the clients"]
     wrong += [f"{', '.join(idle)} served nothing"] if idle else []
     return wrong
@@ -267,6 +270,7 @@ def picture(document: dict[str, Any]) -> Table:
     return table
 
 
+_SUMMARY: Final = "{finished} requests finished, {refused} were refused early, 0 failed, the meter agrees"
 _COLUMNS: Final = ("requests", "tokens", "device s", "energy J", "cost $", "cost $/Mtok")
 
 
@@ -281,7 +285,7 @@ def main() -> None:
     console.print(picture(document))
     wrong = failures(document)
     document.pop("trace", None)
-    console.print("; ".join(wrong) or f"{document['requests']['finished']} requests, 0 failed, the meter agrees")
+    console.print("; ".join(wrong) or _SUMMARY.format(**document["requests"]))
     path = write(chosen.out, document)
     console.print(f"[dim]{path}[/]")
     sys.exit(1 if wrong else 0)

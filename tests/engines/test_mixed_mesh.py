@@ -15,5 +15,5 @@ async def test_a_replay_is_shared_by_unlike_engines_without_a_failure(tmp_path: 
         pytest.skip(why)
     document = await run(tmp_path, 300)
     assert failures(document) == []
-    assert document["requests"]["finished"] == 300
+    assert document["requests"]["finished"] + document["requests"]["refused"] == 300
     assert all(row["use_cost_nusd"] > 0 and row["energy_cost_nusd"] > 0 for row in document["by_accelerator"])
