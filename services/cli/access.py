@@ -20,7 +20,7 @@ from services.mesh.settings import Settings, load_settings
 FILE_NAME: Final = "client.toml"
 DEFAULT_TENANT: Final = "local"
 _ENVIRONMENT: Final = "TOKENWORKS_CLIENT_"
-_ADDRESSES: Final = ("router", "meter", "optimizer", "nats", "secret")
+_ADDRESSES: Final = ("router", "meter", "optimizer", "nats", "secret", "traces")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +30,7 @@ class Access:
     Attributes:
         nats: URL.
         secret: what operators show to meter and optimizer; empty where the mesh has none.
+        traces: the OTLP endpoint that the mesh's spans go to; empty where they go nowhere.
         keys: tenant -> key.
         http: service id -> host:port of its `/readyz` and `/metrics`.
     """
@@ -39,6 +40,7 @@ class Access:
     optimizer: str
     nats: str
     secret: str = ""
+    traces: str = ""
     keys: Mapping[str, str] = field(default_factory=dict)
     http: Mapping[str, str] = field(default_factory=dict)
 
@@ -80,7 +82,7 @@ def read_access(settings: Settings | None = None, **given: str) -> Access:
     """The access of this command.
 
     Args:
-        given: what the command line said: router, meter, optimizer, nats; empty where it said nothing.
+        given: what the command line said: router, meter, optimizer, nats, traces; empty where it said nothing.
 
     Raises:
         SettingInvalid: the settings are bad.

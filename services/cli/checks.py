@@ -27,6 +27,7 @@ from services.mesh.accelerators import load_catalogue
 from services.mesh.errors import SettingInvalid
 from services.mesh.keys import KeyStore
 from services.mesh.settings import Settings, load_settings
+from services.mesh.telemetry import traces_endpoint
 
 _LEAST_FREE_BYTES: Final = 1 << 30
 _CONNECT_S: Final = 1.0
@@ -230,7 +231,7 @@ def _engines(settings: Settings) -> Iterator[Check]:
 
 
 async def _otlp() -> Check:
-    endpoint = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+    endpoint = traces_endpoint()
     if not endpoint:
         return Check("traces", Severity.OK, "none leave: OTEL_EXPORTER_OTLP_ENDPOINT is not set")
     parts = urlsplit(endpoint if "//" in endpoint else f"//{endpoint}")

@@ -70,7 +70,7 @@ async def drive(output: Output, access: Access, plan: Plan, interrupted: asyncio
         peers = await stack.enter_async_context(Peers(access))
         bookkeeper = Bookkeeper(peers)
         await bookkeeper.begin()
-        tracer = stack.enter_context(client_tracer())
+        tracer = stack.enter_context(client_tracer(access.traces))
         clients = {
             tenant: await stack.enter_async_context(Client(access.router, key, direct=plan.direct, tracer=tracer))
             for tenant, key in plan.keys.items()

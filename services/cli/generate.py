@@ -128,7 +128,7 @@ async def _generate(output: Output, access: "Access", key: str, wanted: dict[str
     from tokenworks import Client
 
     pieces: list[str] = []
-    with client_tracer() as tracer:
+    with client_tracer(access.traces) as tracer:
         client = Client(access.router, key, direct=direct, tracer=tracer)
         async with client, client.generate(**wanted) as stream:
             started_s = time.perf_counter()

@@ -1,4 +1,6 @@
-"""The command line's own spans: one CLIENT span per request, where the standard `OTEL_*` variables name an endpoint."""
+"""The command line's own spans: one CLIENT span per request. They go where the standard `OTEL_*` variables say, else to
+where the mesh's own go, so that the explorer shows a request from its start.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,9 +11,13 @@ from services.mesh.telemetry import start_telemetry
 
 
 @contextmanager
-def client_tracer() -> Iterator[Tracer]:
-    """A tracer of service `client`; what it recorded has left, or had a few seconds to, when the context ends."""
-    telemetry = start_telemetry("client", "cli")
+def client_tracer(mesh_endpoint: str) -> Iterator[Tracer]:
+    """A tracer of service `client`; what it recorded has left, or had a few seconds to, when the context ends.
+
+    Args:
+        mesh_endpoint: the OTLP endpoint of the mesh's services; empty where their spans go nowhere.
+    """
+    telemetry = start_telemetry("client", "cli", otherwise=mesh_endpoint)
     try:
         yield telemetry.tracer
     finally:

@@ -29,6 +29,7 @@ from services.cli.up_view import address_lines, addresses, first_text_lines, sho
 from services.mesh.clock import SystemClock
 from services.mesh.keys import KeyStore
 from services.mesh.settings import FleetWorker, Settings
+from services.mesh.telemetry import traces_endpoint
 from tokenworks import Client
 
 SHAPES: Final = "TOKENWORKS_CATALOGUE_MODELS"  # by which every service knows a model that no catalogue has
@@ -94,7 +95,8 @@ def prepare(settings: Settings, data_dir: DataDir, *, real: RealModel, explorer:
         all_free=all_free,
         extra_environment=sending | shapes,
     )
-    layout = with_keys(replace(layout, services=(*traces, *layout.services)), keys.keys)
+    access = replace(layout.access, traces=traces_endpoint())
+    layout = with_keys(replace(layout, services=(*traces, *layout.services), access=access), keys.keys)
     return Prepared(settings=settings, data_dir=data_dir, fleet=fleet, layout=layout, keys=keys)
 
 

@@ -72,21 +72,32 @@ class Telemetry:
         self._meter_provider.shutdown(3000)
 
 
-def _otlp_span_exporter() -> SpanExporter | None:
+def traces_endpoint() -> str:
+    """Where the standard variables send spans; empty where they name nothing."""
+    names = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    return next((endpoint for name in names if (endpoint := os.environ.get(name))), "")
+
+
+def _otlp_span_exporter(otherwise: str) -> SpanExporter | None:
     if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or os.environ.get("OTEL_TRACES_EXPORTER") == "none":
         return None
-    if not any(os.environ.get(f"OTEL_EXPORTER_OTLP{part}ENDPOINT") for part in ("_", "_TRACES_")):
+    named = traces_endpoint()
+    if not named and not otherwise:
         return None
     from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 
-    return OTLPSpanExporter()
+    # What the standard variables name is the exporter's to read, with its certificates and headers.
+    return OTLPSpanExporter() if named else OTLPSpanExporter(otherwise, insecure=not otherwise.startswith("https://"))
 
 
-def start_telemetry(service: str, instance: str, *, exporter: SpanExporter | None = None) -> Telemetry:
+def start_telemetry(
+    service: str, instance: str, *, exporter: SpanExporter | None = None, otherwise: str = ""
+) -> Telemetry:
     """Telemetry of `service` (`router`, `worker`, …) under `service.instance.id` = `instance`.
 
     Args:
         exporter: where spans go instead of the OTLP endpoint of the environment.
+        otherwise: the OTLP endpoint (`http://host:port`) where the environment names none; empty: then none leave.
     """
     resource = Resource.create(
         {"service.name": service, "service.namespace": "tokenworks", "service.instance.id": instance}
@@ -101,7 +112,7 @@ def start_telemetry(service: str, instance: str, *, exporter: SpanExporter | Non
     for reader in readers:
         reader.histograms = histograms
     meter_provider = MeterProvider(readers, resource)
-    exporter = exporter or _otlp_span_exporter()
+    exporter = exporter or _otlp_span_exporter(otherwise)
     tracer_provider = None
     tracer: Tracer = trace.NoOpTracer()
     if exporter is not None:

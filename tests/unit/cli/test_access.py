@@ -12,6 +12,7 @@ ACCESS = Access(
     optimizer="127.0.0.1:3",
     nats="nats://127.0.0.1:4",
     secret='a"b\\c',
+    traces="http://127.0.0.1:6",
     keys={"local": "tw-x", "a.b": "tw-y"},
     http={"router-0": "127.0.0.1:5"},
 )

@@ -11,6 +11,7 @@ import pytest
 
 from services.cli.access import Access, write_access
 from services.mesh.errors import UnknownModel
+from tests.otlp_receiver import OtlpReceiver
 from tests.unit.cli.fake_operators import SECRET, FakeMeter, serving
 from tests.unit.client.fake_router import KEY, FakeRouter
 from tokenworks.v1 import metering_pb2 as metering
@@ -34,11 +35,18 @@ class Program:
         self.data_dir = tmp_path / "data"
         self.meter = FakeMeter()
         self.router = FakeRouter(on_finish=self._book)
+        self.traces = ""
 
     async def run(self, *arguments, stdin=""):
         async with serving(self.router, self.meter) as address:
             access = Access(
-                router=address, meter=address, optimizer=address, nats="", secret=SECRET, keys={"local": KEY}
+                router=address,
+                meter=address,
+                optimizer=address,
+                nats="",
+                secret=SECRET,
+                traces=self.traces,
+                keys={"local": KEY},
             )
             write_access(self.data_dir / "client.toml", access)
             return await self.alone(*arguments, stdin=stdin)
@@ -96,6 +104,18 @@ async def test_generate_streams_text_then_tells_bill_and_trace(program):
     assert "price $0.000001234" in ended.out
     assert "NVIDIA H100 SXM (h100-0)" in ended.out
     assert f"trace {program.router.traceparents[0].split('-')[1]}" in ended.out
+
+
+async def test_the_printed_trace_is_one_that_the_meshs_explorer_has(program):
+    explorer = OtlpReceiver()
+    explorer.start()
+    try:
+        program.traces = f"http://127.0.0.1:{explorer.port}"
+        ended = await program.run("generate", "hello", "--max-tokens", 1, "--json")
+    finally:
+        explorer.stop()
+    assert [(each.service, each.trace) for each in explorer.spans] == [("client", ended.document["trace_id"])]
+    assert int(program.router.traceparents[0][-2:], 16) & 1, "not sampled: the services would record nothing under it"
 
 
 async def test_generate_json_is_one_document_with_the_bill(program):
