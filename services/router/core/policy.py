@@ -42,7 +42,8 @@ from services.router.core.lowest import lowest
 from services.router.core.plans import PlanInForce
 from services.router.core.promises import Promises
 from services.router.core.ranking import Circumstances, outlook, rank, ranking_loop
-from services.router.core.scores import Ask, Candidate, Shortlist, Terms, terms_of
+from services.router.core.scores import Ask, Terms, terms_of
+from services.router.core.shortlist import Candidate, Shortlist
 from services.router.core.table import ModelTable, Rows
 
 CANDIDATES: Final = 16  # kept of each decision

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from services.router.core.request import Asked
-from services.router.core.scores import Shortlist
+from services.router.core.shortlist import Shortlist
 
 RUNNING = "running"
 _TO_THE_END = frozenset({"stop", "length", "budget"})

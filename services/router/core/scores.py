@@ -2,7 +2,7 @@
 
 In: a worker's figures (`table.figure_names`), the numbers of a request. Out: the terms. The formulas stand here once. A
 pick works the score out for all workers of a model at a time, compiled (`fused`, `ranking`); a record works all terms
-out for one candidate, when somebody asks.
+out for one candidate, when somebody asks (`shortlist`).
 """
 
 import math
@@ -14,12 +14,10 @@ from typing import Any, Final, NamedTuple
 from services.mesh.confines import ANYWHERE, Confines
 from services.mesh.priorities import RANKS, rank_of, yields
 from services.mesh.timing import READING
-from services.router.core.known_worker import KnownWorker
 from services.router.core.plans import Trial
 from services.router.core.prefixes import NOTHING_CACHED, Cached
 from services.router.core.request import Promise
-from services.router.core.serving import DevicePrice
-from services.router.core.table import Singles, figure_names
+from services.router.core.table import figure_names
 
 HOP_S: Final = 0.002  # router to worker and back
 _LOGISTIC: Final = 1.702  # with which a logistic curve follows the normal one within 0.01
@@ -321,85 +319,6 @@ def _logistic(value: float) -> float:
 
 PLAIN: Final = SimpleNamespace(maximum=max, minimum=min, ceil=math.ceil, logistic=_logistic, where=_where)
 """The functions for single numbers."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """One worker's case; dollars for this one request.
-
-    Attributes:
-        rejected_because: empty when it was feasible.
-        harm_usd: of `slo_risk_usd`, what it is expected to break of the promises of those it joins.
-    """
-
-    worker: str
-    pool: str
-    accelerator: str
-    rejected_because: str
-    score_usd: float
-    use_usd: float
-    energy_usd: float
-    shadow_usd: float
-    slo_risk_usd: float
-    harm_usd: float
-    prefix_saving_usd: float
-    queue_s: float
-    ttft_s: float
-    tpot_s: float
-    miss_probability: float
-    cached_tokens: int
-
-
-@dataclass(slots=True)
-class Shortlist:
-    """Candidates, best first, as their figures were: what follows from them is worked out when somebody asks.
-
-    Attributes:
-        workers, prices: each worker, and what it cost then.
-        reasons: why those that were not feasible were not, by their place.
-        figures: (columns, candidates) of the model's table then.
-    """
-
-    workers: list[KnownWorker]
-    prices: list[DevicePrice]
-    reasons: dict[int, str]
-    figures: Singles
-    ask: Ask
-    band_tpots_s: Sequence[float]
-
-    def __len__(self) -> int:
-        return len(self.workers)
-
-    def candidate(self, place: int) -> Candidate:
-        """The terms of the candidate at `place`, 0 being the best."""
-        worker, price = self.workers[place], self.prices[place]
-        terms = terms_of(self.figures[:, place].tolist(), self.ask, self.band_tpots_s)
-        use_usd = terms.device_s * price.use_usd_per_s
-        energy_usd = terms.device_s * price.energy_usd_per_s
-        shadow_usd = terms.device_s * (terms.usd_per_s - price.use_usd_per_s - price.energy_usd_per_s)
-        saving_usd = terms.saved_s * terms.usd_per_s
-        return Candidate(
-            worker=worker.name,
-            pool=worker.pool,
-            accelerator=worker.beat.accelerator,
-            rejected_because=self.reasons.get(place, ""),
-            score_usd=use_usd + energy_usd + shadow_usd + terms.risk_usd - saving_usd,
-            use_usd=use_usd,
-            energy_usd=energy_usd,
-            shadow_usd=shadow_usd,
-            slo_risk_usd=terms.risk_usd,
-            harm_usd=terms.harm_usd,
-            prefix_saving_usd=saving_usd,
-            queue_s=terms.queue_s,
-            ttft_s=terms.ttft_s,
-            tpot_s=terms.tpot_s,
-            miss_probability=terms.miss,
-            cached_tokens=self.cached_tokens(place),
-        )
-
-    def cached_tokens(self, place: int) -> int:
-        """Tokens of the prompt that the candidate at `place` is expected to have in its cache."""
-        return int(self.figures.item(-1, place))
 
 
 def terms_of(figures: Sequence[float], ask: Ask, band_tpots_s: Sequence[float]) -> Terms:

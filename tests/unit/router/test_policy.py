@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from services.mesh.errors import NoWorker, PromptTooLong, QueueFull
 from services.router.core.exploration import Exploration
 from services.router.core.prefixes import Cached
-from services.router.core.scores import Candidate
+from services.router.core.shortlist import Candidate
 from tests.unit.router.worlds import H100, L4, MI300X, MODEL, World, ask
 
 
