@@ -67,7 +67,7 @@ class Beats:
 
     async def drain(self, worker: str, grace_s: float) -> ControlAnswered:
         """Tells a worker to drain and end, over the bus. Raises BusUnavailable: it does not answer."""
-        return await self._bus.request_drain(worker, Drain(grace_ms=round(grace_s * 1000)), _CONTROL_S)
+        return await self._bus.request_control(worker, Drain(grace_ms=round(grace_s * 1000)), _CONTROL_S)
 
     async def _note(self, delivered: Delivered) -> None:
         if isinstance(beat := delivered.event, WorkerHeartbeat):

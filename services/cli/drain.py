@@ -46,7 +46,7 @@ async def _drain(access: "Access", worker: str, grace_ms: int) -> "ControlAnswer
     bus = NatsBus(settings.nats.model_copy(update={"url": access.nats}), "cli", "drain", telemetry, SystemClock())
     try:
         await bus.connect()
-        return await bus.request_drain(worker, Drain(grace_ms=grace_ms), 5.0)
+        return await bus.request_control(worker, Drain(grace_ms=grace_ms), 5.0)
     finally:
         await bus.close()
         telemetry.shutdown()

@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from services.mesh.events import ControlAnswered, Drain, Event, GapAnswered, LeaseAsked, LeaseGranted
+from services.mesh.events import Control, ControlAnswered, Event, GapAnswered, LeaseAsked, LeaseGranted
 from services.mesh.subjects import Channel
 
 _SEQUENCE: Final = re.compile(r"[0-9]{1,19}")
@@ -90,7 +90,7 @@ class Delivered:
 
 BatchHandler = Callable[[Sequence[Delivered]], Awaitable[None]]
 Handler = Callable[[Delivered], Awaitable[None]]
-ControlHandler = Callable[[Drain], Awaitable[ControlAnswered]]
+ControlHandler = Callable[[Control], Awaitable[ControlAnswered]]
 LeaseHandler = Callable[[Sequence[LeaseAsked]], Awaitable[Sequence[LeaseGranted]]]
 
 
@@ -176,7 +176,7 @@ class Bus(Protocol):
         """
         ...
 
-    async def request_drain(self, worker: str, drain: Drain, timeout_s: float) -> ControlAnswered:
+    async def request_control(self, worker: str, asked: Control, timeout_s: float) -> ControlAnswered:
         """Raises WorkerLost: nobody answered on `tw.control.<worker>` in time."""
         ...
 

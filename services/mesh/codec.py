@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError, Message
 from services.mesh import events
 from services.mesh.entries import WireEntries
 from services.mesh.events import (
+    Control,
     ControlAnswered,
     Drain,
     Event,
@@ -26,10 +27,12 @@ from services.mesh.events import (
     GapRequested,
     LeaseAsked,
     LeaseGranted,
+    MoveStreams,
 )
 from tokenworks.v1 import events_pb2, planning_pb2
 
 _NO_TIME_UNIX_MS: Final = 1 << 47
+_ACTIONS: Final[dict[str, type[Control]]] = {"drain": Drain, "move_streams": MoveStreams}
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
 
@@ -79,6 +82,7 @@ MESSAGES: Final[dict[type, type[Message]]] = {
     events.LeaseGrant: events_pb2.LeaseGrant,
     events.LeaseGranted: events_pb2.LeaseGranted,
     events.Drain: events_pb2.Drain,
+    events.MoveStreams: events_pb2.MoveStreams,
     events.ControlAnswered: events_pb2.ControlAnswered,
 }
 
@@ -191,12 +195,13 @@ def decode(cls: type[T], body: bytes) -> T:
     return from_message(cls, _parse(_CONVERTERS[cls].message, body))
 
 
-def encode_drain(drain: Drain) -> bytes:
+def encode_control(asked: Control) -> bytes:
     """The body of a request on `tw.control.<worker>`."""
-    return events_pb2.ControlRequested(drain=events_pb2.Drain(grace_ms=drain.grace_ms)).SerializeToString()
+    action: dict[str, Any] = {name: to_message(asked) for name, cls in _ACTIONS.items() if cls is type(asked)}
+    return events_pb2.ControlRequested(**action).SerializeToString()
 
 
-def decode_drain(body: bytes) -> Drain:
+def decode_control(body: bytes) -> Control:
     """The action that a request on `tw.control.<worker>` asks for.
 
     Raises:
@@ -204,9 +209,10 @@ def decode_drain(body: bytes) -> Drain:
     """
     request = _parse(events_pb2.ControlRequested, body)
     action = request.WhichOneof("action")
-    if action != "drain":
-        raise ValueError(f"the control request names no action that this version knows ({len(body)} bytes); send drain")
-    return from_message(Drain, request.drain)
+    if action not in _ACTIONS:
+        known = " or ".join(_ACTIONS)
+        raise ValueError(f"the control request of {len(body)} bytes names no action that is known here; send {known}")
+    return from_message(_ACTIONS[action], getattr(request, action))
 
 
 def encode_answer(answer: ControlAnswered) -> bytes:

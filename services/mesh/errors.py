@@ -12,7 +12,7 @@
     │   └── NoWorkerAllowed       DeadlineUnreachable
     ├── PeerError          another process failed us
     │   ├── WorkerLost            EngineFailed      BusUnavailable
-    │   └── RequestTimedOut
+    │   └── RequestTimedOut       StreamMoved
     └── OurError           a defect: file it
         └── InvariantBroken
 
@@ -162,6 +162,10 @@ class BusUnavailable(PeerError):
 
 class RequestTimedOut(PeerError):
     pass
+
+
+class StreamMoved(PeerError):
+    retry_after_s = 0.1
 
 
 class OurError(TokenworksError):

@@ -813,6 +813,24 @@ class Drain:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MoveStreams:
+    """End these direct streams with an error upon which their clients go on elsewhere.
+
+    Attributes:
+        epoch: the start of the worker that is meant.
+        request_ids: those that do not run there are passed over.
+        because: for the streams' clients and for the log.
+    """
+
+    epoch: str
+    request_ids: tuple[str, ...]
+    because: str
+
+
+Control = Drain | MoveStreams
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ControlAnswered:
     accepted: bool
     message: str

@@ -19,12 +19,12 @@ from services.mesh.codec import (
     decode_gap_answer,
     decode_lease_granted,
     encode_answer,
-    encode_drain,
+    encode_control,
     encode_gap,
     encode_lease,
 )
 from services.mesh.errors import BusUnavailable, WorkerLost
-from services.mesh.events import ControlAnswered, Drain, Event, GapAnswered, GapRequested, LeaseAsked, LeaseGranted
+from services.mesh.events import Control, ControlAnswered, Event, GapAnswered, GapRequested, LeaseAsked, LeaseGranted
 from services.mesh.memory_streams import Cursor, MemoryStream, Stored, Taken, Watch
 from services.mesh.publishing import Publisher
 from services.mesh.reading import (
@@ -318,14 +318,14 @@ class MemoryBus:
             self.broker.put(message.subject, message.headers, message.body)
         return answer
 
-    async def request_drain(self, worker: str, drain: Drain, timeout_s: float) -> ControlAnswered:
+    async def request_control(self, worker: str, asked: Control, timeout_s: float) -> ControlAnswered:
         await asyncio.sleep(0)  # as on a network, others go first
         handler = self.broker.controls.get(worker) if self.broker.up else None
         if handler is None:
             raise WorkerLost(f"worker {worker!r} gave no answer within {timeout_s:g} s: nobody listens")
         try:
             async with asyncio.timeout(timeout_s):
-                answer = await answer_control(handler, encode_drain(drain))
+                answer = await answer_control(handler, encode_control(asked))
         except TimeoutError as error:
             raise WorkerLost(f"worker {worker!r} gave no answer within {timeout_s:g} s") from error
         return decode_answer(encode_answer(answer))

@@ -21,7 +21,7 @@ from typing import Final, Protocol
 
 from services.mesh import conventions as names
 from services.mesh.bus import BatchHandler, ControlHandler, Delivered, EventId, Handler, LeaseHandler
-from services.mesh.codec import decode, decode_drain, decode_lease_asked, encode_lease
+from services.mesh.codec import decode, decode_control, decode_lease_asked, encode_lease
 from services.mesh.events import ControlAnswered
 from services.mesh.publishing import EVENT_ID, MESSAGE_ID
 from services.mesh.subjects import Channel, channel_at, consumer_of, subject_of
@@ -262,11 +262,11 @@ def stream_of(channels: Sequence[Channel], durable: str) -> str:
 async def answer_control(handler: ControlHandler, body: bytes) -> ControlAnswered:
     """The handler's answer to a control request; what is wrong is an answer too."""
     try:
-        drain = decode_drain(body)
+        asked = decode_control(body)
     except ValueError as reason:
         return ControlAnswered(accepted=False, message=str(reason))
     try:
-        return await handler(drain)
+        return await handler(asked)
     except Exception as error:
         log.exception("a control request failed")
         return ControlAnswered(accepted=False, message=f"{type(error).__name__}: {error}")

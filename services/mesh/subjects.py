@@ -325,7 +325,7 @@ CHANNELS: Final = (
     RUNAWAY,
     ANOMALY,
 )
-CONTROL_TEMPLATE: Final = "tw.control.{worker}"  # request/reply: Drain -> ControlAnswered
+CONTROL_TEMPLATE: Final = "tw.control.{worker}"  # request/reply: Drain or MoveStreams -> ControlAnswered
 GAPS_TEMPLATE: Final = "tw.gaps.{publisher}"  # request/reply: GapRequested -> GapAnswered
 LEASES_SUBJECT: Final = "tw.leases"  # request/reply: LeaseAsked -> LeaseGranted, answered by the meter
 # What a durable reader could not decode, or failed on again and again, with the reason in a header.

@@ -160,9 +160,15 @@ class Direct:
             request, tenant, traceparent, key=caller.name, team=caller.team, within=caller.confines
         )
         if placement.http_url:
+            if (placed := self._open.of(placement.request_id)) is not None:
+                placed.stays = True  # by plain HTTP nobody goes on in the middle of an answer
             return placement
         self.superseded(placement.request_id, tenant)
         return None
+
+    def at(self, at: At) -> list[OpenPlacement]:
+        """What streams from one start of a worker, as far as it has told."""
+        return self._open.taken(at)
 
     def superseded(self, request_id: str, tenant: str) -> None:
         """The client goes on with the request by another way than its placement."""

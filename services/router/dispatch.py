@@ -38,7 +38,7 @@ from services.mesh.settings import RouterSettings
 from services.router.announcer import Announcer
 from services.router.core.admission import Situation, check
 from services.router.core.conversations import Conversations
-from services.router.core.fleet import Fleet, Slow
+from services.router.core.fleet import Fleet
 from services.router.core.ids import uuid7
 from services.router.core.known_worker import Placed
 from services.router.core.policy import Decision
@@ -61,7 +61,6 @@ from tokenworks.v1 import inference_pb2 as wire
 log = logging.getLogger(__name__)
 
 _MOST_PLACEMENTS: Final = 8
-_MOST_MOVES: Final = 4  # placements of a request from which it may still be moved because it is late
 _ANNOUNCE_AFTER_S: Final = 0.05
 _RETRY_FOR_S: Final = 5.0
 _RETRY_EVERY_S: Final = 0.1
@@ -245,20 +244,15 @@ class Dispatcher:
                 await self._idle.wait()
         return len(left)
 
-    def move_from_troubled(self) -> None:
-        """Moves requests away from workers that stand still or are silent, where another worker takes them; and from
-        those that are much slower than they should be, where they break a promise that another worker keeps.
-        """
-        now_s = self._clock.monotonic_s()
-        for trouble in self._fleet.troubled(now_s):
-            moved = [each for each in self._recipients(trouble.worker) if self._move(each, trouble.worker)]
-            if moved:
-                log.warning("moved %d requests from worker %s: %s", len(moved), trouble.worker, trouble.because)
-        for slow in self._fleet.slow(now_s):
-            late = [each for each in self._recipients(slow.worker) if self._late(each, slow)]
-            moved = [each for each in late if self._move(each, slow.worker, in_time=True)]
-            if moved:
-                log.warning("moved %d of %d late requests from slow worker %s", len(moved), len(late), slow.worker)
+    def at(self, worker: str) -> list[Relay]:
+        """The requests that run at a worker."""
+        session = self._sessions.of(worker)
+        return [each for each in session.recipients if isinstance(each, Relay)] if session else []
+
+    def move(self, relay: Relay, ask: Ask, decision: Decision) -> None:
+        """Takes a request off its worker and sends it to another, with what there is of its answer."""
+        self._release(relay, cancel="cancelled")
+        self._place(relay, ask, decision)
 
     # What a relay tells its owner.
 
@@ -384,34 +378,6 @@ class Dispatcher:
             asyncio.get_running_loop().call_later(_RETRY_EVERY_S, self._place_again, relay, error)
             return
         self._place(relay, ask, decision)
-
-    def _recipients(self, worker: str) -> list[Relay]:
-        """The requests that run at a worker."""
-        session = self._sessions.of(worker)
-        return [each for each in session.recipients if isinstance(each, Relay)] if session else []
-
-    def _late(self, relay: Relay, slow: Slow) -> bool:
-        """Whether a slow worker breaks its promise; what was moved often stays, or two slow workers would play ball."""
-        return relay.placements < _MOST_MOVES and slow.tpot_s.get(relay.asked.model, 0.0) > self._tpot_s(relay)
-
-    def _tpot_s(self, relay: Relay) -> float:
-        """As its class promises it."""
-        return self._fleet.promises.classes[relay.asked.slo_class].tpot_s
-
-    def _move(self, relay: Relay, away_from: str, *, in_time: bool = False) -> bool:
-        """Places a request anew, if any other worker takes it; `in_time`: only where its TPOT is kept."""
-        if relay.asked.features and relay.journal.next_index:
-            return False  # another engine could not go on with it unaltered
-        ask = self._placing.ask(relay.asked, {away_from}, relay.journal.next_index)
-        try:
-            decision = self._placing.decide(relay.asked, ask)
-        except TokenworksError:
-            return False  # better a worker that may come back than none
-        if in_time and decision.picked.tpot_s > self._tpot_s(relay):
-            return False
-        self._release(relay, cancel="cancelled")
-        self._place(relay, ask, decision)
-        return True
 
     def _place(self, relay: Relay, ask: Ask, decision: Decision) -> None:
         self._send(relay, decision, self._placing.carried_out(relay.asked, ask, decision))

@@ -37,6 +37,7 @@ from services.router.feed import Feed
 from services.router.funds import LINGER_MS, Funds
 from services.router.gateway import Gateway
 from services.router.measures import Measures
+from services.router.moves import Moves
 from services.router.others import Others
 from services.router.placing import Placing
 from services.router.room import Room
@@ -62,6 +63,7 @@ class RunningRouter:
     fleet: Fleet
     bus: Bus
     funds: Funds
+    moves: Moves
 
 
 def promises_of(slo: SloSettings) -> Promises:
@@ -160,7 +162,8 @@ async def wire(
     life.spawn(Feed(bus, fleet, sessions, dispatcher, clock=clock, prices=prices, funds=funds).watch(), "feed")
     life.spawn(lessee.run(), "credit")
     life.spawn(lessee.listen(), "recalls of credit")
-    life.spawn(_look_after(fleet, sessions, dispatcher, clock), "look after workers")
+    moves = Moves(dispatcher, direct, fleet=fleet, placing=placing, bus=bus, clock=clock, rng=rng, spawn=life.spawn)
+    life.spawn(_look_after(fleet, sessions, moves, clock), "look after workers")
 
     gather_s = router.gather_ms / 1000
     grpc = FastGrpcServer(telemetry, life, max_message_bytes=mesh.max_message_bytes, gather_s=gather_s)
@@ -198,7 +201,7 @@ async def wire(
     life.on_stop("http server", http.stop, _STOPPING_S)
     life.on_stop("grpc server", partial(grpc.drain, 1.0), _STOPPING_S)
     life.on_stop("requests", partial(_drain, dispatcher, mesh.drain_grace_s), mesh.drain_grace_s + _STOPPING_S)
-    return RunningRouter(mesh.host, grpc_port, http_port, http, dispatcher, direct, fleet, bus, funds)
+    return RunningRouter(mesh.host, grpc_port, http_port, http, dispatcher, direct, fleet, bus, funds, moves)
 
 
 async def _learn_budgets(bus: Bus, funds: Funds) -> None:
@@ -222,9 +225,9 @@ async def _flush(bus: Bus) -> None:
         log.error("%d events were not acknowledged by the bus and are lost with this process", left)
 
 
-async def _look_after(fleet: Fleet, sessions: Sessions, dispatcher: Dispatcher, clock: Clock) -> None:
+async def _look_after(fleet: Fleet, sessions: Sessions, moves: Moves, clock: Clock) -> None:
     while True:
         await asyncio.sleep(_LOOK_EVERY_S)
-        dispatcher.move_from_troubled()
+        moves.look()
         for worker in fleet.forget(clock.monotonic_s()):
             sessions.close(worker)

@@ -18,8 +18,16 @@ from opentelemetry.trace import get_current_span
 from services.mesh import conventions as names
 from services.mesh.bus import Bus
 from services.mesh.clock import Clock
-from services.mesh.errors import OutboxFull, PlacementRefused, TokenworksError, WorkerLost
-from services.mesh.events import Outcome, PlacementEnded, PlacementsUsed, RequestAdmitted, RequestFinished
+from services.mesh.errors import OutboxFull, PlacementRefused, StreamMoved, TokenworksError, WorkerLost
+from services.mesh.events import (
+    ControlAnswered,
+    MoveStreams,
+    Outcome,
+    PlacementEnded,
+    PlacementsUsed,
+    RequestAdmitted,
+    RequestFinished,
+)
 from services.mesh.placement import METADATA_KEY, PlacementClaims
 from services.worker.core.stillness import LOOKS, REAL_ENGINE_PATIENCE, STILL_S, Stillness
 from services.worker.credit import DirectCredit
@@ -160,6 +168,19 @@ class Deliveries:
             for delivery in list(self._open):
                 lost = WorkerLost(f"the engine of worker {self._identity.worker!r} made no step for {still_s:g} s")
                 self._streams.abandon(delivery.stream, lost)
+
+    def move(self, asked: MoveStreams) -> ControlAnswered:
+        """Ends the streams that a router names with `StreamMoved`, upon which their clients go on elsewhere."""
+        who = self._identity
+        if asked.epoch != who.epoch:
+            return ControlAnswered(accepted=False, message=f"worker {who.worker!r} has started anew")
+        named = frozenset(asked.request_ids)
+        moved = [each for each in self._open if each.claims.request_id in named]
+        for delivery in moved:
+            self._streams.abandon(
+                delivery.stream, StreamMoved(f"worker {who.worker!r} {asked.because}; go on elsewhere")
+            )
+        return ControlAnswered(accepted=True, message=f"{len(moved)} streams go on elsewhere")
 
     def flush(self) -> int:
         """Hands to the bus what it takes; the number of events that it did not take."""

@@ -10,7 +10,7 @@ once, with everything it took.
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -92,6 +92,11 @@ class Streams:
 
     def __len__(self) -> int:
         return len(self._streams)
+
+    @property
+    def requests(self) -> Iterable[str]:
+        """Ids of those that run and that nobody has cancelled."""
+        return self._by_request.keys()
 
     @property
     def context_tokens(self) -> int:

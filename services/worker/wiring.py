@@ -2,7 +2,7 @@
 
 A worker drains on SIGTERM, and when `Drain` arrives on `tw.control.<worker>`: no new work; what runs has the grace
 period to finish; the rest is handed back to the routers, which go on elsewhere; sessions end; the last events go out;
-the process exits with 0.
+the process exits with 0. There too a router says which direct streams had better go on elsewhere (`MoveStreams`).
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from typing import Final
 
 from services.mesh.bus import Bus
 from services.mesh.clock import Clock, SystemClock
-from services.mesh.events import ControlAnswered, Drain, WorkerState
+from services.mesh.events import Control, ControlAnswered, MoveStreams, WorkerState
 from services.mesh.fast_grpc import FastGrpcServer
 from services.mesh.footing import find_footing
 from services.mesh.httpd import HttpServer
@@ -199,7 +199,9 @@ async def wire(
         await drain(grace_s)
         life.end()
 
-    async def controlled(asked: Drain) -> ControlAnswered:
+    async def controlled(asked: Control) -> ControlAnswered:
+        if isinstance(asked, MoveStreams):
+            return deliveries.move(asked)
         life.spawn(drain_and_end(asked.grace_ms / 1000), "drain")
         return ControlAnswered(accepted=True, message=f"{len(streams)} streams have {asked.grace_ms} ms to end")
 

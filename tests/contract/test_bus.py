@@ -17,6 +17,7 @@ from services.mesh.bus import Bus, Delivered, EventId, Progress
 from services.mesh.codec import decode
 from services.mesh.errors import BusUnavailable, OutboxFull, WorkerLost
 from services.mesh.events import (
+    Control,
     ControlAnswered,
     CreditChanged,
     Drain,
@@ -486,13 +487,13 @@ async def test_a_watch_passes_over_what_cannot_be_decoded(world: World) -> None:
 
 async def test_a_drain_request_is_answered_by_the_worker_it_names(world: World) -> None:
     worker, other, router = await world.bus("worker", "a"), await world.bus("worker", "b"), await world.bus("router")
-    asked: list[Drain] = []
+    asked: list[Control] = []
 
-    async def accept(drain: Drain) -> ControlAnswered:
-        asked.append(drain)
+    async def accept(control: Control) -> ControlAnswered:
+        asked.append(control)
         return ControlAnswered(accepted=True, message="draining")
 
-    async def refuse(_: Drain) -> ControlAnswered:
+    async def refuse(_: Control) -> ControlAnswered:
         return ControlAnswered(accepted=False, message="")
 
     serving = [
@@ -511,7 +512,7 @@ async def test_a_drain_request_is_answered_by_the_worker_it_names(world: World) 
 async def test_a_worker_that_fails_on_a_drain_request_says_so(world: World) -> None:
     worker, router = await world.bus("worker"), await world.bus("router")
 
-    async def fail(_: Drain) -> ControlAnswered:
+    async def fail(_: Control) -> ControlAnswered:
         raise RuntimeError("no engine")
 
     serving = asyncio.create_task(worker.serve_control("a", fail))
@@ -522,11 +523,11 @@ async def test_a_worker_that_fails_on_a_drain_request_says_so(world: World) -> N
 async def test_a_drain_request_that_nobody_answers_is_a_lost_worker(world: World) -> None:
     router, worker = await world.bus("router"), await world.bus("worker")
     with pytest.raises(WorkerLost, match="'nobody'"):
-        await router.request_drain("nobody", Drain(grace_ms=0), 0.5)
+        await router.request_control("nobody", Drain(grace_ms=0), 0.5)
 
     heard = asyncio.Event()
 
-    async def hang(_: Drain) -> ControlAnswered:
+    async def hang(_: Control) -> ControlAnswered:
         heard.set()
         await asyncio.Event().wait()
         raise AssertionError
@@ -534,7 +535,7 @@ async def test_a_drain_request_that_nobody_answers_is_a_lost_worker(world: World
     serving = asyncio.create_task(worker.serve_control("a", hang))
     while not heard.is_set():
         with pytest.raises(WorkerLost, match="'a'"):
-            await router.request_drain("a", Drain(grace_ms=0), 0.2)
+            await router.request_control("a", Drain(grace_ms=0), 0.2)
     serving.cancel()
     await asyncio.gather(serving, return_exceptions=True)
 
@@ -625,7 +626,7 @@ async def _answer(bus: Bus, worker: str) -> ControlAnswered:
     async with asyncio.timeout(15.0):
         while True:
             try:
-                return await bus.request_drain(worker, Drain(grace_ms=1500), 5.0)
+                return await bus.request_control(worker, Drain(grace_ms=1500), 5.0)
             except WorkerLost:
                 await asyncio.sleep(0.01)
 

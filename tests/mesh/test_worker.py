@@ -509,7 +509,7 @@ async def test_a_worker_that_is_told_to_drain_ends_its_process(worker: Worker) -
     _, running = await session.open("r-1", max_tokens=500, ignore_eos=True)
     await worker.until(lambda: bool(running.token_ids), "it runs")
     assert worker.life.ready
-    answered = await worker.bus.request_drain("h100-0", Drain(grace_ms=5000), DEADLINE_S)
+    answered = await worker.bus.request_control("h100-0", Drain(grace_ms=5000), DEADLINE_S)
     assert answered.accepted
     await worker.until(lambda: not worker.life.ready, "it says that it is not ready, while the stream runs")
     await running.end()

@@ -719,16 +719,28 @@ class GapAnswered(_message.Message):
     def __init__(self, sent: _Optional[_Iterable[int]] = ..., last: _Optional[int] = ...) -> None: ...
 
 class ControlRequested(_message.Message):
-    __slots__ = ("drain",)
+    __slots__ = ("drain", "move_streams")
     DRAIN_FIELD_NUMBER: _ClassVar[int]
+    MOVE_STREAMS_FIELD_NUMBER: _ClassVar[int]
     drain: Drain
-    def __init__(self, drain: _Optional[_Union[Drain, _Mapping]] = ...) -> None: ...
+    move_streams: MoveStreams
+    def __init__(self, drain: _Optional[_Union[Drain, _Mapping]] = ..., move_streams: _Optional[_Union[MoveStreams, _Mapping]] = ...) -> None: ...
 
 class Drain(_message.Message):
     __slots__ = ("grace_ms",)
     GRACE_MS_FIELD_NUMBER: _ClassVar[int]
     grace_ms: int
     def __init__(self, grace_ms: _Optional[int] = ...) -> None: ...
+
+class MoveStreams(_message.Message):
+    __slots__ = ("epoch", "request_ids", "because")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_IDS_FIELD_NUMBER: _ClassVar[int]
+    BECAUSE_FIELD_NUMBER: _ClassVar[int]
+    epoch: str
+    request_ids: _containers.RepeatedScalarFieldContainer[str]
+    because: str
+    def __init__(self, epoch: _Optional[str] = ..., request_ids: _Optional[_Iterable[str]] = ..., because: _Optional[str] = ...) -> None: ...
 
 class ControlAnswered(_message.Message):
     __slots__ = ("accepted", "message")

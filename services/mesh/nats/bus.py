@@ -23,12 +23,12 @@ from services.mesh.codec import (
     decode_gap_answer,
     decode_lease_granted,
     encode_answer,
-    encode_drain,
+    encode_control,
     encode_gap,
     encode_lease,
 )
 from services.mesh.errors import BusUnavailable, WorkerLost
-from services.mesh.events import ControlAnswered, Drain, Event, GapAnswered, GapRequested, LeaseAsked, LeaseGranted
+from services.mesh.events import Control, ControlAnswered, Event, GapAnswered, GapRequested, LeaseAsked, LeaseGranted
 from services.mesh.nats.inflow import ConnectionLost, PlainInflow
 from services.mesh.nats.links import CALL_S, FAILURES, PENDING_BYTES, PENDING_MESSAGES, Link, Links
 from services.mesh.nats.sending import Sender, send_left_behind
@@ -180,11 +180,11 @@ class NatsBus:
         except (ValueError, *FAILURES) as error:
             raise BusUnavailable(f"publisher {publisher!r} gave no answer within {timeout_s:g} s: {error!r}") from error
 
-    async def request_drain(self, worker: str, drain: Drain, timeout_s: float) -> ControlAnswered:
+    async def request_control(self, worker: str, asked: Control, timeout_s: float) -> ControlAnswered:
         try:
             async with asyncio.timeout(timeout_s):
                 link = await self._links.next()
-                reply = await link.client.request(control_subject(worker), encode_drain(drain), timeout=timeout_s)
+                reply = await link.client.request(control_subject(worker), encode_control(asked), timeout=timeout_s)
             return decode_answer(reply.data)
         except (BusUnavailable, ValueError, *FAILURES) as error:
             raise WorkerLost(f"worker {worker!r} gave no answer within {timeout_s:g} s: {error!r}") from error

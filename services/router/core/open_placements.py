@@ -36,6 +36,7 @@ class OpenPlacement:
         traceparent: context of the span it was placed under.
         expires_s: the worker refuses it from then on.
         credit: what is held for it; None where no budget bounds it.
+        stays: its worker is not told to send it elsewhere: its client could not go on, or the worker was told.
         taken_s: when its client was told to have come; None before.
     """
 
@@ -46,6 +47,7 @@ class OpenPlacement:
     traceparent: str
     expires_s: float
     credit: RequestCredit | None = None
+    stays: bool = False
     taken_s: float | None = None
 
     @property
@@ -83,6 +85,10 @@ class OpenPlacements:
 
     def of(self, request_id: str) -> OpenPlacement | None:
         return self._open.get(request_id)
+
+    def taken(self, at: At) -> list[OpenPlacement]:
+        """Those at one start of a worker whose clients have come."""
+        return [each for each in self._at.get(at, {}).values() if each.taken_s is not None]
 
     def add(self, placement: OpenPlacement) -> None:
         """Replaces the placement of the same request, which the caller has `remove`d if there was one."""

@@ -419,7 +419,7 @@ async def test_late_requests_stay_where_no_other_worker_would_keep_their_promise
             each.observe_step(0.08)
     fleet = router.running.fleet
     await eventually(lambda: len(fleet.slow(time.monotonic())) == 2, "both are seen to be slow")
-    router.running.dispatcher.move_from_troubled()
+    router.running.moves.look()
     assert not slow.opened[0].cancelled
     slow.opened[0].send(slow.opened[0].tokens(4), slow.opened[0].finish())
     assert (await asking).tokens == 6

@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from services.mesh import codec
-from services.mesh.events import ControlAnswered, Drain, LatencyObserved, TokensGenerated
+from services.mesh.events import Control, ControlAnswered, Drain, LatencyObserved, MoveStreams, TokensGenerated
 from services.mesh.subjects import CHANNELS
 from tests.unit.mesh.wire_strategies import wire_values
 from tokenworks.v1 import events_pb2
@@ -35,9 +35,9 @@ def test_every_event_comes_back_as_it_was(event: object) -> None:
     assert codec.decode(type(event), body) == event
 
 
-@given(wire_values(Drain), wire_values(ControlAnswered))
-def test_control_comes_back_as_it_was(drain: Drain, answer: ControlAnswered) -> None:
-    assert codec.decode_drain(codec.encode_drain(drain)) == drain
+@given(wire_values(Drain) | wire_values(MoveStreams), wire_values(ControlAnswered))
+def test_control_comes_back_as_it_was(asked: Control, answer: ControlAnswered) -> None:
+    assert codec.decode_control(codec.encode_control(asked)) == asked
     assert codec.decode_answer(codec.encode_answer(answer)) == answer
 
 
@@ -72,6 +72,6 @@ def test_a_value_that_does_not_fit_is_named() -> None:
 def test_a_control_request_without_a_known_action_is_refused() -> None:
     for body in (b"", events_pb2.ControlRequested().SerializeToString(), b"\x7a\x02hi"):
         with pytest.raises(ValueError, match="names no action"):
-            codec.decode_drain(body)
+            codec.decode_control(body)
     with pytest.raises(ValueError, match="ControlRequested"):
-        codec.decode_drain(b"\xff")
+        codec.decode_control(b"\xff")

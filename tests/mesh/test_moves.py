@@ -1,0 +1,101 @@
+"""Running streams leave a worker that became much slower, relayed or direct, and hardly a new one goes there."""
+
+import asyncio
+from contextlib import AsyncExitStack
+from typing import Any, Final
+
+import pytest
+
+from services.mesh.events import MoveStreams
+from services.mesh.nats.bus import NatsBus
+from services.mesh.settings import MeshSettings, SloClass, SloSettings
+from tests.mesh.conftest import StartMesh
+from tests.mesh.local_mesh import DEADLINE_S, MODEL, LocalMesh, eventually, simulated
+from tokenworks import Client, Generation
+from tokenworks.v1 import inference_pb2
+
+pytestmark = pytest.mark.mesh
+
+SETTINGS: Final = MeshSettings(secret="hush", drain_grace_s=5.0)
+# An L4 takes some 60 ms per step: ten times as long breaks the promise, and what a busy machine adds does not.
+SLO: Final = SloSettings(
+    default="patient", classes={"urgent": SloClass(ttft_s=20, tpot_s=0.3), "patient": SloClass(ttft_s=60, tpot_s=60)}
+)
+WORKERS: Final = ("l4-0", "l4-1")
+TOKENS: Final = 60
+
+
+def asked(client: Client, text: str, max_tokens: int = TOKENS, **changes: Any) -> Generation:
+    return client.generate(text=text, model=MODEL, max_tokens=max_tokens, ignore_eos=True, **changes)
+
+
+def running(mesh: LocalMesh, worker: str) -> set[str]:
+    return set(mesh.parts[worker].running.streams.requests)
+
+
+async def test_urgent_streams_leave_a_worker_slowed_tenfold_and_hardly_a_new_one_goes_there(
+    start_mesh: StartMesh,
+) -> None:
+    mesh = await start_mesh(*(simulated(each, "nvidia-l4") for each in WORKERS), mesh=SETTINGS, slo=SLO)
+    clients = {direct: mesh.client(direct=direct) for direct in (True, False)}
+    async with AsyncExitStack() as stack:
+        # Those that wait without complaint keep both engines stepping.
+        patient = [asked(clients[True], f"lake {each}", 4000) for each in range(6)]
+        urgent = [(asked(clients[each % 2 == 0], f"river {each // 2}", slo_class="urgent")) for each in range(8)]
+        for stream in patient:
+            await stack.enter_async_context(stream)
+        begun = [(await anext(stream)).text for stream in (*patient, *urgent)][len(patient) :]
+        urgent_ids = {each.request_id for each in urgent}
+        slow = max(WORKERS, key=lambda each: len(running(mesh, each)))
+        fast = next(each for each in WORKERS if each != slow)
+        await mesh.inject(slow, inference_pb2.InjectFaultRequest.KIND_SLOW, factor=10.0)
+        finishing = asyncio.gather(*[stream.text() for stream in urgent])
+
+        async def left() -> bool:
+            return not running(mesh, slow) & urgent_ids
+
+        await eventually(left, "every urgent stream has left", 4 * DEADLINE_S)
+        fresh = [asked(clients[each % 2 == 0], f"new {each}", 1, slo_class="urgent") for each in range(40)]
+        await asyncio.gather(*[stream.text() for stream in fresh])
+        there = sum(stream.result is not None and stream.result.segments[0].worker == slow for stream in fresh)
+        assert there < 0.2 * len(fresh)
+        assert running(mesh, slow) & {each.request_id for each in patient}, "who is not late stays"
+        texts = [first + rest for first, rest in zip(begun, await finishing, strict=True)]
+
+    assert texts[0::2] == texts[1::2], "direct and relayed say the same"
+    results = [stream.result for stream in urgent if stream.result is not None]
+    assert {each.completion_tokens for each in results} == {TOKENS}
+    moved = [each for each in results if [one.worker for one in each.segments] == [slow, fast]]
+    ways = {urgent.index(stream) % 2 for stream in urgent if stream.result in moved}
+    assert ways == {0, 1}, "direct ones moved, and relayed ones"
+
+    async def billed() -> bool:
+        bills = [await mesh.bill(each.request_id) for each in results]
+        return all(each.delivered_tokens == TOKENS and each.outcome == "length" for each in bills)
+
+    await eventually(billed, "each token is billed once")
+
+
+async def test_what_a_worker_is_told_to_send_elsewhere_goes_on_there(start_mesh: StartMesh) -> None:
+    mesh = await start_mesh(*(simulated(each) for each in WORKERS), mesh=SETTINGS, slo=SLO)
+    client = mesh.client(direct=True)
+    stays, goes = asked(client, "river", 200), asked(client, "lake", 200)
+    begun = [(await anext(each)).text for each in (stays, goes)]
+    home = next(each for each in WORKERS if goes.request_id in running(mesh, each))
+    router = mesh.parts["router"].running
+    bus: NatsBus = router.bus
+
+    def moving(epoch: str) -> MoveStreams:
+        return MoveStreams(epoch=epoch, request_ids=(goes.request_id, "unheard-of"), because="rests")
+
+    assert not (await bus.request_control(home, moving("an earlier one"), DEADLINE_S)).accepted
+    answered = await bus.request_control(home, moving(router.fleet.worker(home).beat.epoch), DEADLINE_S)
+    assert (answered.accepted, answered.message) == (True, "1 streams go on elsewhere")
+
+    texts = [first + await each.text() for first, each in zip(begun, (stays, goes), strict=True)]
+    assert texts == [await asked(mesh.client(), text, 200).text() for text in ("river", "lake")]
+    legs = [[one.worker for one in each.result.segments] for each in (stays, goes) if each.result is not None]
+    assert legs[1] == [home, next(each for each in WORKERS if each != home)]
+    assert len(legs[0]) == 1
+    await mesh.settled(4)
+    assert (await mesh.bill(goes.request_id)).delivered_tokens == 200
