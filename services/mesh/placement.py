@@ -17,6 +17,7 @@ none that was made for an earlier start of it.
     admitted  when the router let the request in, milliseconds since 1970
     resume  index of the token to begin with; those before it are at the client
     fund    most completion tokens the answer may have: the first funded slice
+    until   its caller's deadline by the worker's clock, milliseconds since 1970; left out where there is none
     within  where it may be computed, where that is confined: for whoever plans
     funds   where budgets bound the request: tokens paid for, the budgets, and what is held of them
     prompt  prompt tokens as the router estimated them
@@ -78,6 +79,15 @@ class PlacementClaims:
     team: str = ""
     conversation: str = ""
     within: str = ""
+    deadline_unix_ms: int = 0
+
+    def time_left_s(self, now_unix_ms: int) -> float | None:
+        """Until the worker ends the stream whatever its client says, leeway included; None where nothing bounds it.
+
+        Args:
+            now_unix_ms: by the worker's clock.
+        """
+        return (self.deadline_unix_ms + LEEWAY_MS - now_unix_ms) / 1000 if self.deadline_unix_ms else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +189,8 @@ class PlacementSigner:
             payload += f',"who":[{_quoted(claims.key)},{_quoted(claims.team)},{_quoted(claims.conversation)}]'
         if claims.within:
             payload += f',"within":{_quoted(claims.within)}'
+        if claims.deadline_unix_ms:
+            payload += f',"until":{claims.deadline_unix_ms}'
         payload += "}"
         signed = self._head + b"." + _base64(payload)
         mac = self._mac.copy()
@@ -262,6 +274,7 @@ class PlacementVerifier:
                 team=team,
                 conversation=conversation,
                 within=payload.get("within", ""),
+                deadline_unix_ms=int(payload.get("until", 0)),
             )
         except (jwt.InvalidTokenError, KeyError, TypeError, ValueError) as error:
             raise PlacementRefused(f"the placement is not genuine: {error}") from error

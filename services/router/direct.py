@@ -118,6 +118,7 @@ class Direct:
             ResumeRefused: see `check_resumed`; or it broke too often.
             CallerError, CapacityError: see `admission.check` and `policy.decide`; the request left no trace.
         """
+        asked_s = self._clock.monotonic_s()
         if self._signer is None:
             raise Unsupported(
                 "this router hands out no placements, since mesh.secret is empty; call Router.Generate, which relays"
@@ -147,7 +148,9 @@ class Direct:
             credit=credit,
         )
         self._open.add(placement)
-        return self._signed(self._signer, placement, passage.served_promise, passage.decision)
+        if time_left_s is not None:
+            time_left_s -= self._clock.monotonic_s() - asked_s
+        return self._signed(self._signer, placement, passage.served_promise, passage.decision, time_left_s)
 
     async def place_http(
         self, request: wire.GenerateRequest, caller: KeyRecord, traceparent: str
@@ -246,7 +249,12 @@ class Direct:
             )
 
     def _signed(
-        self, signer: PlacementSigner, placement: OpenPlacement, promise: Promise, decision: Decision
+        self,
+        signer: PlacementSigner,
+        placement: OpenPlacement,
+        promise: Promise,
+        decision: Decision,
+        time_left_s: float | None,
     ) -> wire.Placement:
         asked, record, beat = placement.asked, placement.record, decision.worker.beat
         pricing = self._prices.at(record.decided_unix_ms)
@@ -280,6 +288,7 @@ class Direct:
             team=asked.team,
             conversation=asked.conversation,
             within=str(asked.confines),
+            deadline_unix_ms=0 if time_left_s is None else now_there_unix_ms + max(1, round(time_left_s * 1000)),
         )
         return wire.Placement(
             request_id=asked.request_id,

@@ -102,11 +102,19 @@ class Deliveries:
             raise PlacementRefused(
                 f"the call has no {METADATA_KEY}; ask the router to place the request, or to relay it"
             )
-        claims = self._verifier.verify(token, self._clock.unix_ms())
+        now_unix_ms = self._clock.unix_ms()
+        claims = self._verifier.verify(token, now_unix_ms)
         opened_s = self._clock.monotonic_s()
         outgoing = Outgoing()
         try:
-            order = direct(request, claims, traceparent, self._streams.new_sequence(), self._streams.context_tokens)
+            order = direct(
+                request,
+                claims,
+                traceparent,
+                self._streams.new_sequence(),
+                self._streams.context_tokens,
+                time_left_s=claims.time_left_s(now_unix_ms),
+            )
             stream = await self._streams.open(order, outgoing, _STREAM, self._credit.asking(claims))
         except TokenworksError:
             self._tell(claims, ended=PlacementEnded(

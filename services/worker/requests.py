@@ -11,7 +11,7 @@ from math import isfinite
 from typing import Final
 
 from services.mesh.codec import from_message
-from services.mesh.errors import InvalidRequest, InvalidSampling, Unsupported
+from services.mesh.errors import DeadlinePassed, InvalidRequest, InvalidSampling, Unsupported
 from services.mesh.events import Funding
 from services.mesh.placement import PlacementClaims
 from services.worker.engine import ChatMessage, EngineRequest, Prompt, Sampling
@@ -30,7 +30,7 @@ class Order:
         traceparent: W3C context that the request's span becomes a child of.
         plan: model:version of the plan that sent it here; empty when there was none.
         funded: what is held for it; None where no budget bounds it.
-        time_left_s: of its caller's deadline, when it came; None where there is none, or its own call has it.
+        time_left_s: of its caller's deadline, when it came; None where there is none.
     """
 
     tenant: str
@@ -76,13 +76,25 @@ def funded_of(funds: pb.Funds) -> Funded:
 
 
 def direct(
-    request: pb.GenerateRequest, claims: PlacementClaims, traceparent: str, sequence: int, context_tokens: int
+    request: pb.GenerateRequest,
+    claims: PlacementClaims,
+    traceparent: str,
+    sequence: int,
+    context_tokens: int,
+    *,
+    time_left_s: float | None = None,
 ) -> Order:
     """The order of a client that holds a placement: who it is and what it may do come from the claims.
 
+    Args:
+        time_left_s: as the claims say it; its call's own deadline is the client's to choose.
+
     Raises:
         InvalidRequest: the request is not the one that was placed.
+        DeadlinePassed: there is no time left for it.
     """
+    if time_left_s is not None and time_left_s <= 0:
+        raise DeadlinePassed(f"the deadline of request {claims.request_id!r} passed before it came here; allow it more")
     if request.request_id not in {"", claims.request_id}:
         raise InvalidRequest(f"request_id {request.request_id!r} was not placed; send {claims.request_id!r} or none")
     if request.model not in {"", claims.model}:
@@ -112,6 +124,7 @@ def direct(
         funded=None
         if claims.funds is None
         else Funded(claims.funds.prompt_tokens, claims.funds.completion_tokens, claims.funds.funding),
+        time_left_s=time_left_s,
     )
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import grpc
+import jwt
 import pytest
 
 from services.mesh.clock import SystemClock
@@ -80,6 +81,16 @@ async def test_placement_is_good_for_its_request_at_its_worker_once(mesh: LocalM
     assert await placer.stream_refusal(forged) == "PlacementRefused"
     await mesh.settled(1)
     assert (await mesh.bill("mine")).slo_class == "batch"
+
+
+async def test_placement_says_when_its_caller_s_deadline_is(mesh: LocalMesh) -> None:
+    placer = Placer(mesh)
+    for deadline_ms, until in ((600_000, True), (0, False)):
+        placement = await placer.place(deadline_ms=deadline_ms)
+        said = jwt.decode(placement.token, options={"verify_signature": False})
+        assert ("until" in said) == until
+        if until:
+            assert abs(said["until"] - SystemClock().unix_ms() - deadline_ms) < 300_000
 
 
 async def test_client_cannot_stretch_its_placement(mesh: LocalMesh) -> None:

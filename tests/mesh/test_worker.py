@@ -17,7 +17,7 @@ from services.mesh.bus import Bus
 from services.mesh.clock import SystemClock
 from services.mesh.errors import OutboxFull
 from services.mesh.events import Drain, Event, TokenEntry, TokensGenerated, WorkerState
-from services.mesh.placement import METADATA_KEY, PlacementClaims, PlacementSigner
+from services.mesh.placement import LEEWAY_MS, METADATA_KEY, PlacementClaims, PlacementSigner
 from services.mesh.pricing import Rates
 from services.mesh.rpc import error_of
 from services.mesh.settings import WorkerSettings
@@ -437,6 +437,23 @@ async def test_a_client_with_a_placement_streams_what_is_funded_and_once(tmp_pat
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await worker.stub.Generate(request, metadata=again, timeout=DEADLINE_S).read()
             assert error_of(caught.value).reason == "PlacementRefused"
+
+
+async def test_a_placement_s_deadline_holds_whatever_its_client_says(tmp_path: Path) -> None:
+    async with running_worker(tmp_path, secret="hush", speed=1.0) as worker:
+        request = pb.GenerateRequest(text="hello", sampling=pb.Sampling(ignore_eos=True))
+        for soon_ms in (1000, -1):
+            token = placement(
+                worker,
+                request_id=f"r{soon_ms}",
+                funded_tokens=100_000,
+                deadline_unix_ms=SystemClock().unix_ms() - LEEWAY_MS + soon_ms,
+            )
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                async for _ in worker.stub.Generate(request, metadata=((METADATA_KEY, token),)):
+                    pass
+            assert error_of(caught.value).reason == "DeadlinePassed"
+        await worker.until(lambda: worker.running.engine.stats().running == 0, "the engine has it no more")
 
 
 async def test_where_the_mesh_has_no_secret_no_placement_is_taken(worker: Worker) -> None:

@@ -31,12 +31,22 @@ CLAIMS = PlacementClaims(
     funded_tokens=256,
     prompt_tokens=900,
     expires_unix_ms=NOW_UNIX_MS + 10_000,
+    deadline_unix_ms=NOW_UNIX_MS + 60_000,
 )
 
 
 def test_a_genuine_placement_gives_back_its_claims() -> None:
     token = PlacementSigner(["s1"]).sign(CLAIMS)
     assert PlacementVerifier("w-1", "e-1", ["s1"]).verify(token, NOW_UNIX_MS) == CLAIMS
+
+
+def test_what_bounds_no_stream_is_not_written() -> None:
+    endless = dataclasses.replace(CLAIMS, deadline_unix_ms=0)
+    token = PlacementSigner(["s1"]).sign(endless)
+    assert "until" not in jwt.decode(token, options={"verify_signature": False})
+    assert PlacementVerifier("w-1", "e-1", ["s1"]).verify(token, NOW_UNIX_MS) == endless
+    assert endless.time_left_s(NOW_UNIX_MS) is None
+    assert CLAIMS.time_left_s(NOW_UNIX_MS) == 62.0  # with the leeway that two clocks need
 
 
 def test_a_placement_is_used_once() -> None:
