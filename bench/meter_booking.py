@@ -9,11 +9,13 @@ those of the process and, for PostgreSQL, of the server; making the traffic does
 
 1. Speed, of what has piled up: the meter books up to `batch` messages in one transaction, with marks, requests,
    segments, ledger, usage and budgets. The plain program keeps one row per request and adds each entry to it, in a
-   transaction each (`per event`) or one per batch (`per batch`); it knows no duplicates, no prices, no ranges. SQLite
-   syncs the disk at every commit. PostgreSQL is a server of the benchmark's own, where one is installed; it does not
-   sync, which is to the plain program's advantage.
-2. Lag, in real time, of 20,000 tokens a second: from when a message is due until its transaction is committed, with all
-   of it on one core, batches as the meter's feed makes them.
+   transaction each (`per event`) or one per batch (`per batch`); it knows no duplicates, no prices, no ranges. All
+   three take turns, so what disturbs the machine is in each of them. SQLite syncs the disk at every commit. PostgreSQL
+   is a server of the benchmark's own, where one is installed; it does not sync, which is to the plain program's
+   advantage.
+2. Lag, in real time, of 20,000 tokens a second: from when a message is due until its transaction is committed, with
+   all of it on one core, batches as the meter's feed makes them. Beside it what a batch costs, and how late the
+   machine ends a sleep of 50 ms, which is in the lag and none of the meter's.
 3. Flatness: `--flat` entries, by the million: speed, size of the books, memory.
 """
 
@@ -46,6 +48,7 @@ from tokenworks.v1 import events_pb2
 LAG_TOKENS_PER_S: Final = 20_000
 LAG_PACE_S: Final = 0.05
 TOKENS_PER_REPORT: Final = 3  # of one stream, in the mean
+ROUNDS: Final = 10
 COLLECT_AFTER: Final = (20_000, 50, 100)  # as the meter's process does
 
 PLAIN = """
@@ -62,16 +65,16 @@ CREATE TABLE used (request_id TEXT PRIMARY KEY, tenant TEXT, model TEXT, worker 
 Book = Callable[[Sequence[Message]], int]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Measured:
     """One way of booking; times in seconds. `server_cpu_s`: the database's, where it is another process."""
 
     way: str
-    entries: int
-    transactions: int
-    cpu_s: float
-    server_cpu_s: float
-    wall_s: float
+    entries: int = 0
+    transactions: int = 0
+    cpu_s: float = 0.0
+    server_cpu_s: float = 0.0
+    wall_s: float = 0.0
 
     @property
     def entries_per_cpu_s(self) -> float:
@@ -132,23 +135,28 @@ def _server_cpu_s(server: psutil.Process | None) -> float:
     return spent_s
 
 
-def _speed(
-    way: str, traffic: Traffic, book: Book, *, entries: int, batch: int, server: psutil.Process | None
-) -> Measured:
-    """Books about so many entries as fast as it goes, in batches of messages."""
-    messages, some = traffic.messages(), list[Message]()
-    booked = transactions = 0
-    cpu_s = server_cpu_s = wall_s = 0.0
-    while booked < entries:
-        some = [next(messages) for _ in range(batch)]
-        before, server_before_s = time.process_time(), _server_cpu_s(server)
-        started_s = time.perf_counter()
-        transactions += book(some)
-        wall_s += time.perf_counter() - started_s
-        cpu_s += time.process_time() - before
-        server_cpu_s += _server_cpu_s(server) - server_before_s
-        booked += sum(each.entries for each in some)
-    return Measured(way, booked, transactions, cpu_s, server_cpu_s, wall_s)
+class Runner:
+    """One way of booking `entries`, `batch` messages at a time."""
+
+    def __init__(self, way: str, book: Book, traffic: Traffic, *, entries: float, batch: int) -> None:
+        self.measured = Measured(way)
+        self._book = book
+        self._entries = entries
+        self._batch = batch
+        self._messages = traffic.messages()
+
+    def run(self, until: float, server: psutil.Process | None) -> None:
+        """Books until this part of its entries is done, as fast as it goes."""
+        measured, batch = self.measured, self._batch
+        while measured.entries < self._entries * until:
+            some = [next(self._messages) for _ in range(batch)]
+            before, server_before_s = time.process_time(), _server_cpu_s(server)
+            started_s = time.perf_counter()
+            measured.transactions += self._book(some)
+            measured.wall_s += time.perf_counter() - started_s
+            measured.cpu_s += time.process_time() - before
+            measured.server_cpu_s += _server_cpu_s(server) - server_before_s
+            measured.entries += sum(each.entries for each in some)
 
 
 def _lag(url: str, workers: int, seconds: float, batch: int) -> dict[str, float]:
@@ -162,6 +170,8 @@ def _lag(url: str, workers: int, seconds: float, batch: int) -> dict[str, float]
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})
     lags_ms: list[float] = []
+    late_ms: list[float] = []
+    batches_ms: list[float] = []
     at, started_s, started_cpu_s = 0, time.perf_counter(), time.process_time()
     while at < len(messages):
         now_ms = (time.perf_counter() - started_s) * 1000
@@ -171,20 +181,31 @@ def _lag(url: str, workers: int, seconds: float, batch: int) -> dict[str, float]
         if end > at:
             book(messages[at:end])
             done_ms = (time.perf_counter() - started_s) * 1000
+            batches_ms.append(done_ms - now_ms)
             lags_ms += [done_ms - (each.due_ms - START_MS) for each in messages[at:end] for _ in range(each.entries)]
             at = end
         if end - at < batch:
+            slept_s = time.perf_counter()
             time.sleep(LAG_PACE_S)
+            late_ms.append((time.perf_counter() - slept_s - LAG_PACE_S) * 1000)
     cpu_s, wall_s = time.process_time() - started_cpu_s, time.perf_counter() - started_s
     os.sched_setaffinity(0, cores)
-    lags_ms.sort()
     return {
         "tokens_per_s": LAG_TOKENS_PER_S,
         "entries_per_s": len(lags_ms) / wall_s,
         "core": cpu_s / wall_s,
-        "p50_ms": lags_ms[len(lags_ms) // 2],
-        "p99_ms": lags_ms[int(len(lags_ms) * 0.99)],
+        "p50_ms": _at(lags_ms, 0.5),
+        "p99_ms": _at(lags_ms, 0.99),
+        "batches": len(batches_ms),
+        "batch_cpu_ms": cpu_s * 1000 / len(batches_ms),
+        "batch_p50_ms": _at(batches_ms, 0.5),
+        "batch_p99_ms": _at(batches_ms, 0.99),
+        "machine_late_p99_ms": _at(late_ms, 0.99),
     }
+
+
+def _at(values: Sequence[float], part: float) -> float:
+    return sorted(values)[int(len(values) * part)]
 
 
 def _flat(url: str, file: Path, traffic: Traffic, entries: int, batch: int) -> list[dict[str, float]]:
@@ -213,21 +234,19 @@ def _in_store(
     """Speed and lag in one database."""
     entries = int(args.seconds * 1000 / REPORT_MS * args.streams)
 
-    def speed(way: str, book: Book, share: float) -> Measured:
-        return _speed(
-            way,
-            Traffic(args.streams, args.workers),
-            book,
-            entries=int(entries * share),
-            batch=args.batch,
-            server=server,
+    runners = [
+        Runner(way, book, Traffic(args.streams, args.workers), entries=entries * share, batch=batch)
+        for way, book, share, batch in (
+            ("meter", _meter(new_url("meter")), 1.0, args.batch),
+            ("plain, per event", _plain(new_url("plain1"), per_event=True), 0.05, ROUNDS),
+            ("plain, per batch", _plain(new_url("plain2"), per_event=False), 0.5, args.batch),
         )
-
-    measured = [
-        speed("meter", _meter(new_url("meter")), 1.0),
-        speed("plain, per event", _plain(new_url("plain1"), per_event=True), 0.05),
-        speed("plain, per batch", _plain(new_url("plain2"), per_event=False), 0.2),
     ]
+    # In turns, so that what else the machine does is in all of them alike.
+    for done in range(1, ROUNDS + 1):
+        for runner in runners:
+            runner.run(done / ROUNDS, server)
+    measured = [runner.measured for runner in runners]
     for each in measured:
         print(
             f"{store:<12}{each.way:<18}{each.entries:>9}{each.transactions:>9}{each.cpu_s:>8.2f}"
@@ -237,6 +256,10 @@ def _in_store(
     ratios = [measured[0].entries_per_cpu_s / each.entries_per_cpu_s for each in measured[1:]]
     print(f"{store}: {ratios[0]:.1f} x of plain per event, {ratios[1]:.1f} x of plain per batch")
     print(f"{store}: lag p50 {lag['p50_ms']:.0f} ms, p99 {lag['p99_ms']:.0f} ms, {lag['core']:.0%} of a core")
+    print(
+        f"{store}: a batch takes {lag['batch_cpu_ms']:.1f} ms of CPU, {lag['batch_p50_ms']:.0f} ms at p50,"
+        f" {lag['batch_p99_ms']:.0f} ms at p99; sleeps end {lag['machine_late_p99_ms']:.0f} ms late at p99"
+    )
     return {
         "ways": [{**asdict(each), "entries_per_cpu_s": each.entries_per_cpu_s} for each in measured],
         "ratio_to_plain_per_event": ratios[0],

@@ -20,6 +20,7 @@ from services.meter.core.invoices import invoice_of
 from services.meter.core.usage import DIMENSIONS, grouping
 from services.meter.store import schema
 from services.meter.store.audit import Audits
+from services.meter.store.bulk import upsert
 from services.meter.store.charges import ChargeReader
 from services.meter.store.compare import differences
 from services.meter.store.database import Database
@@ -89,6 +90,23 @@ def test_sums_are_whole_numbers(database: Database) -> None:
     ((_, total),) = Questions(database).usage(grouping([], []), None, None, 10)
     assert {type(each) for each in total} == {int}
     assert Audits(database) is not None
+
+
+def test_rows_come_back_as_they_were_written(database: Database) -> None:
+    texts = ['"', "\\", "a,b", "{}", "NULL", "", "é\n\t", "','", "%s"]
+    write = upsert(database.writer.dialect, schema.tenants)
+    rows = [(each, number, None if number % 2 else 2**62, -number) for number, each in enumerate(texts)]
+    with database.writer.begin() as connection:
+        write.write(connection, rows)
+        assert {tuple(row) for row in connection.execute(select(schema.tenants))} == set(rows)
+
+
+def test_rows_of_one_key_in_one_write_add_up(database: Database) -> None:
+    write = upsert(database.writer.dialect, schema.tenants, added=("spent_nusd",))
+    with database.writer.begin() as connection:
+        write.write(connection, [("a", 1, None, 1), ("b", 10, None, 1), ("a", 2, None, 2), ("a", 3, 7, 3)])
+        found = {tuple(row) for row in connection.execute(select(schema.tenants))}
+    assert found == {("a", 6, 7, 3), ("b", 10, None, 1)}
 
 
 def test_any_events_make_the_same_books_in_both(postgres: str, tmp_path: Path) -> None:

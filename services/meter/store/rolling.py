@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from sqlalchemy import Select, Table, delete, func, insert, select, update
+from sqlalchemy import Select, Table, delete, func, select, update
 
 from services.meter.core.amounts import Amounts
 from services.meter.core.usage import DIMENSIONS, MINUTES_BY_UNIT
@@ -61,7 +61,7 @@ class HourRoller:
     def __init__(self, database: Database) -> None:
         self._engine = database.reader
         dialect = database.writer.dialect
-        self._add = {table: Bulk(dialect, table, insert(table)) for table in _TABLES}
+        self._add = {table: Bulk(dialect, table) for table in _TABLES}
         self._put = upsert(dialect, rolled_hours)
 
     def look(self, transaction: Transaction) -> None:
