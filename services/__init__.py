@@ -45,7 +45,7 @@
     What is late at a worker that became slow, or stands still, is moved away from it.
         services/router/moves.py
     A client goes on elsewhere by itself, with what it has, when a worker or a router fails it.
-        tokenworks/stream.py  tokenworks/mending.py  services/router/core/resumes.py
+        tokenworks/stream.py  tokenworks/mending.py  tokenworks/pulse.py  services/router/core/resumes.py
 10. Facts go to the bus: what was admitted, made, delivered, how long it took, how the worker is.
         services/router/announcer.py  services/worker/reporter.py  services/worker/heartbeat.py
 11. The bus: subjects and guarantees in one table, events and their wire.

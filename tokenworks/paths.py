@@ -12,6 +12,7 @@ import grpc
 
 from tokenworks.channels import Channels, connected, router_channel
 from tokenworks.mending import Asked
+from tokenworks.pulse import Heart, Pulse
 from tokenworks.tracing import TRACEPARENT
 from tokenworks.v1 import inference_pb2 as wire
 from tokenworks.v1 import inference_pb2_grpc as rpc
@@ -32,7 +33,10 @@ class Leg:
     Attributes:
         worker, accelerator, tokenizer: of who serves it, as far as is known.
         first_index: of its first token.
+        heart: of the other end; whoever reads a message of it says so there.
         answered: a message came.
+        given_up: nothing is to be expected of it: its other end is silent, and does not answer when it is asked.
+        release: gives back what the call holds.
     """
 
     call: Any
@@ -42,8 +46,10 @@ class Leg:
     accelerator: str = ""
     tokenizer: str = ""
     address: str = ""
+    heart: Heart | None = None
     answered: bool = False
-    _release: Callable[[], None] = field(default=lambda: None)
+    given_up: bool = False
+    release: Callable[[], None] = field(default=lambda: None)
 
     async def serving(self) -> str:
         """The worker's name; empty where nobody has said."""
@@ -52,11 +58,16 @@ class Leg:
             self.worker = str(dict(said).get(_WORKER, ""))
         return self.worker
 
+    def give_up(self) -> None:
+        """Whoever reads it is told, by the call's cancellation."""
+        self.given_up = True
+        self.call.cancel()
+
     def end(self) -> None:
         """The call is over, or is to be."""
         self.call.cancel()
-        self._release()
-        self._release = lambda: None
+        self.release()
+        self.release = lambda: None
 
 
 class WorkerUnreachable(Exception):
@@ -93,6 +104,7 @@ class Paths:
         self._relay_until_s = float("-inf")
         self._now_s = now_s
         self._workers = Channels()
+        self._pulse = Pulse()
         self._routers[0].get_state(try_to_connect=True)
 
     @property
@@ -137,7 +149,9 @@ class Paths:
         if relayed or not self._direct or self._now_s() < self._relay_until_s:
             call = self.router.Generate(request, timeout=timeout_s, metadata=metadata)
             calling(call)
-            return Leg(call, Asked.A_ROUTER, request.resume_from)
+            leg = Leg(call, Asked.A_ROUTER, request.resume_from, address=self.address)
+            self._listen(leg, self.channel)
+            return leg
         request.deadline_ms = min(_MOST_DEADLINE_MS, max(1, round(timeout_s * 1000)))
         asking = self.router.Place(request, timeout=min(timeout_s, _PLACE_WITHIN_S), metadata=metadata)
         calling(asking)
@@ -152,7 +166,7 @@ class Paths:
             placement.accelerator,
             placement.tokenizer,
             address,
-            _release=lambda: self._workers.give_back(address),
+            release=lambda: self._workers.give_back(address),
         )
         channel = self._workers.take(address)
         if not await connected(channel, _CONNECT_WITHIN_S):
@@ -166,6 +180,7 @@ class Paths:
             request, timeout=timeout_s, metadata=((PLACEMENT, placement.token), (TRACEPARENT, traceparent))
         )
         calling(leg.call)
+        self._listen(leg, channel)
         return leg
 
     def answered(self, leg: Leg) -> None:
@@ -185,6 +200,17 @@ class Paths:
         self._current = (self._current + 1) % len(self._addresses)
         self._silent += 1
         return self._silent < len(self._addresses)
+
+    def _listen(self, leg: Leg, channel: grpc.aio.Channel) -> None:
+        """Watches over the other end of a leg until it is released."""
+        leg.heart = self._pulse.begin(leg.address, channel, leg.give_up)
+        release = leg.release
+
+        def end() -> None:
+            self._pulse.end(leg.address, leg.give_up)
+            release()
+
+        leg.release = end
 
     async def close(self) -> None:
         for each in self._routers:

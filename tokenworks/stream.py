@@ -184,6 +184,10 @@ class Generation:
             except asyncio.CancelledError:
                 if self._closed and not _being_cancelled():
                     break  # another task closed this stream
+                if self._leg is not None and self._leg.given_up and not _being_cancelled():
+                    silent = _silent(self._leg)
+                    await self._mend(silent, silent)
+                    continue
                 await self.aclose()
                 raise
             if not isinstance(message, wire.GenerateResponse):  # grpc.aio.EOF
@@ -191,6 +195,8 @@ class Generation:
                 break
             if not self._leg.answered:
                 self._paths.answered(self._leg)
+            if self._leg.heart is not None:
+                self._leg.heart.heard += 1
             if message.HasField("finish"):
                 self._take(message.finish, self._leg)
             if message.token_count or message.tool_calls_json:
@@ -375,6 +381,12 @@ class Generation:
         if self._leg is not None:
             self._leg.end()
         self._trace.failed(reason, message)
+
+
+def _silent(leg: Leg) -> CallError:
+    return CallError(
+        "Unreachable", f"{leg.address} is silent, and does not answer either", code=grpc.StatusCode.UNAVAILABLE
+    )
 
 
 def _being_cancelled() -> bool:

@@ -19,7 +19,7 @@ from services.worker import deliveries
 from tests.mesh.conftest import StartMesh
 from tests.mesh.local_mesh import DEADLINE_S, MODEL, LocalMesh, eventually, simulated
 from tests.mesh.worker_process import worker_process
-from tokenworks import Client, GenerateError, Generation
+from tokenworks import Client, GenerateError, Generation, pulse
 from tokenworks.errors import error_of
 from tokenworks.v1 import inference_pb2, inference_pb2_grpc, metering_pb2, metering_pb2_grpc
 
@@ -124,6 +124,30 @@ async def test_killed_worker_leaves_no_gap_and_no_token_unbilled(start_mesh: Sta
         return told and (await mesh.usage()).total.delivered_tokens == 240
 
     await eventually(billed, "each token is billed once")
+
+
+async def test_a_client_leaves_a_worker_that_is_frozen_with_its_connections_open(
+    start_mesh: StartMesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pulse, "LOOK_EVERY_S", 0.1)
+    mesh = await start_mesh(simulated("l4-0", "nvidia-l4", speed=10.0), mesh=SETTINGS)
+    async with worker_process(mesh, simulated("h100-9")) as process:
+        await mesh.wait_for_workers(2)
+        stream = asked(mesh.client(direct=True), "river", 400)
+        text = (await anext(stream)).text
+        process.send_signal(signal.SIGSTOP)
+        async with asyncio.timeout(2 * DEADLINE_S):
+            text += await stream.text()
+        assert stream.result is not None
+        assert [each.worker for each in stream.result.segments] == ["h100-9", "l4-0"]
+        assert text == await undisturbed(mesh, "river", 400)
+        process.send_signal(signal.SIGCONT)  # what it made meanwhile is nobody's, and is told
+
+        async def billed() -> bool:
+            bill = await mesh.bill(stream.request_id)
+            return (bill.delivered_tokens, bill.outcome) == (400, "length") and bill.generated_tokens >= 400
+
+        await eventually(billed, "each token is billed once")
 
 
 async def test_a_worker_whose_engine_hangs_hands_its_direct_streams_on(
