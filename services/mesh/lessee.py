@@ -62,16 +62,16 @@ class Lessee:
 
     async def obtain(
         self, holds: Sequence[Hold], least: Sequence[Hold], stuck: Callable[[Account], int], wait_s: float
-    ) -> None:
+    ) -> bool:
         """Waits until the purse can pay the holds; or the meter has no more; or, once it has answered, until the purse
-        can pay the least that would do; or the time is over.
+        can pay the least that would do; or the time is over. False where a meter has answered nothing meanwhile.
 
         Args:
             stuck: what is held of an account for the request that waits.
         """
         purse, needed = self.purse, [hold for hold in holds if hold.amount]
         stuck_of = {account_of(hold): stuck(account_of(hold)) for hold in needed}
-        answers = self._answered
+        answers, dry = self._answered, False
         for hold in needed:
             purse.wait_for(account_of(hold), hold.amount, stuck_of[account_of(hold)])
         self._waiting += 1
@@ -80,7 +80,7 @@ class Lessee:
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait_s), self._answers:
                     while self.purse is purse and (lacking := self._lacking(needed)):
-                        if any(purse.dry(account, self._clock.monotonic_s()) for account in lacking):
+                        if dry := any(purse.dry(account, self._clock.monotonic_s()) for account in lacking):
                             break
                         if self._answered > answers + 1 and not self._lacking(least):
                             break
@@ -90,6 +90,7 @@ class Lessee:
             for hold in needed:
                 purse.wait_for(account_of(hold), -hold.amount, -stuck_of[account_of(hold)])
             self.tell()
+        return dry or self._answered > answers or not wait_s
 
     async def linger(self, linger_ms: int, wait_s: float) -> None:
         """Sees to it that the meter knows that what is funded from now on may come to light so long after this

@@ -12,6 +12,7 @@ from services.mesh.holds import RequestCredit
 from services.mesh.lessee import Lessee
 
 _LEAST_TOKENS: Final = 16  # of a slice that is taken rather than wait for a longer one
+_UNANSWERED_S: Final = 30.0  # that a running stream waits for a meter which is away
 
 
 class Slice(NamedTuple):
@@ -26,7 +27,8 @@ class Slice(NamedTuple):
 class Paid(Enum):
     AT_ONCE = auto()
     AFTER_A_WAIT = auto()
-    NOT = auto()
+    NOT = auto()  # the meter has no more, or others hold it
+    UNANSWERED = auto()  # no meter has said so
 
 
 class Payer:
@@ -55,11 +57,12 @@ class Payer:
         if self.take(credit, wanted.prompt_tokens, wanted.tokens) or self._take_some(credit, wanted, soon):
             return Paid.AT_ONCE
         # Once more where the meter had given this holder up meanwhile, or has told that it is another time there.
+        heard = True
         for _ in range(2):
             purse, unix_s = self._lessee.purse, self._unix_s()
             least = credit.lacking(wanted.least_prompt_tokens, wanted.least_tokens, unix_s)
             holds = credit.lacking(wanted.prompt_tokens, wanted.tokens, unix_s)
-            await self._lessee.obtain(holds, least, credit.held, wait_s)
+            heard = await self._lessee.obtain(holds, least, credit.held, wait_s)
             shortest = wanted._replace(prompt_tokens=wanted.least_prompt_tokens)
             if (
                 self.take(credit, wanted.prompt_tokens, wanted.tokens)
@@ -70,7 +73,16 @@ class Payer:
             windows = {hold.window for hold in credit.lacking(wanted.prompt_tokens, wanted.tokens, self._unix_s())}
             if purse is self._lessee.purse and windows <= {hold.window for hold in holds}:
                 break
-        return Paid.NOT
+        return Paid.NOT if heard else Paid.UNANSWERED
+
+    async def pay_on(self, credit: RequestCredit, wanted: Slice, wait_s: float) -> bool:
+        """As `pay`, for a stream that runs: a meter that does not answer is waited for longer than one that has no
+        more; whether there is credit."""
+        given_up_s = self._clock.monotonic_s() + _UNANSWERED_S
+        while (paid := await self.pay(credit, wanted, wait_s)) is Paid.UNANSWERED:
+            if credit.ended or self._clock.monotonic_s() >= given_up_s:
+                return False
+        return paid is not Paid.NOT
 
     def short(self, credit: RequestCredit, wanted: Slice) -> set[int]:
         """The budgets that do not pay for the least of the slice."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from services.mesh.clock import Clock
+from services.mesh.errors import BusUnavailable
 from services.mesh.events import Unused
 from services.mesh.holds import Bound, RequestCredit, RequestCredits
 from services.mesh.lessee import Lessee
@@ -68,6 +69,7 @@ class Funds:
 
         Raises:
             CreditExhausted, RateLimited: a budget does not pay for it. Nothing is held for it then.
+            BusUnavailable: no meter has said whether one does.
         """
         bounds = self.budgets.bounds(asked)
         if not bounds:
@@ -91,8 +93,12 @@ class Funds:
         try:
             paid = await self._payer.pay(credit, wanted, self._wait_s)
         finally:
-            if paid is Paid.NOT:
+            if paid in (Paid.NOT, Paid.UNANSWERED):
                 self.unused(asked, credit)
+        if paid is Paid.UNANSWERED:
+            raise BusUnavailable(
+                f"no meter has answered within {self._wait_s:g} s whether {asked.tenant!r} has credit; ask again"
+            )
         if paid is Paid.NOT:
             raise self.budgets.refusal(asked, self._short(credit, wanted), self._clock.unix_ms())
         return credit, paid is Paid.AFTER_A_WAIT
@@ -149,7 +155,7 @@ class Funds:
         self._lessee.tell()
 
     async def _extend_later(self, credit: RequestCredit, wanted: Slice, done: Callable[[bool], None]) -> None:
-        done(await self._payer.pay(credit, wanted, self._wait_s) is not Paid.NOT)
+        done(await self._payer.pay_on(credit, wanted, self._wait_s))
 
     def _short(self, credit: RequestCredit, wanted: Slice) -> Bound:
         """The budget that is to be named in a refusal."""

@@ -10,7 +10,7 @@ from typing import Any, Final
 from services.mesh.clock import Clock
 from services.mesh.holds import RequestCredits
 from services.mesh.lessee import Lessee
-from services.mesh.paying import Paid, Payer, Slice
+from services.mesh.paying import Payer, Slice
 from services.mesh.placement import PlacementClaims, PlacementFunds
 from services.worker.funding import Funded
 from services.worker.stream import Stream
@@ -67,7 +67,7 @@ class DirectCredit:
         longer = prompt_tokens > held.prompt_tokens
         least_tokens = claims.resume_from + 1 if longer else held.completion_tokens + 1
         wanted = Slice(prompt_tokens, prompt_tokens, paid_tokens + slice_tokens, least_tokens)
-        if await self._payer.pay(credit, wanted, _WAIT_S) is Paid.NOT:
+        if not await self._payer.pay_on(credit, wanted, _WAIT_S):
             self._streams.fund(stream, held, final=True)
             return
         funded = Funded(
