@@ -31,7 +31,7 @@ doctor: ## Say what is missing on this machine, and what would do
 .PHONY: test
 test: ## Run every test; ARGS="tests/unit -k name" to choose
 	$(SET_UP) $(EXTRAS) dev
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n 2 --dist loadgroup $(ARGS)
 
 .PHONY: fuzz
 fuzz: ## Send MESSAGES=100000 (1000 when unset) with SEED=1 to every method, subject and route; ONLY=part of a name

@@ -4,11 +4,22 @@ import os
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 
 from services.mesh.nats.server import NatsServer
 from tests.postgres import find_binaries, running_postgres
+
+TESTS: Final = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For `-n 2 --dist loadgroup`: whole meshes one after the other, and beside them what starts none."""
+    for item in items:
+        kind = item.path.relative_to(TESTS).parts[0]
+        if kind != "unit":
+            item.add_marker(pytest.mark.xdist_group("contract" if kind == "contract" else "mesh"))
 
 
 @pytest.fixture
