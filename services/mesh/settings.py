@@ -130,6 +130,7 @@ class MeterSettings(Section):
     raw_events_dir: Path | None = None  # hourly Parquet files of the streams; none: the streams alone have them
     audit_every_s: Annotated[float, Field(gt=0, le=3600)] = 5.0  # between two passes of the reconciler
     audit_patience_s: Annotated[float, Field(gt=0, le=86_400)] = 60.0  # until what does not agree is not on its way
+    end_after_s: Annotated[float, Field(gt=0, le=2_592_000)] = 1800.0  # of silence: a request that nobody ends, ends
     anomaly_ratio: Annotated[float, Field(gt=1)] = 2.0  # an hour's spending is told of from so many times the usual
     anomaly_least_usd: Usd = Decimal("0.5")  # and from so much more than it
 

@@ -32,7 +32,7 @@ _TO_DO: Final = {
     Kind.USAGE: "it is added up again at the end of the next round",
     Kind.SPENT: "it is added up again at the end of the next round",
     Kind.UNREPORTED: "nothing: its worker died before its last report",
-    Kind.UNFINISHED: "nothing: its router died; it stays billed by its worker's word until somebody goes on with it",
+    Kind.UNFINISHED: "nothing: it is billed by its worker's word until it is ended, after meter.end_after_s",
     Kind.WORKER: "nothing where the worker died: what it made last was delivered to nobody; else see its log",
     Kind.LOST: "see the logs of the publisher and of NATS; what follows from these events is found by itself",
     Kind.BILL: "somebody changed the postings of that hour: a backup tells what was there; it is not settled any more",

@@ -7,12 +7,14 @@ Every pass, some seconds after the last, does a bounded part of the work, in the
    round goes through all of them. Beside it the ledger is added up, and held against usage and tenants' spending.
 4. What does not agree is made again from the streams (`repairs.py`). What may only be on its way is left until it has
    stood for `meter.audit_patience_s` while nothing waits to be booked.
+5. A request that has no end, and of which nothing more was heard for `meter.end_after_s`, is ended: whoever knew its
+   end died with it. Billed is what is known to be delivered; an end that is told later holds where it got further.
 """
 
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -52,7 +54,7 @@ _START: Final = ("", "")
 
 @dataclass(slots=True)
 class _Suspect:
-    """A request that may only wait for something on its way."""
+    """A request that does not agree, and since when it is as it is."""
 
     audited: Audited
     since_s: float
@@ -78,6 +80,7 @@ class Reconciler:
     ) -> None:
         self._every_s = settings.audit_every_s
         self._patience_s = settings.audit_patience_s
+        self._end_after_s = settings.end_after_s
         self._audit = audit
         self._audits = audits
         self._bookkeeper = bookkeeper
@@ -99,7 +102,7 @@ class Reconciler:
         self._suspects: OrderedDict[Key, _Suspect] = OrderedDict()
         self._next_remake_s = float("-inf")
         self._forgets_s = clock.monotonic_s() + _FORGETS_EVERY_S
-        self._given_up: OrderedDict[Key, Audited] = OrderedDict()  # what cannot be repaired as it stands
+        self._given_up: OrderedDict[Key, _Suspect] = OrderedDict()  # what cannot be repaired as it stands
 
     async def run(self) -> None:
         """Passes until cancelled; one that fails is logged, and the next begins where it did."""
@@ -191,7 +194,10 @@ class Reconciler:
                 self._given_up.pop(key, None)
                 self._audit.agrees(_OF_REQUESTS, *key)
                 continue
-            if self._given_up.get(key) == audited:
+            given_up = self._given_up.get(key)
+            if given_up is not None and given_up.audited == audited:
+                if settled and now_s - given_up.since_s >= self._end_after_s:
+                    self._end(key, audited, findings)
                 continue
             if not any(each.kind in AT_ONCE for each in findings):
                 suspect = self._suspects.get(key)
@@ -238,9 +244,19 @@ class Reconciler:
                 self._audit.stands(finding)
             self._suspects.pop(key, None)
             if left and not done.again:
-                self._given_up[key] = audited
+                self._given_up[key] = _Suspect(audited, self._clock.monotonic_s())
                 if len(self._given_up) > _GIVEN_UP_KEPT:
                     self._given_up.popitem(last=False)
+
+    def _end(self, key: Key, audited: Audited, findings: Sequence[Finding]) -> None:
+        unfinished = next((each for each in findings if each.kind is Kind.UNFINISHED), None)
+        if unfinished is None or audited.request is None:
+            return
+        known = self._repairs.end(audited.request)
+        self._audit.repaired_now(
+            unfinished, f"ended after {self._end_after_s:g} s of silence: {known} tokens are known to be delivered"
+        )
+        del self._given_up[key]
 
     async def _add_up(self) -> None:
         totals = await self._reading.run(partial(self._audits.add_up, self._summing, _SUMMED_A_PASS))

@@ -1,5 +1,6 @@
 """Repairs from the log: requests that do not agree are read again from the streams and made anew, by entries that
-correct; and what a worker died too early to report is put into the log by the meter, on the deliverer's word.
+correct; what a worker died too early to report is put into the log by the meter, on the deliverer's word; and so is the
+end of a request that all who knew it died with.
 
 In: requests, and what the books said of them. Out: corrected books, or why they are left as they are. A request is made
 again only when the streams hold everything of it, when all of that is booked or given up, and when nothing of it was
@@ -8,12 +9,13 @@ booked while they were read; otherwise what was read might be less than what is 
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
 from services.mesh.bus import Bus, Delivered
 from services.mesh.clock import Clock
+from services.mesh.ends import undelivered_end
 from services.mesh.events import TokenEntry, TokensGenerated
 from services.mesh.subjects import Channel
 from services.meter.booked import Remade
@@ -110,6 +112,21 @@ class Repairs:
             )
         )
         return sum(end - start for start, end, _ in runs)
+
+    def end(self, request: Request) -> int:
+        """Puts the end of a request into the log that nobody tells; the tokens that are known to be delivered. What
+        its workers made beyond these is the house's, until somebody tells more after all.
+
+        Raises:
+            OutboxFull: later.
+        """
+        had_tokens = request.known_delivered_tokens
+        router = request.admission.router if request.admission is not None else ""
+        end = undelivered_end(request, self._clock.unix_ms(), router=router, had_tokens=had_tokens)
+        # Its home, whichever is read first when the books are made again: the end, or what was made.
+        home = min(request.segments.values(), key=lambda each: (each.generated.first, each.place)).place
+        self._bus.publish(replace(end, worker=home.worker, pool=home.pool, accelerator=home.accelerator))
+        return had_tokens
 
     async def _read(self, channels: Sequence[Channel], read: _Read) -> None:
         first = True

@@ -90,6 +90,7 @@ async def running_meter(
     through: Callable[[Bus], Bus] = lambda bus: bus,
     audit_every_s: float = 5.0,
     audit_patience_s: float = 60.0,
+    end_after_s: float = 1800.0,
     database_url: str = "",
     **sections: Section,
 ) -> AsyncIterator[Meter]:
@@ -114,6 +115,7 @@ async def running_meter(
                 http_port=0,
                 audit_every_s=audit_every_s,
                 audit_patience_s=audit_patience_s,
+                end_after_s=end_after_s,
                 database_url=database_url,
             ),
             **sections,

@@ -218,6 +218,36 @@ async def test_a_request_whose_router_died_stays_billed_by_its_workers_word_unti
         await meter.audit(lambda answer: not answer.standing)
 
 
+async def test_a_request_whose_end_all_that_knew_it_died_with_is_ended_with_what_is_known_of_it(tmp_path: Path) -> None:
+    async with running_meter(tmp_path, **SOON, end_after_s=0.2) as meter:
+        meter.publish(
+            admitted("r"), tokens(entry("r", 0, 30, last=True)),
+            admitted("s"), tokens(entry("s", 0, 30)), tokens(entry("s", 20, 15), worker="h100-1"),
+            admitted("u"), tokens(entry("u", 0, 25, last=True)), finished("u", 25),
+        )  # fmt: skip
+        answer = await meter.audit(lambda answer: {"r", "s"} <= {each.subject for each in answer.repaired})
+        assert {each.kind for each in answer.repaired} == {"unfinished"}
+        # Nobody says what of "r" arrived; somebody went on with "s" from its 20th token.
+        total = await meter.total(lambda row: row.finished_requests == 3)
+        assert (total.generated_tokens, total.delivered_tokens) == (30 + 45 + 25, 0 + 20 + 25)
+        await meter.audit(lambda answer: not answer.standing)
+        await _equal_to_the_streams(meter, tmp_path)
+
+        meter.publish(finished("r", 30), finished("s", 35))  # from an outbox that nobody hoped for any more
+        total = await meter.total(lambda row: row.delivered_tokens == 30 + 35 + 25)
+        assert (total.generated_tokens, total.finished_requests) == (100, 3)
+
+
+async def test_a_request_that_is_heard_of_is_not_ended(tmp_path: Path) -> None:
+    async with running_meter(tmp_path, **SOON, end_after_s=3600.0) as meter:
+        meter.publish(admitted("r"), tokens(entry("r", 0, 30)))
+        await meter.audit(lambda answer: [each.kind for each in answer.standing] == ["unfinished"])
+        rounds = (await meter.audit(lambda _: True)).rounds
+        answer = await meter.audit(lambda answer: answer.rounds >= rounds + 3)
+        assert [each.kind for each in answer.standing] == ["unfinished"]
+        assert (await meter.total(lambda row: row.generated_tokens == 30)).delivered_tokens == 30
+
+
 async def test_what_a_worker_counted_and_reported_in_no_event_is_found(tmp_path: Path) -> None:
     async with running_meter(tmp_path, **SOON) as meter:
         meter.publish(admitted("r"), tokens(entry("r", 0, 30, last=True)), finished("r", 30))

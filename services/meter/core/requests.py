@@ -178,6 +178,21 @@ class Request:
     reported: bool = True
 
     @property
+    def request_id(self) -> str:
+        return self.key[0]
+
+    @property
+    def tenant(self) -> str:
+        return self.key[1]
+
+    @property
+    def known_delivered_tokens(self) -> int:
+        """What reached its client as far as that is known without its end: whoever went on with it had this much."""
+        made = Ranges().union(*(each.generated for each in self.segments.values()))
+        begun_at = [each.generated.first for each in self.segments.values()]
+        return max((first for first in begun_at if made.covers(Ranges([(0, first)]))), default=0)
+
+    @property
     def price_book(self) -> str:
         """Label of the book in force when it was admitted; empty while no router has said."""
         if self.finish is not None and self.finish.price_book:
