@@ -227,11 +227,12 @@ class _Call:
         self._code = "OK"
         self._started_s = time.perf_counter()
         self._use: Any = None
-        if traced:
-            tracer = guard._telemetry.tracer
-            self.span = tracer.start_span(
+        parent = metadata_value(context, TRACEPARENT) if traced else ""
+        # Without a parent, a span that nobody records would pass nothing on.
+        if traced and (parent or guard._telemetry.exporting):
+            self.span = guard._telemetry.tracer.start_span(
                 self.method,
-                context_of(metadata_value(context, TRACEPARENT)),
+                context_of(parent),
                 SpanKind.SERVER,
                 {names.RPC_SYSTEM: "grpc", names.RPC_METHOD: self.method},
             )

@@ -7,9 +7,9 @@ Metrics are always readable as OpenMetrics (`/metrics`), and leave by OTLP where
 
 import os
 import re
-import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import Final
 
 from opentelemetry import trace
@@ -31,6 +31,7 @@ TRACEPARENT: Final = "traceparent"
 # As nearly all are; what else the standard allows is the propagator's to judge.
 _PLAIN: Final = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _PROPAGATOR: Final = TraceContextTextMapPropagator()
+_IDS: Final = Random()  # seeded by the system; ids have to be distinct, not secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +173,8 @@ def trace_id_of(traceparent: str) -> str:
 
 def continued(traceparent: str) -> str:
     """The caller's context; a fresh one where it sent none, or none that is valid."""
+    if not traceparent:
+        return fresh_traceparent()
     if _PLAIN.fullmatch(traceparent) is not None:
         return traceparent
     context = span_context_of(traceparent)
@@ -182,5 +185,5 @@ def continued(traceparent: str) -> str:
 
 def fresh_traceparent() -> str:
     """A context of its own, not sampled: gives a request a trace id where nobody upstream made one."""
-    random = secrets.randbits(192) | 1 << 64 | 1  # neither id may be zero
+    random = _IDS.getrandbits(192) | 1 << 64 | 1  # neither id may be zero
     return f"00-{random >> 64:032x}-{random & 0xFFFF_FFFF_FFFF_FFFF:016x}-00"
