@@ -9,7 +9,9 @@ counter is next; virtual time is the highest counter that was served; a tenant t
 that what it left unused it can't claim later. It needs no capacity, no rates and no clock.
 
 Within its share is a tenant that has spent less lately than its part by weight among those that spend. It may pass
-requests of those that spend more than theirs: so one tenant's flood waits behind everybody else's usual traffic.
+requests of those that spend more than theirs: so one tenant's flood waits behind everybody else's usual traffic. Who
+spends more is held back only while it wants more than it gets: where there is enough for all, usual tenants are above
+and below their parts by chance.
 """
 
 from collections.abc import Mapping
@@ -21,6 +23,7 @@ from typing import Final
 _FADES_S: Final = 3.0
 _WITHIN: Final = 0.95  # of its part; those who all take what they get are not told apart by chance
 _LOOK_EVERY_S: Final = 0.25
+_WANTS_S: Final = 1.0  # so long after one of its requests waited a tenant is taken to want more than it gets
 _NEGLIGIBLE: Final = 0.01  # of all spending: a tenant below does not count as one that spends
 _MOST_AHEAD_S: Final = 2.0  # of everybody's spending: how far others' reports may put a tenant ahead
 
@@ -30,8 +33,8 @@ class Standing(Enum):
 
     Attributes:
         WITHIN: it has spent less than its share lately, while others spend.
-        EVEN: nobody who spends is within their share.
-        ABOVE: others are, and it is not.
+        EVEN: nobody who spends is within their share, or it has spent more and got all that it asked for.
+        ABOVE: others are, it is not, and it wants more than it gets.
     """
 
     WITHIN = 1
@@ -46,6 +49,7 @@ class _Spender:
     at_s: float
     spent_usd: float = 0.0  # fading
     waits: bool = False
+    waited_s: float = float("-inf")  # when it was last seen to wait
 
     def spent(self, now_s: float) -> float:
         return self.spent_usd * exp((self.at_s - now_s) / _FADES_S) if now_s > self.at_s else self.spent_usd
@@ -83,7 +87,8 @@ class Fairness:
     def begin(self, tenant: str, now_s: float) -> None:
         """The first of its requests begins to wait: what it left unused so far is gone; what it can't use, from now on,
         is not."""
-        self._spender(tenant, now_s).waits = True
+        spender = self._spender(tenant, now_s)
+        spender.waits, spender.waited_s = True, now_s
 
     def cease(self, tenant: str) -> None:
         """None of its requests waits any more."""
@@ -118,7 +123,8 @@ class Fairness:
         spender = self._spenders.get(tenant)
         if self._is_within(tenant, spender.spent(now_s) if spender else 0.0):
             return Standing.WITHIN
-        return Standing.ABOVE if self._uneven else Standing.EVEN
+        wants_more = spender is not None and (spender.waits or now_s - spender.waited_s < _WANTS_S)
+        return Standing.ABOVE if self._uneven and wants_more else Standing.EVEN
 
     def _is_within(self, tenant: str, spent_usd: float) -> bool:
         weight = self.weight(tenant)
@@ -153,5 +159,7 @@ class Fairness:
         self._uneven = any(usd > least_usd and self._is_within(tenant, usd) for tenant, usd in spent.items())
         for tenant, usd in spent.items():
             spender = self._spenders[tenant]
+            if spender.waits:
+                spender.waited_s = now_s
             if usd <= least_usd * _NEGLIGIBLE and spender.counter <= self._virtual and not spender.waits:
                 del self._spenders[tenant]

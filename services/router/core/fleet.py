@@ -219,7 +219,7 @@ class Fleet:
             completion_tokens=completion_tokens,
             now_s=now_s,
         )
-        serving.put_at_stake(self.promises.band_of(slo_class), promise.miss_usd, yields(priority))
+        serving.begins(self.promises.band_of(slo_class), promise.miss_usd, yields(priority))
         self._unwritten[worker.incarnation] = worker
         return Placed(worker, model, slo_class, prompt_tokens, completion_tokens, correction, yields(priority))
 
@@ -251,7 +251,7 @@ class Fleet:
         serving = self._serving.get(worker.incarnation, {}).get(placed.model)
         if serving is not None:  # else the worker left meanwhile
             band = self.promises.band_of(placed.slo_class)
-            serving.put_at_stake(band, -self.promises.classes[placed.slo_class].miss_usd, placed.yields)
+            serving.ends(band, self.promises.classes[placed.slo_class].miss_usd, placed.yields)
             self._unwritten[worker.incarnation] = worker
 
     def linked(self, name: str, stands: bool, now_s: float) -> None:
@@ -354,6 +354,7 @@ class Fleet:
             if (before := mine.get(model)) is not None:
                 serving.row, serving.at_stake_usd = before.row, before.at_stake_usd
                 serving.yielding_usd = before.yielding_usd
+                serving.ours, serving.yielding = before.ours, before.yielding
                 serving.slow, serving.slow_s = before.slow, before.slow_s
                 serving.tried_s = before.tried_s
                 table.replace(serving.row, serving)

@@ -155,11 +155,12 @@ def work_out(of: Any, band_tpots_s: Sequence[float], f: Any) -> Terms:
     miss = late_ttft + late_tpot - late_ttft * late_tpot
     risk_usd = of.miss_usd * (miss + _LATENESS * (later_ttft + of.gaps * later_tpot))
     own_usd = risk_usd
-    joined_s = there.tpot_s + each_s
+    kept_tpot_s = _kept_tpot_s(of, there, f)
+    joined_s = kept_tpot_s + each_s
     then_tpot_s = f.minimum(joined_s + fresh_s / of.mean_answer, f.maximum(joined_s, there.limit_s))
     spared = 1 - of.precedes * of.yielding  # those who take more than their share are not
     for band, tpot_promise_s in enumerate(band_tpots_s):
-        later = _late(then_tpot_s, tpot_promise_s, f) - _late(there.tpot_s, tpot_promise_s, f)
+        later = _late(then_tpot_s, tpot_promise_s, f) - _late(kept_tpot_s, tpot_promise_s, f)
         risk_usd = risk_usd + getattr(of, f"at_stake_usd_{band}") * spared * later
     score_usd = (fresh_s + decode_s) * usd_per_s + risk_usd
     soonest_s = ahead_s + there.token_s * of.prompt
@@ -241,6 +242,14 @@ def _as_it_is(of: Any, f: Any) -> _AsItIs:
         stretch=stretch,
         tpot_s=_stretched(weights_s + riding_s, stretch, limit_s, f),
     )
+
+
+def _kept_tpot_s(of: Any, there: _AsItIs, f: Any) -> Any:
+    """Seconds per token of those who are there, but for those that yield to the request: it is they who make the worker
+    full, and fewer of them go there once the request has."""
+    kept = 1 - of.precedes * of.yielding_there
+    stretch = 1 / (1 - f.minimum(there.token_s * of.arriving_tps * kept, _BUSIEST))
+    return _stretched(there.weights_s + there.riding_s * kept, stretch, there.limit_s, f)
 
 
 def _usd_per_s(of: Any, f: Any) -> Any:

@@ -46,6 +46,7 @@ class Serving:
         tried_s: when it last got a request of ours.
         at_stake_usd: per band, what the TPOT promises of our requests running there are worth.
         yielding_usd: of it, what is of requests whose tenants took more than their shares.
+        ours, yielding: our requests there, and those of them whose tenants did.
     """
 
     worker: KnownWorker
@@ -56,6 +57,8 @@ class Serving:
     slow_s: float
     at_stake_usd: list[float]
     yielding_usd: float = 0.0
+    ours: int = 0
+    yielding: int = 0
     row: int = -1
     arrivals: Arrivals = field(default_factory=Arrivals)
     tried_s: float = float("-inf")
@@ -95,10 +98,19 @@ class Serving:
         self.arrivals.add(priority, fresh_tokens, slow * device_s, now_s)
         self.tried_s = now_s
 
-    def put_at_stake(self, band: int, usd: float, yields: bool) -> None:
-        """A promise worth `usd` is at stake, or, below 0, is no longer."""
+    def begins(self, band: int, usd: float, yields: bool) -> None:
+        """A request of ours begins there, whose promise is worth `usd`."""
+        self._count(1, band, usd, yields)
+
+    def ends(self, band: int, usd: float, yields: bool) -> None:
+        """One that began there is there no longer."""
+        self._count(-1, band, -usd, yields)
+
+    def _count(self, requests: int, band: int, usd: float, yields: bool) -> None:
+        self.ours += requests
         self.at_stake_usd[band] = _not_below(self.at_stake_usd[band] + usd)
         if yields:
+            self.yielding += requests
             self.yielding_usd = _not_below(self.yielding_usd + usd)
 
     def write_offer(self) -> None:
@@ -140,6 +152,7 @@ class Serving:
                 beat.step_s or _UNLIMITED_S,
                 room if waiting < (beat.max_waiting or 1) and not worker.closed_because else 0,
                 self.yielding_usd / sum(self.at_stake_usd) if self.yielding_usd else 0.0,
+                self.yielding / self.ours if self.yielding else 0.0,
                 *self.at_stake_usd,
             ),
             heard_s=worker.heard_s,

@@ -58,7 +58,9 @@ LOAD: Final = (  # what changes with every heartbeat and every placement
     "max_batch",  # >= 1
     "limit_s",  # what its steps take at most while they compute prompts, unless they are slow; > 0
     "room_tokens",  # the longest prompt taken now, plus one; 0 where new requests are not taken
-    "yielding",  # the part, 0 to 1, of what is at stake that is of tenants who take more than their share
+    # the parts, 0 to 1, that are of tenants who take more than their share: of what is at stake, of our requests there
+    "yielding",
+    "yielding_there",
     # then for each band of promises: what the TPOT promises of our requests running there are worth, in dollars
 )
 _USD_PER_S: Final = OFFER.index("usd_per_s")

@@ -7,6 +7,7 @@ import pytest
 
 from services.mesh.events import WorkerState
 from services.mesh.priorities import YIELDING
+from services.router.core.request import Promise
 from tests.unit.router.worlds import H100, L4, MI300X, MODEL, PROMISES, World, ask
 
 
@@ -362,6 +363,26 @@ def test_names_of_pools_that_are_gone_are_forgotten_and_every_row_keeps_its_pool
     assert len(table.pool_names) < 100
     shown = {each.worker.name: table.pool_names[table.pools[each.row]] for each in table.serving}
     assert shown == {"a": "pool-499", "b": "steady"}
+
+
+def test_what_yields_makes_a_worker_no_fuller_for_those_who_share_it() -> None:
+    interactive = PROMISES.classes["interactive"]
+    excess = replace(interactive, priority=YIELDING)
+
+    def harm_usd(flooding: int, promise: Promise) -> float:
+        world = World()
+        world.beat("h100-0", running=40 + flooding, kv_cache_usage=0.001 * (40 + flooding))
+        for _ in range(40):
+            world.place(ask(slo_class="interactive"))
+        for _ in range(flooding):
+            world.place(ask(promise=excess))
+        world.now_s = 1.0  # what was placed shows in the heartbeat
+        world.beat("h100-0", running=40 + flooding, kv_cache_usage=0.001 * (40 + flooding))
+        return world.decide(ask(promise=promise)).picked.harm_usd
+
+    alone_usd = harm_usd(0, interactive)
+    assert 0 < harm_usd(60, interactive) <= alone_usd * 1.05
+    assert harm_usd(60, excess) > 2 * alone_usd
 
 
 def test_what_yields_stands_last_at_its_worker_and_nobody_else_spares_its_promise() -> None:

@@ -206,9 +206,26 @@ def test_others_routers_spending_counts() -> None:
     for _ in range(10):
         world.comes("here")
     world.fairness.placed_by_others("there", 10 * 10 * COST_USD, 0.0)
+    world.fairness.begin("there", 0.0)
     world.now_s = 0.3
     assert world.fairness.standing("there", world.now_s) is Standing.ABOVE
     assert world.fairness.standing("here", world.now_s) is Standing.WITHIN
+
+
+def test_who_spends_most_and_gets_all_it_asks_for_is_not_held_back() -> None:
+    fairness = Fairness({})
+    fairness.place("little", 1.0, 0.0)
+    fairness.place("much", 10.0, 0.0)
+    assert fairness.standing("much", 1.0) is Standing.EVEN
+    assert fairness.standing("little", 1.0) is Standing.WITHIN
+    fairness.begin("much", 1.0)
+    assert fairness.standing("much", 1.0) is Standing.ABOVE
+    fairness.place("little", 1.0, 1.5)
+    assert fairness.standing("much", 2.5) is Standing.ABOVE, "as long as it waits"
+    fairness.cease("much")
+    assert fairness.standing("much", 2.6) is Standing.ABOVE, "and a while longer"
+    assert fairness.standing("much", 4.0) is Standing.EVEN
+    assert fairness.standing("little", 4.0) is Standing.WITHIN
 
 
 def test_what_is_left_of_a_promise_shrinks_and_excess_comes_last_at_workers() -> None:
