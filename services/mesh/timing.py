@@ -93,6 +93,15 @@ class Timing:
         """Seconds of one decode step of a batch; `sequences` >= 1, `kv_tokens` summed over the batch."""
         return self.decode_base_s + self.decode_s_per_sequence * sequences + self.decode_s_per_kv_token * kv_tokens
 
+    def decodes_s(self, load: StepLoad, steps: int) -> list[float]:
+        """Seconds of each of `steps` steps in a row that only decode, the first with `load`: to the last bit what
+        `step_s` says of each, every sequence reading one token more from step to step.
+        """
+        fixed_s = self.decode_base_s + self.decode_s_per_sequence * load.decode_sequences
+        first, by = load.kv_tokens, load.decode_sequences
+        token_s = self.decode_s_per_kv_token
+        return [fixed_s + token_s * kv_tokens for kv_tokens in range(first, first + by * steps, by)]
+
     def scaled(self, factor: float) -> "Timing":
         """The same accelerator, `factor` times as slow."""
         return Timing(

@@ -77,8 +77,8 @@ class _Run:
         self._scenario = scenario
         self._timeline = Timeline()
         self.workers = [
-            _worker(name, device, scenario, catalogue, timeline=self._timeline, listener=self)
-            for name, device in scenario.fleet.workers
+            _worker(name, device, scenario, catalogue, timeline=self._timeline, listener=self, rank=rank)
+            for rank, (name, device) in enumerate(scenario.fleet.workers)
         ]
         self._by_name = {each.name: each for each in self.workers}
         self.policy = policy(scenario, catalogue, self.workers)
@@ -218,7 +218,7 @@ class _Run:
             worker = self._by_name[name]
             match event.kind:
                 case "slow":
-                    worker.slow = event.amount
+                    worker.slow_down(event.amount)
                     continue
                 case "fail":
                     worker.fail()
@@ -254,7 +254,14 @@ def simulate(scenario: Scenario, catalogue: Catalogue, trace: Sequence[TraceRequ
 
 
 def _worker(
-    name: str, device: Accelerator, scenario: Scenario, catalogue: Catalogue, *, timeline: Timeline, listener: Listener
+    name: str,
+    device: Accelerator,
+    scenario: Scenario,
+    catalogue: Catalogue,
+    *,
+    timeline: Timeline,
+    listener: Listener,
+    rank: int,
 ) -> TwinWorker:
     shape = catalogue.model(scenario.model)
     timing = catalogue.timing(device, shape)
@@ -277,4 +284,6 @@ def _worker(
         timeline=timeline,
         listener=listener,
         tariff_usd_per_kwh=scenario.tariff_usd_per_kwh,
+        rank=rank,
+        steps_ahead=scenario.steps_ahead,
     )

@@ -102,6 +102,8 @@ class Scenario:
         hop_s: one way between client, router and worker.
         tariff_usd_per_kwh: of energy.
         drain_s: how long after the last arrival the run goes on, at most.
+        steps_ahead: engine steps that are worked out in one go at most, where only the same requests decode; what comes
+            of a run does not depend on it.
     """
 
     fleet: Fleet
@@ -115,6 +117,7 @@ class Scenario:
     heartbeat_s: float = 0.25
     plan_every_s: float = 1.0
     drain_s: float = 120.0
+    steps_ahead: int = 32
     events: tuple[Event, ...] = field(default=())
 
     def at_speed(self, speed: float) -> "Scenario":

@@ -184,6 +184,43 @@ class Scheduler:
         self._in_flight = StepPlan(load, chunks, tuple(self._decoding.values()))
         return self._in_flight
 
+    def like_it(self, most: int) -> int:
+        """How many steps after the one in flight will decode the same sequences and do nothing else, where nobody
+        comes, is cancelled or stops, and nothing is tuned; `most` at most. In the last of them somebody may end.
+        """
+        plan = self._in_flight
+        assert plan is not None, "no step is planned"
+        # Who waits now found no room, and decodes only take more; but after a preemption nobody has looked.
+        if plan.chunks or self._prefilling or self._cancelled or (self._preempting and self._waiting):
+            return 0
+        steps = min(most, min(self._calendar) - self._step)
+        room = self.kv.available_blocks
+        for ahead in range(1, steps + 1):
+            room -= len(self._wheel[(self._step + ahead) % BLOCK_TOKENS])
+            if room < 0:
+                return ahead - 1
+        return steps
+
+    def skip(self, steps: int) -> StepPlan:
+        """As `complete_step` and `plan_step` in turns, `steps` times, where `like_it` said that they are alike.
+
+        Returns:
+            The plan that is in flight then.
+        """
+        plan = self._in_flight
+        assert plan is not None, "no step is planned"
+        for _ in range(steps):
+            self._step += 1
+            for sequence in self._wheel[self._step % BLOCK_TOKENS].values():
+                grown = self.kv.extend(sequence.holding)
+                assert grown, "there is room for steps that are alike"
+        sequences = len(self._decoding)
+        self._decode_kv_tokens += steps * sequences
+        self._in_flight = StepPlan(
+            StepLoad(decode_sequences=sequences, kv_tokens=self._decode_kv_tokens), (), plan.decodes
+        )
+        return self._in_flight
+
     def complete_step(self, stopped: Iterable[BatchedSequence] = ()) -> list[BatchedSequence]:
         """The planned step is done: every planned token is made.
 
