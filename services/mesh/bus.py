@@ -20,7 +20,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from services.mesh.events import Control, ControlAnswered, Event, GapAnswered, LeaseAsked, LeaseGranted
+from services.mesh.events import (
+    Control,
+    ControlAnswered,
+    Event,
+    GapAnswered,
+    LeaseAsked,
+    LeaseGranted,
+    SequenceRange,
+)
 from services.mesh.subjects import Channel
 
 _SEQUENCE: Final = re.compile(r"[0-9]{1,19}")
@@ -165,11 +173,14 @@ class Bus(Protocol):
         """
         ...
 
-    async def ask_again(self, publisher: str, epoch: str, sequences: Sequence[int], timeout_s: float) -> GapAnswered:
+    async def ask_again(
+        self, publisher: str, epoch: str, ranges: Sequence[SequenceRange], timeout_s: float
+    ) -> GapAnswered:
         """Has a publisher send these events to their stream again; readers drop those they have.
 
         Args:
-            publisher: as in `EventId`; `sequences`: at most `publishing.MOST_AGAIN`.
+            publisher: as in `EventId`.
+            ranges: at most `publishing.MOST_RANGES`; of what is in them `publishing.MOST_AGAIN` events are sent.
 
         Raises:
             BusUnavailable: nobody answered in time: the publisher is gone, or there is no connection.

@@ -9,7 +9,7 @@ holds the two sides' fields together.
 import dataclasses
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from math import isfinite
 from operator import attrgetter
 from typing import Any, Final, TypeVar
@@ -74,6 +74,7 @@ MESSAGES: Final[dict[type, type[Message]]] = {
     events.PlanLimit: planning_pb2.PlanLimit,
     events.ReplicaTarget: planning_pb2.ReplicaTarget,
     events.RoutingPlan: planning_pb2.RoutingPlan,
+    events.SequenceRange: events_pb2.SequenceRange,
     events.GapRequested: events_pb2.GapRequested,
     events.GapAnswered: events_pb2.GapAnswered,
     events.LeaseLine: events_pb2.LeaseLine,
@@ -226,13 +227,23 @@ def encode_gap(gap: GapRequested | GapAnswered) -> bytes:
 
 
 def decode_gap_request(body: bytes) -> GapRequested:
-    """Raises ValueError: `body` is no GapRequested."""
-    return from_message(GapRequested, _parse(events_pb2.GapRequested, body))
+    """Raises ValueError: `body` is no GapRequested, or a range in it is none."""
+    gap = from_message(GapRequested, _parse(events_pb2.GapRequested, body))
+    _check_ranges(gap.ranges)
+    return gap
 
 
 def decode_gap_answer(body: bytes) -> GapAnswered:
-    """Raises ValueError: `body` is no GapAnswered."""
-    return from_message(GapAnswered, _parse(events_pb2.GapAnswered, body))
+    """Raises ValueError: `body` is no GapAnswered, or a range in it is none."""
+    answer = from_message(GapAnswered, _parse(events_pb2.GapAnswered, body))
+    _check_ranges((*answer.sent_ranges, *answer.lacking))
+    return answer
+
+
+def _check_ranges(ranges: Iterable[events.SequenceRange]) -> None:
+    for each in ranges:
+        if not 1 <= each.first <= each.last < 1 << 63:
+            raise ValueError(f"{each.first} to {each.last} is no range of sequence numbers, from 1 to 2**63 - 1")
 
 
 def encode_lease(lease: LeaseAsked | LeaseGranted) -> bytes:

@@ -699,25 +699,47 @@ class RoutingPlan:
         return f"{self.model}:{self.version}"
 
 
+@dataclass(frozen=True, slots=True)
+class SequenceRange:
+    """Numbers of one publisher's events: 1 <= `first` <= `last`, both among them."""
+
+    first: int
+    last: int
+
+    @property
+    def count(self) -> int:
+        return self.last - self.first + 1
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GapRequested:
-    """A reader lacks these events of `publisher`, which is `<service>.<instance>.<channel>`: send them again."""
+    """A reader lacks these events of `publisher`, which is `<service>.<instance>.<channel>`: send them again.
+
+    Attributes:
+        sequences: one by one, from readers that know no ranges.
+    """
 
     publisher: str
     epoch: str
-    sequences: tuple[int, ...]
+    ranges: tuple[SequenceRange, ...] = ()
+    sequences: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GapAnswered:
-    """`sent` has the stream again; of the others asked for the publisher holds nothing any more.
+    """What is asked for, was published, and is in neither list is to be asked for again: an answer is bounded.
 
     Attributes:
+        sent_ranges: the stream has them again, or has them in a moment.
+        lacking: the publisher does not keep them any more.
         last: the highest number published on the channel; 0 where the epoch is an earlier one.
+        sent: only to who asked one by one: the numbers in `sent_ranges`.
     """
 
-    sent: tuple[int, ...]
+    sent_ranges: tuple[SequenceRange, ...]
+    lacking: tuple[SequenceRange, ...]
     last: int
+    sent: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

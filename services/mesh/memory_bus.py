@@ -24,7 +24,16 @@ from services.mesh.codec import (
     encode_lease,
 )
 from services.mesh.errors import BusUnavailable, WorkerLost
-from services.mesh.events import Control, ControlAnswered, Event, GapAnswered, GapRequested, LeaseAsked, LeaseGranted
+from services.mesh.events import (
+    Control,
+    ControlAnswered,
+    Event,
+    GapAnswered,
+    GapRequested,
+    LeaseAsked,
+    LeaseGranted,
+    SequenceRange,
+)
 from services.mesh.memory_streams import Cursor, MemoryStream, Stored, Taken, Watch
 from services.mesh.publishing import Publisher
 from services.mesh.reading import (
@@ -302,13 +311,15 @@ class MemoryBus:
         cursor = self.broker.cursor(stream, durable)
         return Progress(cursor.floor, self.broker.last_sequence(stream), cursor.behind)
 
-    async def ask_again(self, publisher: str, epoch: str, sequences: Sequence[int], timeout_s: float) -> GapAnswered:
+    async def ask_again(
+        self, publisher: str, epoch: str, ranges: Sequence[SequenceRange], timeout_s: float
+    ) -> GapAnswered:
         await asyncio.sleep(0)  # as on a network, others go first
         name = publisher.rpartition(".")[0]
         asked = self.broker.publisher(name) if self.broker.up and not self._closed else None
         if asked is None:
             raise BusUnavailable(f"publisher {name!r} gave no answer within {timeout_s:g} s")
-        gap = GapRequested(publisher=publisher, epoch=epoch, sequences=tuple(sequences))
+        gap = GapRequested(publisher=publisher, epoch=epoch, ranges=tuple(ranges))
         return decode_gap_answer(encode_gap(asked.send_again(encode_gap(gap))))
 
     def send_again(self, gap: bytes) -> GapAnswered:

@@ -13,9 +13,10 @@ would take for one that it has; the readers know it by `ce-id`.
 import asyncio
 import secrets
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -27,7 +28,8 @@ from services.mesh.bus import EventId
 from services.mesh.clock import Clock
 from services.mesh.codec import decode_gap_request, encode
 from services.mesh.errors import OutboxFull
-from services.mesh.events import Event, GapAnswered, LatencyObserved, TokensGenerated
+from services.mesh.events import Event, GapAnswered, LatencyObserved, SequenceRange, TokensGenerated
+from services.mesh.sequences import common, merged, ranges_of, without
 from services.mesh.spool import Spool, Spooled
 from services.mesh.subjects import CHANNELS, Channel, Delivery, channel_of, subject_of
 from services.mesh.telemetry import TRACEPARENT, Telemetry, context_of, current_traceparent, links_to, traceparent_of
@@ -37,7 +39,8 @@ MESSAGE_ID: Final = "Nats-Msg-Id"  # JetStream drops a second message of the sam
 CE_TYPE_PREFIX: Final = "tokenworks.v1."
 CONTENT_TYPE: Final = "application/protobuf"
 MAX_BODY_BYTES: Final = 1_000_000  # beside the headers, within the 1 MiB that NATS takes by default
-MOST_AGAIN: Final = 1024  # events in one request for a gap
+MOST_AGAIN: Final = 1024  # events that one request for a gap has sent again
+MOST_RANGES: Final = 512  # in one request for a gap
 _BEST_EFFORT_HELD: Final = 64
 _KEPT: Final = 1024  # acknowledged messages of one channel
 _KEPT_BYTES: Final = 8 << 20
@@ -129,15 +132,16 @@ class Outbox:
         self.changed.set()
         return True
 
-    def kept(self, sequences: Collection[int]) -> list[Outgoing]:
-        """Those of the acknowledged messages that are still kept, oldest first."""
-        wanted = set(sequences)
-        return [each for each in (*self._kept, *self._messages) if each.acknowledged and each.id.sequence in wanted]
-
-    def holds(self, sequences: Collection[int]) -> list[int]:
-        """Those of the messages that are not acknowledged yet: they are on their way."""
-        wanted = set(sequences)
-        return [each.id.sequence for each in self._messages if not each.acknowledged and each.id.sequence in wanted]
+    def within(self, ranges: Sequence[SequenceRange]) -> Iterator[Outgoing]:
+        """The messages of these numbers that are held or, acknowledged, still kept; oldest first."""
+        position = 0
+        for each in (*self._kept, *self._messages):
+            while position < len(ranges) and ranges[position].last < each.id.sequence:
+                position += 1
+            if position == len(ranges):
+                return
+            if ranges[position].first <= each.id.sequence:
+                yield each
 
     def unacknowledged(self) -> Iterator[Outgoing]:
         """What the server does not have, oldest first."""
@@ -282,22 +286,36 @@ class Publisher:
         """What a request for a gap asks for: what is to be stored again, and the answer once it is.
 
         Raises:
-            ValueError: the request cannot be read, or is not for this publisher.
+            ValueError: the request cannot be read, is not for this publisher, or asks for more ranges than one may.
         """
         gap = decode_gap_request(body)
         name, _, channel = gap.publisher.rpartition(".")
         outbox = self.outboxes.get(channel)
         if name != self.name or outbox is None:
             raise ValueError(f"{gap.publisher!r} is no publisher here; this is {self.name}")
+        if len(gap.ranges) > MOST_RANGES:
+            raise ValueError(f"{len(gap.ranges)} ranges are asked for at once; at most {MOST_RANGES} may be")
         if gap.epoch != self._epoch:
-            return [], GapAnswered(sent=(), last=0)
-        sequences = gap.sequences[:MOST_AGAIN]
+            return [], GapAnswered(sent_ranges=(), lacking=(), last=0)
+        last = self._sequences[channel]
+        published = (SequenceRange(1, last),) if last else ()
+        one_by_one = ranges_of(gap.sequences[:MOST_AGAIN])
+        asked = common(merged((*gap.ranges, *one_by_one)), published)
+        had = list(outbox.within(asked))
+        lacking = without(asked, ranges_of(each.id.sequence for each in had))
+        # What is not acknowledged is on its way already.
+        sent = [*islice((each for each in had if each.acknowledged), MOST_AGAIN)]
         found = [
             Outgoing(each.id, each.subject, {k: v for k, v in each.headers.items() if k != MESSAGE_ID}, each.body)
-            for each in outbox.kept(sequences)
+            for each in sent
         ]
-        sent = (*(each.id.sequence for each in found), *outbox.holds(sequences))
-        return found, GapAnswered(sent=sent, last=self._sequences[channel])
+        numbers = sorted(each.id.sequence for each in (*sent, *(each for each in had if not each.acknowledged)))
+        return found, GapAnswered(
+            sent_ranges=ranges_of(numbers),
+            lacking=lacking,
+            last=last,
+            sent=tuple(numbers) if gap.sequences else (),
+        )
 
     def abandon(self) -> int:
         """Ends the spans of what no server has acknowledged; how many events those are."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from services.mesh.bus import Delivered
 from services.mesh.events import BudgetReached, RequestFinished
+from services.mesh.sequences import Ranges
 from services.mesh.subjects import FINISHED, TOKENS, Channel
 from services.meter.core.amounts import Amounts
 from services.meter.core.ledger import Entry
@@ -18,7 +19,7 @@ from services.meter.core.usage import UsageKey
 class Noted:
     """What the marks say: numbers that each publisher's events lack, tokens in its booked events, highest numbers."""
 
-    gaps: Mapping[Source, Sequence[int]]
+    gaps: Mapping[Source, Ranges]
     tokens: Mapping[Source, int]
     high_water: Mapping[Source, int]
 

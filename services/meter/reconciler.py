@@ -22,9 +22,11 @@ from typing import Final
 from services.mesh.bus import Bus, Delivered
 from services.mesh.clock import Clock
 from services.mesh.errors import BusUnavailable, OutboxFull, QueueFull
-from services.mesh.events import WorkerHeartbeat
+from services.mesh.events import SequenceRange, WorkerHeartbeat
 from services.mesh.price_calendar import PriceCalendar
 from services.mesh.pricing import Rates
+from services.mesh.publishing import MOST_AGAIN
+from services.mesh.sequences import count_of
 from services.mesh.settings import MeterSettings
 from services.mesh.subjects import FLEET, TOKENS
 from services.meter.announcer import Announcer
@@ -161,7 +163,7 @@ class Reconciler:
                 self._audit.agrees((Kind.LOST,), publisher, "")
         self._lost_before = self._feed.lost_events
         given_up = self._gaps.given_up
-        self._audit.missing_events = sum(map(len, noted.gaps.values())) - given_up
+        self._audit.missing_events = sum(map(count_of, noted.gaps.values())) - given_up
         self._audit.lost_events = self._feed.lost_events + given_up
         if not settled:
             return
@@ -178,7 +180,8 @@ class Reconciler:
     async def _ask_for_the_last(self, publisher: str, epoch: str, high_water: int) -> None:
         """A gap that nothing comes after is not seen in the numbers: what was sent last may be what is lacking."""
         try:
-            await self._bus.ask_again(publisher, epoch, range(high_water + 1, high_water + 257), 2.0)
+            after = SequenceRange(high_water + 1, high_water + MOST_AGAIN)
+            await self._bus.ask_again(publisher, epoch, (after,), 2.0)
         except BusUnavailable as gone:
             log.info("%s", gone)
 

@@ -21,9 +21,11 @@ from services.mesh.events import (
     ControlAnswered,
     CreditChanged,
     Drain,
+    GapAnswered,
     LeaseAsked,
     LeaseGranted,
     LeaseLine,
+    SequenceRange,
     TokensGenerated,
     WorkerHeartbeat,
 )
@@ -157,10 +159,11 @@ async def test_what_a_stream_has_lost_its_publisher_sends_again(world: World) ->
         await world.lose(TOKENS, str(lost))
     reading = Reading().consume(meter, [TOKENS], "meter")
     await reading.until(3)
-    answer = await meter.ask_again("worker.h100-0.tokens", published[0].epoch, [2, 4, 9], 5.0)
-    assert (answer.sent, answer.last) == ((2, 4), 5)
-    received = await reading.until(5)
-    assert sorted((each.id.sequence, _request_of(each)) for each in received) == [
+    asked = [SequenceRange(2, 2), SequenceRange(4, 9)]
+    answer = await meter.ask_again("worker.h100-0.tokens", published[0].epoch, asked, 5.0)
+    assert (answer.sent_ranges, answer.lacking, answer.last) == ((SequenceRange(2, 2), SequenceRange(4, 5)), (), 5)
+    received = await reading.until(6)  # one of them for the second time: what is asked for is sent
+    assert sorted({(each.id.sequence, _request_of(each)) for each in received}) == [
         (number + 1, f"r{number}") for number in range(5)
     ]
     await reading.stop()
@@ -169,14 +172,14 @@ async def test_what_a_stream_has_lost_its_publisher_sends_again(world: World) ->
 async def test_of_an_earlier_start_a_publisher_has_nothing_and_says_so(world: World) -> None:
     worker, meter = await world.bus("worker", "h100-0"), await world.bus("meter")
     worker.publish(tokens())
-    answer = await meter.ask_again("worker.h100-0.tokens", "an earlier one", [1], 5.0)
-    assert (answer.sent, answer.last) == ((), 0)
+    answer = await meter.ask_again("worker.h100-0.tokens", "an earlier one", [SequenceRange(1, 1)], 5.0)
+    assert answer == GapAnswered(sent_ranges=(), lacking=(), last=0)
 
 
 async def test_a_publisher_that_is_gone_gives_no_answer(world: World) -> None:
     meter = await world.bus("meter")
     with pytest.raises(BusUnavailable, match="no answer"):
-        await meter.ask_again("worker.h100-0.tokens", "e", [1], 0.2)
+        await meter.ask_again("worker.h100-0.tokens", "e", [SequenceRange(1, 1)], 0.2)
 
 
 async def test_what_a_replays_handler_raises_ends_it(world: World) -> None:

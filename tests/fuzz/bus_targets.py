@@ -136,7 +136,7 @@ class GapTarget(_Restless):
             if not str(reason):
                 raise Wrong("a request for a gap was refused without a word") from None
             return "refused"
-        return f"{'some' if answer.sent else 'none'} sent"
+        return f"{'some' if answer.sent_ranges else 'none'} sent"
 
 
 class LeaseTarget(_Restless):

@@ -700,23 +700,37 @@ class SpendAnomalyFound(_message.Message):
     at_unix_ms: int
     def __init__(self, found_by: _Optional[str] = ..., tenant: _Optional[str] = ..., workload: _Optional[str] = ..., hour_unix_ms: _Optional[int] = ..., under_way: bool = ..., spent_nusd: _Optional[int] = ..., usual_nusd: _Optional[int] = ..., threshold_nusd: _Optional[int] = ..., score: _Optional[float] = ..., hours: _Optional[int] = ..., evidence: _Optional[str] = ..., at_unix_ms: _Optional[int] = ...) -> None: ...
 
+class SequenceRange(_message.Message):
+    __slots__ = ("first", "last")
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    first: int
+    last: int
+    def __init__(self, first: _Optional[int] = ..., last: _Optional[int] = ...) -> None: ...
+
 class GapRequested(_message.Message):
-    __slots__ = ("publisher", "epoch", "sequences")
+    __slots__ = ("publisher", "epoch", "sequences", "ranges")
     PUBLISHER_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    RANGES_FIELD_NUMBER: _ClassVar[int]
     publisher: str
     epoch: str
     sequences: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, publisher: _Optional[str] = ..., epoch: _Optional[str] = ..., sequences: _Optional[_Iterable[int]] = ...) -> None: ...
+    ranges: _containers.RepeatedCompositeFieldContainer[SequenceRange]
+    def __init__(self, publisher: _Optional[str] = ..., epoch: _Optional[str] = ..., sequences: _Optional[_Iterable[int]] = ..., ranges: _Optional[_Iterable[_Union[SequenceRange, _Mapping]]] = ...) -> None: ...
 
 class GapAnswered(_message.Message):
-    __slots__ = ("sent", "last")
+    __slots__ = ("sent", "last", "sent_ranges", "lacking")
     SENT_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
+    SENT_RANGES_FIELD_NUMBER: _ClassVar[int]
+    LACKING_FIELD_NUMBER: _ClassVar[int]
     sent: _containers.RepeatedScalarFieldContainer[int]
     last: int
-    def __init__(self, sent: _Optional[_Iterable[int]] = ..., last: _Optional[int] = ...) -> None: ...
+    sent_ranges: _containers.RepeatedCompositeFieldContainer[SequenceRange]
+    lacking: _containers.RepeatedCompositeFieldContainer[SequenceRange]
+    def __init__(self, sent: _Optional[_Iterable[int]] = ..., last: _Optional[int] = ..., sent_ranges: _Optional[_Iterable[_Union[SequenceRange, _Mapping]]] = ..., lacking: _Optional[_Iterable[_Union[SequenceRange, _Mapping]]] = ...) -> None: ...
 
 class ControlRequested(_message.Message):
     __slots__ = ("drain", "move_streams")

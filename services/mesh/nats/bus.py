@@ -28,7 +28,16 @@ from services.mesh.codec import (
     encode_lease,
 )
 from services.mesh.errors import BusUnavailable, WorkerLost
-from services.mesh.events import Control, ControlAnswered, Event, GapAnswered, GapRequested, LeaseAsked, LeaseGranted
+from services.mesh.events import (
+    Control,
+    ControlAnswered,
+    Event,
+    GapAnswered,
+    GapRequested,
+    LeaseAsked,
+    LeaseGranted,
+    SequenceRange,
+)
 from services.mesh.nats.inflow import ConnectionLost, PlainInflow
 from services.mesh.nats.links import CALL_S, FAILURES, PENDING_BYTES, PENDING_MESSAGES, Link, Links
 from services.mesh.nats.sending import Sender, send_left_behind
@@ -63,6 +72,7 @@ log = logging.getLogger(__name__)
 _REDELIVER_S: Final = 0.25
 _WATCH_BATCH: Final = 64
 _LEASES_AT_ONCE: Final = 256
+_AGAIN_AT_ONCE: Final = 64  # messages that are stored again
 
 
 class NatsBus:
@@ -169,8 +179,10 @@ class NatsBus:
         acked = reader.ack_floor.stream_seq if reader.ack_floor else 0
         return Progress(acked, state.last_seq, (reader.num_pending or 0) + (reader.num_ack_pending or 0))
 
-    async def ask_again(self, publisher: str, epoch: str, sequences: Sequence[int], timeout_s: float) -> GapAnswered:
-        gap = GapRequested(publisher=publisher, epoch=epoch, sequences=tuple(sequences))
+    async def ask_again(
+        self, publisher: str, epoch: str, ranges: Sequence[SequenceRange], timeout_s: float
+    ) -> GapAnswered:
+        gap = GapRequested(publisher=publisher, epoch=epoch, ranges=tuple(ranges))
         subject = gaps_subject(publisher.rpartition(".")[0])
         try:
             async with asyncio.timeout(timeout_s):
@@ -270,8 +282,13 @@ class NatsBus:
                         log.warning("%s: a request for a gap is passed over: %s", self._publisher.name, reason)
                         continue
                     try:
-                        for each in found:
-                            await link.js.publish(each.subject, each.body, timeout=CALL_S, headers=each.headers)
+                        for start in range(0, len(found), _AGAIN_AT_ONCE):
+                            await asyncio.gather(
+                                *(
+                                    link.js.publish(each.subject, each.body, timeout=CALL_S, headers=each.headers)
+                                    for each in found[start : start + _AGAIN_AT_ONCE]
+                                )
+                            )
                     except FAILURES as error:
                         log.warning("%s cannot send again what a reader lacks: %r", self._publisher.name, error)
                         continue

@@ -10,16 +10,14 @@ up and counted as lost: a consumer has fewer events than that under way, so it c
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
 from typing import Final
 
 from services.mesh.bus import EventId
-from services.mesh.sequences import SeenSequences
+from services.mesh.sequences import Ranges, SeenSequences, ranges_of
 
 WINDOW: Final = 4096
 UNKNOWN: Final = -1
 MOST_AT_HAND: Final = 8192
-_NAMED_GAPS: Final = 1024  # of one publisher
 
 Source = tuple[str, str]  # publisher, epoch
 
@@ -106,13 +104,9 @@ class Marks:
         """Publishers with gaps, and how many events each lacks."""
         return {source: len(mark.missing) for source, mark in self._marks.items() if mark.missing}
 
-    def gaps(self) -> dict[Source, list[int]]:
-        """Publishers with gaps, and the numbers each lacks, ascending; of many the lowest."""
-        return {
-            source: list(islice(sorted(mark.missing), _NAMED_GAPS))
-            for source, mark in self._marks.items()
-            if mark.missing
-        }
+    def gaps(self) -> dict[Source, Ranges]:
+        """Publishers with gaps, and the numbers each lacks."""
+        return {source: ranges_of(mark.missing) for source, mark in self._marks.items() if mark.missing}
 
     def tokens(self) -> dict[Source, int]:
         """Tokens in the booked events of each publisher that made any; `UNKNOWN` where that is not known."""

@@ -5,8 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.mesh.bus import EventId
-from services.mesh.publishing import Outbox, Outgoing
+from services.mesh.clock import FakeClock
+from services.mesh.codec import encode_gap
+from services.mesh.events import GapRequested, SequenceRange
+from services.mesh.publishing import MESSAGE_ID, MOST_AGAIN, MOST_RANGES, Outbox, Outgoing, Publisher
 from services.mesh.subjects import TOKENS
+from services.mesh.telemetry import start_telemetry
+from tests.contract.bus_worlds import tokens
 
 
 def _message(sequence: int) -> Outgoing:
@@ -109,3 +114,61 @@ def test_what_is_no_event_id_is_told_from_one(text: str) -> None:
     with pytest.raises(ValueError, match="is not an event id"):
         EventId.parse(text)
     assert EventId.parse(f"w.a:b.tokens:e:{(1 << 63) - 1}") == EventId("w.a:b.tokens", "e", (1 << 63) - 1)
+
+
+def _asked(publisher: Publisher, *ranges: SequenceRange, epoch: str, sequences: tuple[int, ...] = ()) -> GapRequested:
+    return GapRequested(publisher=f"{publisher.name}.tokens", epoch=epoch, ranges=ranges, sequences=sequences)
+
+
+def _publisher(count: int) -> tuple[Publisher, str]:
+    """One whose first `count` events are acknowledged, but for the last."""
+    publisher = Publisher("worker", "w", start_telemetry("worker", "w"), FakeClock(), 5000)
+    epoch = ""
+    for sequence in range(1, count + 1):
+        epoch = publisher.publish(tokens(), "").epoch
+        if sequence < count:
+            publisher.acknowledged("tokens", sequence)
+    return publisher, epoch
+
+
+def test_a_request_for_ranges_gets_what_is_kept_and_is_told_what_is_not() -> None:
+    publisher, epoch = _publisher(1100)  # the first 75 are not kept
+    gap = _asked(publisher, SequenceRange(70, 80), SequenceRange(1098, 5000), SequenceRange(78, 82), epoch=epoch)
+    found, answer = publisher.again(encode_gap(gap))
+    assert [each.id.sequence for each in found] == [*range(76, 83), 1098, 1099]
+    assert not any(MESSAGE_ID in each.headers for each in found)
+    assert answer.lacking == (SequenceRange(70, 75),)
+    assert answer.sent_ranges == (SequenceRange(76, 82), SequenceRange(1098, 1100))  # the last is on its way
+    assert (answer.last, answer.sent) == (1100, ())
+
+
+def test_one_answer_is_bounded_and_what_it_does_not_speak_of_is_neither_sent_nor_lacking() -> None:
+    publisher, epoch = _publisher(1026)
+    for sequence in range(1026, 1300):  # acknowledged behind one that is not: all are held
+        publisher.publish(tokens(), "")
+        publisher.acknowledged("tokens", sequence + 1)
+    found, answer = publisher.again(encode_gap(_asked(publisher, SequenceRange(1, (1 << 63) - 1), epoch=epoch)))
+    assert len(found) == MOST_AGAIN
+    assert answer.lacking == (SequenceRange(1, 1),)
+    assert answer.sent_ranges == (SequenceRange(2, 1026),)
+
+
+def test_a_reader_that_knows_no_ranges_is_answered_number_by_number() -> None:
+    publisher, epoch = _publisher(5)
+    found, answer = publisher.again(encode_gap(_asked(publisher, epoch=epoch, sequences=(2, 4, 0, 9))))
+    assert ([each.id.sequence for each in found], answer.sent) == ([2, 4], (2, 4))
+
+
+@pytest.mark.parametrize(
+    ("ranges", "wrong"),
+    [
+        ((SequenceRange(0, 3),), "no range"),
+        ((SequenceRange(4, 3),), "no range"),
+        ((SequenceRange(1, 1 << 63),), "no range"),
+        ((SequenceRange(1, 1),) * (MOST_RANGES + 1), "at most 512"),
+    ],
+)
+def test_what_is_no_range_or_too_many_of_them_is_refused_by_name(ranges: tuple[SequenceRange, ...], wrong: str) -> None:
+    publisher, epoch = _publisher(2)
+    with pytest.raises(ValueError, match=wrong):
+        publisher.again(encode_gap(_asked(publisher, *ranges, epoch=epoch)))

@@ -92,7 +92,10 @@ class Booking(RuleBasedStateMachine):
     def ask_again(self) -> None:
         """What the marks miss is asked for, and its publisher sends it again."""
         wanted = {
-            (publisher, number) for (publisher, _), numbers in self.keeper.noted().gaps.items() for number in numbers
+            (publisher, number)
+            for (publisher, _), ranges in self.keeper.noted().gaps.items()
+            for each in ranges
+            for number in range(each.first, each.last + 1)
         }
         for number, message in list(self.lost.items()):
             if (message.id.publisher, message.id.sequence) in wanted:
