@@ -1,7 +1,8 @@
 """The fleet as `tokenworks top` shows it: what heartbeats, bookings and plans say, folded into one frame.
 
-In: events as they come, and a reading of a monotonic clock. Out: a document, and the same as tables. Rates are between
-a worker's last two heartbeats at least `_RATE_SPAN_S` apart; a worker whose heartbeats stop is shown as lost.
+In: events as they come, and a reading of a monotonic clock. Out: a document, and the same as tables. Rates of workers
+are between heartbeats at most `_RATE_SPAN_S` apart, those of routers of what they said within `_ROUTER_SPAN_S`; who
+stops to speak is shown as lost.
 """
 
 from collections import deque
@@ -12,11 +13,13 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 
 from services.cli.report_view import accelerator_name, table
-from services.mesh.events import MODELLED, RoutingPlan, WorkerHeartbeat
+from services.mesh.events import MODELLED, PlacementsMade, RoutingPlan, WorkerHeartbeat
 from services.mesh.money import format_usd
 
 LOST_AFTER_S: Final = 2.0
 _RATE_SPAN_S: Final = 2.0
+ROUTER_LOST_AFTER_S: Final = 5.0  # it speaks once a second at least
+_ROUTER_SPAN_S: Final = 10.0
 _HEARTBEATS_KEPT: Final = 16  # four seconds' worth
 _STATE_COLOURS: Final = {"ready": "green", "draining": "yellow", "failed": "bold red", "lost": "bold red"}
 
@@ -34,6 +37,37 @@ class _Worker:
 
 
 @dataclass(slots=True)
+class _Router:
+    """What a router said: since when it is heard, its last word, and (when, placed, refused) of the latest ones."""
+
+    since_s: float
+    heard_s: float = 0.0
+    waiting: int = 0
+    words: deque[tuple[float, int, int]] = field(default_factory=deque)
+
+    def hear(self, said: PlacementsMade, now_s: float) -> None:
+        self.heard_s, self.waiting = now_s, said.waiting
+        self.words.append((now_s, sum(each.requests for each in said.placed), said.refused))
+        self.drop_old(now_s)
+
+    def drop_old(self, now_s: float) -> None:
+        while self.words and self.words[0][0] <= now_s - _ROUTER_SPAN_S:
+            self.words.popleft()
+
+    def document(self, router: str, now_s: float) -> dict[str, Any]:
+        self.drop_old(now_s)
+        span_s = min(_ROUTER_SPAN_S, max(1.0, now_s - self.since_s))
+        lost = now_s - self.heard_s > ROUTER_LOST_AFTER_S
+        return {
+            "router": router,
+            "state": "lost" if lost else "ready",
+            "waiting": 0 if lost else self.waiting,
+            "placed_rps": sum(placed for _, placed, _ in self.words) / span_s,
+            "refused_rps": sum(refused for _, _, refused in self.words) / span_s,
+        }
+
+
+@dataclass(slots=True)
 class TenantSpend:
     requests: int = 0
     tokens: int = 0
@@ -48,6 +82,7 @@ class FleetView:
 
     def __init__(self) -> None:
         self._workers: dict[str, _Worker] = {}
+        self._routers: dict[str, _Router] = {}
         self._plans: dict[str, RoutingPlan] = {}
         self._tenants: dict[str, TenantSpend] = {}
         self.lag_events = 0
@@ -60,6 +95,10 @@ class FleetView:
 
     def heartbeat(self, heartbeat: WorkerHeartbeat, now_s: float) -> None:
         self._workers.setdefault(heartbeat.worker, _Worker()).heartbeats.append((now_s, heartbeat))
+
+    def placed(self, said: PlacementsMade, now_s: float) -> None:
+        """What a router has placed and refused since its last word, and what waits there."""
+        self._routers.setdefault(said.router, _Router(now_s)).hear(said, now_s)
 
     def plan(self, plan: RoutingPlan) -> None:
         self._plans[plan.model] = plan
@@ -98,6 +137,7 @@ class FleetView:
             )
         return {
             "workers": workers,
+            "routers": [router.document(name, now_s) for name, router in sorted(self._routers.items())],
             "tenants": [
                 {
                     "tenant": tenant,
@@ -130,7 +170,7 @@ class FleetView:
 
 def picture(document: dict[str, Any]) -> RenderableType:
     """One frame."""
-    return Group(_workers(document), "", _tenants(document), "", _plans(document))
+    return Group(_workers(document), "", _routers(document), "", _tenants(document), "", _plans(document))
 
 
 def _workers(document: dict[str, Any]) -> RenderableType:
@@ -168,6 +208,20 @@ def _workers(document: dict[str, Any]) -> RenderableType:
     rate = sum(row["tokens_per_s"] for row in document["workers"])
     power = sum(row["power_w"] for row in document["workers"])
     made.add_row("all", "", "", "", "", "", f"{rate:,.0f}", "", f"{power:,.0f}", "", "", "", style="bold")
+    return made
+
+
+def _routers(document: dict[str, Any]) -> RenderableType:
+    made = table("Routers", "router", "state", ">waiting", ">placed/s", ">refused/s")
+    for row in document["routers"]:
+        refused = f"{row['refused_rps']:,.1f}"
+        made.add_row(
+            escape(row["router"]),
+            f"[{_STATE_COLOURS[row['state']]}]{row['state']}[/]",
+            f"{row['waiting']:,}",
+            f"{row['placed_rps']:,.1f}",
+            f"[yellow]{refused}[/]" if row["refused_rps"] else refused,
+        )
     return made
 
 

@@ -1,4 +1,4 @@
-"""`tokenworks top`: the fleet, live: workers, tenants' spend, plans."""
+"""`tokenworks top`: the fleet, live: workers, routers, tenants' spend, plans."""
 
 import asyncio
 import time
@@ -28,7 +28,7 @@ def top(
     meter: MeterOption = "",
     as_json: JsonFlag = False,
 ) -> None:
-    """Watch the workers, what tenants spend, and the plans, until Ctrl-C."""
+    """Watch the workers, what waits at routers and is refused, what tenants spend, and the plans, until Ctrl-C."""
     with command(as_json) as output:
         from services.cli.access import read_access
 
@@ -88,17 +88,19 @@ async def _first_frame(view: "FleetView", access: "Access") -> None:
 
 async def _watch_fleet(bus: "Bus", view: "FleetView") -> None:
     from services.mesh.bus import Delivered
-    from services.mesh.events import RoutingPlan, WorkerHeartbeat
-    from services.mesh.subjects import FLEET, PLAN
+    from services.mesh.events import PlacementsMade, RoutingPlan, WorkerHeartbeat
+    from services.mesh.subjects import FLEET, PLAN, ROUTERS
 
     async def fold(delivered: Delivered) -> None:
         event = delivered.event
         if isinstance(event, WorkerHeartbeat):
             view.heartbeat(event, time.monotonic())
+        elif isinstance(event, PlacementsMade):
+            view.placed(event, time.monotonic())
         elif isinstance(event, RoutingPlan):
             view.plan(event)
 
-    await bus.watch([FLEET, PLAN], fold)
+    await bus.watch([FLEET, ROUTERS, PLAN], fold)
 
 
 async def _watch_spend(peers: "Peers", view: "FleetView") -> None:

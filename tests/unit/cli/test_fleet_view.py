@@ -3,8 +3,15 @@ import io
 import pytest
 from rich.console import Console
 
-from services.cli.fleet_view import LOST_AFTER_S, FleetView, TenantSpend, picture
-from services.mesh.events import Prediction, RoutingPlan, WorkerHeartbeat, WorkloadClass
+from services.cli.fleet_view import LOST_AFTER_S, ROUTER_LOST_AFTER_S, FleetView, TenantSpend, picture
+from services.mesh.events import (
+    PlacedAtWorker,
+    PlacementsMade,
+    Prediction,
+    RoutingPlan,
+    WorkerHeartbeat,
+    WorkloadClass,
+)
 
 
 def heartbeat(worker="h100-0", **fields):
@@ -51,6 +58,27 @@ def test_rate_is_between_heartbeats_of_one_epoch():
     assert row["tokens_per_s"] == pytest.approx(200.0)
     view.heartbeat(heartbeat(epoch="e2", generated_tokens=0), 12.5)
     assert view.document(12.5)["workers"][0]["tokens_per_s"] == 0.0
+
+
+def said(router, placed=0, **fields):
+    at = PlacedAtWorker(worker="h100-0", epoch="e1", requests=placed, prefill_tokens=0, prompt_tokens=0)
+    return PlacementsMade(router=router, address="127.0.0.1:1", placed=(at,), at_unix_ms=0, **fields)
+
+
+def test_routers_show_what_waits_there_and_how_much_they_place_and_refuse():
+    view = FleetView()
+    for second in range(21):  # of which the last ten count
+        view.placed(said("router-0", placed=4, waiting=second, refused=2 * (second > 10)), float(second))
+    view.placed(said("router-1", placed=3), 20.0)
+    first, second = view.document(20.0)["routers"]
+    assert first == {"router": "router-0", "state": "ready", "waiting": 20, "placed_rps": 4.0, "refused_rps": 2.0}
+    assert second == {"router": "router-1", "state": "ready", "waiting": 0, "placed_rps": 3.0, "refused_rps": 0.0}
+    lost = view.document(20.1 + ROUTER_LOST_AFTER_S)["routers"][0]
+    assert (lost["state"], lost["waiting"]) == ("lost", 0)
+    assert view.document(40.0)["routers"][0]["refused_rps"] == 0.0
+    console = Console(file=io.StringIO(), width=200)
+    console.print(picture(view.document(20.0)))
+    assert "router-0" in console.file.getvalue()
 
 
 def test_worker_that_falls_silent_is_lost():
