@@ -7,7 +7,7 @@
         services/router/gateway.py  services/mesh/fast_http.py  services/mesh/http1.py  services/mesh/http_call.py
  3. Whose key is it? May it come in? Values, size, credit, room: a refusal leaves no trace.
         services/mesh/access.py  services/mesh/keys.py  services/router/core/admission.py
-        services/router/entrance.py
+        services/router/reception.py  services/router/entrance.py
     Where no worker can take it soon, it waits its turn, by its tenant's share and its class, or is told at once.
         services/router/room.py  services/router/core/admittance.py
         services/router/core/fairness.py  services/router/core/lateness.py
@@ -30,7 +30,8 @@
         services/router/session.py  services/mesh/grpc_stream.py  services/mesh/http2.py
         services/worker/session.py  services/worker/requests.py
  7. The engine makes tokens, in steps that all its requests share.
-        services/worker/streams.py  services/worker/engine.py  services/worker/engines/llamacpp.py
+        services/worker/streams.py  services/worker/running.py
+        services/worker/engine.py  services/worker/engines/llamacpp.py
     A simulated accelerator: batching, KV cache, time and watts of a step.
         services/worker/engines/simulated.py  services/worker/core/simulation.py  services/mesh/timing.py
     How long its steps may take and how many run at once, the plan says: promises of those who decode hold (15).

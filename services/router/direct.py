@@ -39,7 +39,7 @@ from services.router.dispatch import Dispatcher
 from services.router.entrance import Entrance
 from services.router.funds import Funds
 from services.router.placing import Placing
-from services.router.requests import asked_of
+from services.router.reception import Reception
 from tokenworks.v1 import inference_pb2 as wire
 
 log = logging.getLogger(__name__)
@@ -68,6 +68,7 @@ class Direct:
         rng: Random,
         prices: PriceCalendar,
         funds: Funds,
+        reception: Reception,
         entrance: Entrance,
     ) -> None:
         self._settings = settings
@@ -80,6 +81,7 @@ class Direct:
         self._rng = rng
         self._prices = prices
         self._funds = funds
+        self._reception = reception
         self._entrance = entrance
         self._open = OpenPlacements()
         self._unsaid: deque[tuple[RequestFinished, str]] = deque()
@@ -123,9 +125,7 @@ class Direct:
             raise Unsupported(
                 "this router hands out no placements, since mesh.secret is empty; call Router.Generate, which relays"
             )
-        self._dispatcher.prepare(request, tenant)
-        asked = asked_of(request, tenant, key=key, team=team, confines=self._dispatcher.confines_of(tenant, within))
-        self._dispatcher.recognise(asked, request)
+        asked = self._reception.receive(request, tenant, key=key, team=team, within=within)
         passage, credit = await self._entrance.enter(
             asked,
             traceparent,
@@ -234,7 +234,7 @@ class Direct:
             answered=not asked.resume_from and records.was_answered(asked.request_id),
             outbox_slots=float("inf"),  # its worker speaks for it
             credit=self._dispatcher.credit,
-            restraints=None if asked.resume_from else self._dispatcher.restraints,
+            restraints=None if asked.resume_from else self._reception.restraints,
             now_s=self._clock.monotonic_s(),
         )
         # What there is of it is at the client, which is checked above.

@@ -12,7 +12,6 @@ leaves no trace: RequestAdmitted waits that long.
 
 import asyncio
 import logging
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -23,7 +22,6 @@ from services.mesh.clock import Clock
 from services.mesh.confines import ANYWHERE, Confines
 from services.mesh.errors import (
     CallerError,
-    CapacityError,
     ClientTooSlow,
     DuplicateRequest,
     InvariantBroken,
@@ -37,23 +35,20 @@ from services.mesh.price_calendar import PriceCalendar
 from services.mesh.settings import RouterSettings
 from services.router.announcer import Announcer
 from services.router.core.admission import Situation, check
-from services.router.core.conversations import Conversations
 from services.router.core.fleet import Fleet
-from services.router.core.ids import uuid7
 from services.router.core.known_worker import Placed
 from services.router.core.policy import Decision
 from services.router.core.records import DecisionRecords
 from services.router.core.request import Asked
-from services.router.core.restraints import Restraints
-from services.router.core.resumes import check_resumed
+from services.router.core.resumes import cannot_go_on, check_resumed
 from services.router.core.scores import Ask
 from services.router.entrance import Entrance
 from services.router.funds import Funds, funds_of
 from services.router.measures import Measures
 from services.router.messages import MOST_HELD_BYTES, Unread
 from services.router.placing import Placing
+from services.router.reception import Reception
 from services.router.relay import Relay, Usage
-from services.router.requests import asked_of
 from services.router.room import Room
 from services.router.sessions import Sessions
 from tokenworks.v1 import inference_pb2 as wire
@@ -73,7 +68,6 @@ class Dispatcher:
     Attributes:
         credit: the last word on each tenant that has a budget; the feed writes it.
         records: of recent decisions.
-        restraints: what runs away and is held back; the feed writes it.
         draining: no new requests are let in.
     """
 
@@ -91,13 +85,11 @@ class Dispatcher:
         prices: PriceCalendar,
         funds: Funds,
         room: Room,
+        reception: Reception,
         entrance: Entrance,
-        default_slo_class: str,
-        confines: Mapping[str, Confines],
     ) -> None:
         self.credit: dict[str, CreditChanged] = {}
         self.records = DecisionRecords(settings.decision_records)
-        self.restraints = Restraints()
         self.draining = False
         self._settings = settings
         self._fleet = fleet
@@ -111,9 +103,7 @@ class Dispatcher:
         self._funds = funds
         self._room = room
         self._entrance = entrance
-        self._default_slo_class = default_slo_class
-        self._confines = confines
-        self._conversations = Conversations()
+        self._reception = reception
         self._relays: dict[str, Relay] = {}
         self._unread = Unread()
         self._idle = asyncio.Event()
@@ -155,9 +145,7 @@ class Dispatcher:
             ResumeRefused: see `check_resumed`.
             CallerError, CapacityError: see `admission.check` and `policy.decide`; the request left no trace.
         """
-        self.prepare(request, tenant)
-        asked = asked_of(request, tenant, key=key, team=team, confines=self.confines_of(tenant, within))
-        self.recognise(asked, request)
+        asked = self._reception.receive(request, tenant, key=key, team=team, within=within)
         passage, credit = await self._entrance.enter(
             asked,
             traceparent,
@@ -181,27 +169,6 @@ class Dispatcher:
         asyncio.get_running_loop().call_later(_ANNOUNCE_AFTER_S, self._announce, relay)
         return relay
 
-    def prepare(self, request: wire.GenerateRequest, tenant: str) -> None:
-        """Fills in `request_id` and `slo_class` where they are empty."""
-        if not request.request_id:
-            request.request_id = uuid7(self._clock.unix_ms(), self._rng.getrandbits(74))
-        if not request.slo_class:
-            request.slo_class = self._default_slo_class
-
-    def recognise(self, asked: Asked, request: wire.GenerateRequest) -> None:
-        """Finds the conversation of a request without a session; shortens the answer where its scope runs away."""
-        if not asked.session_id and not asked.resume_from:
-            asked.conversation = self._conversations.of(asked)
-        if not self.restraints:
-            return
-        cap_tokens = self.restraints.cap_tokens(asked, self._clock.monotonic_s())
-        if cap_tokens and (not asked.sampling.max_tokens or asked.sampling.max_tokens > cap_tokens):
-            request.sampling.max_tokens = asked.sampling.max_tokens = cap_tokens
-
-    def confines_of(self, tenant: str, within: Confines) -> Confines:
-        """Where a request may be computed: as its tenant's setting and its key say."""
-        return self._confines.get(tenant, ANYWHERE).both(within)
-
     def close(self, relay: Relay) -> None:
         """The client is done with the relay, or gone. Ends what still runs of it; again changes nothing."""
         if not self._runs(relay):
@@ -220,7 +187,7 @@ class Dispatcher:
         self.records.ended(relay.record)
         # Where several workers had it, one may have made something of it that is held against its credit.
         held = relay.credit is not None and relay.placements > 1
-        if relay.announced or held or not _refused(relay, relay.error):
+        if relay.announced or held or not relay.refused_by(relay.error):
             self._announcer.finished(relay, now_s)
             self._measures.finished(relay, now_s)
             if relay.credit is not None:
@@ -313,7 +280,7 @@ class Dispatcher:
         failing = relay.worker
         relay.excluded.add(failing.name)
         if relay.asked.features and relay.journal.next_index and not isinstance(error, CallerError):
-            _give_up(relay, _cannot_go_on(relay.asked, error))
+            relay.give_up(cannot_go_on(relay.asked.features, error))
             return
         if isinstance(error, PromptTooLong):  # it may fit where the context is longer
             short = failing.beat.context_tokens
@@ -324,7 +291,7 @@ class Dispatcher:
         elif isinstance(error, DuplicateRequest) and relay.placements > 1 and not relay.journal.next_index:
             log.info("request %s runs on %s yet, which it left", relay.asked.request_id, failing.name)
         elif isinstance(error, CallerError | InvariantBroken):
-            _give_up(relay, error)
+            relay.give_up(error)
             return
         if relay.retry_until_s is None:
             relay.retry_until_s = self._clock.monotonic_s() + _RETRY_FOR_S
@@ -364,15 +331,15 @@ class Dispatcher:
         if relay.outcome or not self._runs(relay):
             return
         if relay.placements >= _MOST_PLACEMENTS:
-            _give_up(relay, error)
+            relay.give_up(error)
             return
         ask = self._placing.ask(relay.asked, relay.excluded, relay.journal.next_index)
         try:
             decision = self._placing.decide(relay.asked, ask)
         except TokenworksError:
             late = relay.retry_until_s is None or self._clock.monotonic_s() >= relay.retry_until_s
-            if late or _refused(relay, error) or isinstance(error, ResumeRefused):
-                _give_up(relay, error)
+            if late or relay.refused_by(error) or isinstance(error, ResumeRefused):
+                relay.give_up(error)
                 return
             relay.excluded.clear()  # those that failed may be back
             asyncio.get_running_loop().call_later(_RETRY_EVERY_S, self._place_again, relay, error)
@@ -418,26 +385,6 @@ class Dispatcher:
             answered=self.records.was_answered(asked.request_id),
             outbox_slots=self._announcer.outbox_slots,
             credit=self.credit,
-            restraints=None if asked.resume_from else self.restraints,
+            restraints=None if asked.resume_from else self._reception.restraints,
             now_s=self._clock.monotonic_s(),
         )
-
-
-def _cannot_go_on(asked: Asked, error: TokenworksError) -> ResumeRefused:
-    """What a request gets whose answer another engine cannot go on with unaltered."""
-    return ResumeRefused(
-        f"what one engine began with {', '.join(asked.features)} another cannot go on with unaltered, and the one that"
-        f" made it failed ({error}); send the request anew with another request_id"
-    )
-
-
-def _refused(relay: Relay, error: TokenworksError | None) -> bool:
-    """Nothing was made of the request, and the error says that nothing will be."""
-    return isinstance(error, CallerError | CapacityError) and relay.journal.next_index == relay.resumed_tokens
-
-
-def _give_up(relay: Relay, error: TokenworksError) -> None:
-    if relay.journal.next_index:
-        message = f"after {relay.journal.next_index} tokens the answer could not be continued: {error}"
-        error = type(error)(message, retry_after_s=error.retry_after_s)
-    relay.end("error", error)

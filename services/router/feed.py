@@ -19,6 +19,7 @@ from services.mesh.subjects import BUDGETS, CREDIT, FLEET, LATENCY, PLAN, PREFIX
 from services.router.core.fleet import Fleet
 from services.router.dispatch import Dispatcher
 from services.router.funds import Funds
+from services.router.reception import Reception
 from services.router.sessions import Sessions
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ class Feed:
         fleet: Fleet,
         sessions: Sessions,
         dispatcher: Dispatcher,
+        reception: Reception,
         *,
         clock: Clock,
         prices: PriceCalendar,
@@ -42,6 +44,7 @@ class Feed:
         self._fleet = fleet
         self._sessions = sessions
         self._dispatcher = dispatcher
+        self._reception = reception
         self._clock = clock
         self._prices = prices
         self._funds = funds
@@ -72,7 +75,7 @@ class Feed:
                 if self._funds.budgets.set(event):
                     self._funds.refilled()
             case RunawayFound():
-                self._dispatcher.restraints.fold(event, now_s)
+                self._reception.restraints.fold(event, now_s)
             case PriceBookOpened():
                 try:
                     self._prices.open(OpenedBook.of(event))

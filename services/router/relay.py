@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from services.mesh.errors import EngineFailed, TokenworksError, from_reason
+from services.mesh.errors import CallerError, CapacityError, EngineFailed, TokenworksError, from_reason
 from services.mesh.holds import RequestCredit
 from services.router.core.known_worker import KnownWorker, Placed
 from services.router.core.records import DecisionRecord
@@ -195,6 +195,17 @@ class Relay:
         if not self.outcome:
             self.outcome, self.error = outcome, error
             self._mailbox.close(error)
+
+    def give_up(self, error: TokenworksError) -> None:
+        """It ends with an error, which says how far the answer got."""
+        if self.journal.next_index:
+            message = f"after {self.journal.next_index} tokens the answer could not be continued: {error}"
+            error = type(error)(message, retry_after_s=error.retry_after_s)
+        self.end("error", error)
+
+    def refused_by(self, error: TokenworksError | None) -> bool:
+        """Whether nothing was made of the request, and the error says that nothing will be."""
+        return isinstance(error, CallerError | CapacityError) and self.journal.next_index == self.resumed_tokens
 
     def chunk(self, chunk: wire.StreamChunk) -> None:
         if not chunk.last and self.segments[-1].count and chunk.first_index == self.journal.next_index:

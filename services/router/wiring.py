@@ -40,6 +40,7 @@ from services.router.measures import Measures
 from services.router.moves import Moves
 from services.router.others import Others
 from services.router.placing import Placing
+from services.router.reception import Reception
 from services.router.room import Room
 from services.router.service import RouterService
 from services.router.sessions import Sessions
@@ -123,6 +124,8 @@ async def wire(
     lessee = Lessee(router.id, bus, clock, linger_ms=LINGER_MS)
     funds = Funds(router, lessee=lessee, prices=prices, clock=clock, spawn=life.spawn)
     room = Room(router, placing, fleet, clock)
+    confines = {tenant: each.confines for tenant, each in settings.placement.tenants.items()}
+    reception = Reception(settings.slo.default, confines, clock=clock, rng=rng)
     entrance = Entrance(room, funds, measures=measures, announcer=announcer)
     dispatcher = Dispatcher(
         router,
@@ -136,9 +139,8 @@ async def wire(
         prices=prices,
         funds=funds,
         room=room,
+        reception=reception,
         entrance=entrance,
-        default_slo_class=settings.slo.default,
-        confines={tenant: each.confines for tenant, each in settings.placement.tenants.items()},
     )
     direct = Direct(
         router,
@@ -151,6 +153,7 @@ async def wire(
         rng=rng,
         prices=prices,
         funds=funds,
+        reception=reception,
         entrance=entrance,
     )
     measures.watch_in_flight(dispatcher.__len__)
@@ -159,7 +162,8 @@ async def wire(
     life.spawn(direct.watch(), "placements used")
     life.spawn(direct.look_after(), "look after placements")
     await _learn_budgets(bus, funds)
-    life.spawn(Feed(bus, fleet, sessions, dispatcher, clock=clock, prices=prices, funds=funds).watch(), "feed")
+    feed = Feed(bus, fleet, sessions, dispatcher, reception, clock=clock, prices=prices, funds=funds)
+    life.spawn(feed.watch(), "feed")
     life.spawn(lessee.run(), "credit")
     life.spawn(lessee.listen(), "recalls of credit")
     moves = Moves(dispatcher, direct, fleet=fleet, placing=placing, bus=bus, clock=clock, rng=rng, spawn=life.spawn)

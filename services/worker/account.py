@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from opentelemetry.trace import Span
 
 from services.mesh.events import MODELLED, Funding, TokenEntry
+from services.worker.requests import Order
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -80,3 +81,17 @@ class Account:
         self.energy_source = ""
         self.funding = ()
         self.noted = False
+
+
+def account_of(order: Order, traceparent: str) -> Account:
+    """The account of a request that begins here."""
+    request = order.engine
+    return Account(
+        request_id=request.request_id,
+        tenant=order.tenant,
+        workload=order.workload,
+        model=request.model,
+        slo_class=order.slo_class,
+        traceparent=traceparent,
+        from_index=request.resume_from,
+    )

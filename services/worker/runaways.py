@@ -105,3 +105,11 @@ class Runaways:
             self._bus.publish(event)
         except OutboxFull:
             log.warning("the outbox of runaways is full; that was not published")
+
+
+def falls_under(order: Order, found: RunawayFound) -> bool:
+    """Whether a request is of the tenant, workload or session that was found."""
+    if order.tenant != found.tenant:
+        return False
+    names = {"tenant": found.name, "workload": order.workload, "session": order.session_id}  # of callers routers know
+    return found.name == names.get(found.scope)

@@ -31,7 +31,7 @@ from services.mesh.errors import (
 )
 from services.mesh.events import Outcome, RunawayFound
 from services.mesh.telemetry import traceparent_of
-from services.worker.account import Account
+from services.worker.account import account_of
 from services.worker.engine import EngineInfo, FinishReason, SequenceOutput, StepOutput
 from services.worker.engine_life import EngineLife
 from services.worker.funding import AT_ONCE, NEVER, Funded, StreamFunds
@@ -41,7 +41,8 @@ from services.worker.outgoing import Outgoing
 from services.worker.prefixes import Prefixes
 from services.worker.reporter import Reporter
 from services.worker.requests import Order
-from services.worker.runaways import Runaways
+from services.worker.runaways import Runaways, falls_under
+from services.worker.running import RunningStreams
 from services.worker.stream import Stream
 
 log = logging.getLogger(__name__)
@@ -85,18 +86,15 @@ class Streams:
         self._prefixes = prefixes
         self._runaways = runaways
         self._sequences = count(1)
-        self._streams: dict[int, Stream] = {}
-        self._by_request: dict[str, Stream] = {}  # those that nobody has cancelled
-        self._empty = asyncio.Event()
-        self._empty.set()
+        self._running = RunningStreams()
 
     def __len__(self) -> int:
-        return len(self._streams)
+        return len(self._running)
 
     @property
     def requests(self) -> Iterable[str]:
         """Ids of those that run and that nobody has cancelled."""
-        return self._by_request.keys()
+        return self._running.requests
 
     @property
     def context_tokens(self) -> int:
@@ -138,15 +136,7 @@ class Streams:
             opened_s=now_s,
             next_index=request.resume_from,
             repetition=self._runaways.watched(order),
-            account=Account(
-                request_id=request.request_id,
-                tenant=order.tenant,
-                workload=order.workload,
-                model=request.model,
-                slo_class=order.slo_class,
-                traceparent=traceparent_of(span) if span is not None else order.traceparent,
-                from_index=request.resume_from,
-            ),
+            account=account_of(order, traceparent_of(span) if span is not None else order.traceparent),
         )
         if order.funded is not None and ask is not None:
             most_tokens = request.sampling.max_tokens
@@ -154,9 +144,7 @@ class Streams:
             stream.ask_at = stream.funds.ask_at
             stream.account.funding = order.funded.funding
         # Before the engine has it: it may report a step while it is being asked.
-        self._streams[request.sequence] = stream
-        self._by_request[request.request_id] = stream
-        self._empty.clear()
+        self._running.add(stream)
         try:
             async with asyncio.timeout(_SUBMIT_TIMEOUT_S):
                 await self._engine.submit(request)
@@ -181,7 +169,7 @@ class Streams:
         if stream.cancelled or stream.ended:
             return
         stream.cancelled = reason
-        self._forget_request(stream)
+        self._running.cancelled(stream)
         self._engine.cancel(stream.order.engine.sequence)
         if stream.funds is not None and (kept := stream.funds.kept):
             made = kept[-1]
@@ -194,7 +182,7 @@ class Streams:
 
     def end_runaways(self, found: RunawayFound) -> int:
         """Ends the streams of what the mesh has stopped; how many those were."""
-        ended = [each for each in self._by_request.values() if _falls_under(each.order, found)]
+        ended = [each for each in self._running.wanted if falls_under(each.order, found)]
         for stream in ended:
             self.cancel(stream, Outcome.RUNAWAY)
         return len(ended)
@@ -223,12 +211,12 @@ class Streams:
         """
         self._draining = True
         self.refusal = NoWorker(f"worker {self._identity.worker!r} is draining; ask another")
-        if await self._emptied(grace_s):
+        if await self._running.emptied(grace_s):
             return 0
-        left = list(self._streams.values())
+        left = list(self._running)
         for stream in left:
             self.abandon(stream, WorkerLost(f"worker {self._identity.worker!r} stops; go on elsewhere"))
-        if not await self._emptied(wait_s):
+        if not await self._running.emptied(wait_s):
             self._close_all(WorkerLost(f"worker {self._identity.worker!r} has stopped"))
         return len(left)
 
@@ -244,10 +232,11 @@ class Streams:
         now_s = self._clock.monotonic_s()
         touched: set[Outgoing] = set()
         circling: list[Stream] = []
+        running = self._running.by_sequence
         for step in steps:
             self._reporter.step(step, now_s)
             for output in step.outputs:
-                stream = self._streams.get(output.sequence)
+                stream = running.get(output.sequence)
                 if stream is None:
                     continue  # it was closed for good before the engine came to it
                 account, made = stream.account, output.token_count
@@ -307,7 +296,7 @@ class Streams:
         if (kept := funds.take_kept(stream.next_index)) is not None:
             stream.ask_at = NEVER
             self.on_step((StepOutput(step_s=0.0, outputs=(kept,), model=stream.order.engine.model),))
-        if self._streams.get(stream.order.engine.sequence) is not stream:
+        if stream not in self._running:
             return  # what was kept held its end
         funds.ask_for_kept(stream.next_index)
         stream.ask_at = funds.ask_at
@@ -366,7 +355,7 @@ class Streams:
     def _close_all(self, error: TokenworksError) -> None:
         """Ends every stream without the engine, which will not."""
         now_s = self._clock.monotonic_s()
-        for stream in list(self._streams.values()):
+        for stream in self._running:
             outgoing = stream.outgoing
             stream.end_chunk(self._identity, None, error)
             self._close(stream, Outcome.ERROR, error, 0, now_s)
@@ -385,7 +374,7 @@ class Streams:
             raise OutboxFull(
                 f"worker {self._identity.worker!r} cannot report its work to the bus, so it takes no more; ask another"
             )
-        running = self._by_request.get(request.request_id)
+        running = self._running.of(request.request_id)
         if running is None:
             return
         if not request.resume_from or running.order.tenant != order.tenant:
@@ -407,28 +396,4 @@ class Streams:
         stream.ended = True
         if stream.deadline is not None:
             stream.deadline.cancel()
-        del self._streams[stream.order.engine.sequence]
-        self._forget_request(stream)
-        if not self._streams:
-            self._empty.set()
-
-    def _forget_request(self, stream: Stream) -> None:
-        request_id = stream.order.engine.request_id
-        if self._by_request.get(request_id) is stream:
-            del self._by_request[request_id]
-
-    async def _emptied(self, within_s: float) -> bool:
-        try:
-            async with asyncio.timeout(within_s):
-                await self._empty.wait()
-        except TimeoutError:
-            return False
-        return True
-
-
-def _falls_under(order: Order, found: RunawayFound) -> bool:
-    """Whether a request is of the tenant, workload or session that was found."""
-    if order.tenant != found.tenant:
-        return False
-    names = {"tenant": found.name, "workload": order.workload, "session": order.session_id}  # of callers routers know
-    return found.name == names.get(found.scope)
+        self._running.remove(stream)

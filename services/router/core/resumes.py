@@ -7,7 +7,7 @@ for nothing. What a break can have lost on the way is little; and no request bre
 from collections.abc import Sequence
 from typing import Final
 
-from services.mesh.errors import ResumeRefused
+from services.mesh.errors import ResumeRefused, TokenworksError
 from services.router.core.records import DecisionRecord
 
 _MAY_BE_LOST: Final = 512  # tokens handed over that a broken connection did not bring
@@ -20,6 +20,14 @@ def check_asks(request_id: str, earlier: DecisionRecord | None) -> None:
         raise ResumeRefused(
             f"request {request_id!r} was asked for {earlier.asks} times; send it anew with another request_id"
         )
+
+
+def cannot_go_on(features: Sequence[str], error: TokenworksError) -> ResumeRefused:
+    """What a request gets whose answer another engine cannot go on with unaltered, after its own failed."""
+    return ResumeRefused(
+        f"what one engine began with {', '.join(features)} another cannot go on with unaltered, and the one that made"
+        f" it failed ({error}); send the request anew with another request_id"
+    )
 
 
 def check_resumed(
