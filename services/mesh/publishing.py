@@ -80,11 +80,6 @@ class Outbox:
         return len(self._messages)
 
     @property
-    def free(self) -> float:
-        """0 to 1."""
-        return 1.0 - len(self._messages) / self._capacity
-
-    @property
     def oldest(self) -> int:
         """Sequence number of the first message held; 0 when there is none."""
         return self._messages[0].id.sequence if self._messages else 0
@@ -110,7 +105,8 @@ class Outbox:
 
     def next_to_send(self, window: int) -> Outgoing | None:
         """The oldest message not sent yet; None when there is none, or when `window` messages are in flight."""
-        while self._in_flight < min(window, len(self._messages)):
+        most = min(window, len(self._messages))
+        while self._in_flight < most:
             message = self._messages[self._in_flight]
             self._in_flight += 1
             if not message.acknowledged:
@@ -200,11 +196,15 @@ class Publisher:
     ) -> None:
         self.name = f"{service}.{instance}"
         self.outboxes = {each.name: Outbox(each, outbox_events) for each in CHANNELS if each.stream is not None}
+        self._outbox_events = outbox_events
+        # Asked with every request how long they are.
+        self._queues = [each._messages for each in self.outboxes.values()]
         self.best_effort: deque[Outgoing] = deque(maxlen=_BEST_EFFORT_HELD)
         self.best_effort_added = asyncio.Event()
         self._emptied = asyncio.Event()
         self._epoch = f"{clock.unix_ms():x}{secrets.token_hex(3)}"
         self.spool = Spool(spools, self.name, self._epoch) if spools is not None else None
+        self._unspooled: list[Outgoing] = []
         self._counted = [each for each in self.outboxes.values() if _counts(each.channel)]
         self._sequences = dict.fromkeys((each.name for each in CHANNELS), 0)
         self._telemetry = telemetry
@@ -245,7 +245,9 @@ class Publisher:
         message = Outgoing(event_id, subject, self._headers(event, event_id, sent_as), body, span)
         outbox.add(message)
         if self.spool is not None and _counts(channel):
-            self.spool.keep(_spooled(message))
+            if not self._unspooled:
+                asyncio.get_running_loop().call_soon(self._write_spool)
+            self._unspooled.append(message)
         return event_id
 
     def acknowledged(self, channel_name: str, sequence: int) -> None:
@@ -265,11 +267,11 @@ class Publisher:
 
     @property
     def outbox_free(self) -> float:
-        return min(outbox.free for outbox in self.outboxes.values())
+        return 1.0 - max(map(len, self._queues)) / self._outbox_events
 
     @property
     def unacknowledged(self) -> int:
-        return sum(len(outbox) for outbox in self.outboxes.values())
+        return sum(map(len, self._queues))
 
     async def flush(self, timeout_s: float) -> int:
         """See `Bus.flush`."""
@@ -320,8 +322,15 @@ class Publisher:
     def abandon(self) -> int:
         """Ends the spans of what no server has acknowledged; how many events those are."""
         if self.spool is not None:
+            self._write_spool()
             self.spool.close(sum(len(outbox) for outbox in self._counted))
         return sum(outbox.abandon() for outbox in self.outboxes.values())
+
+    def _write_spool(self) -> None:
+        """Once for all that a turn of the loop published."""
+        unspooled, self._unspooled = self._unspooled, []
+        if self.spool is not None and unspooled:
+            self.spool.keep(*map(_spooled, unspooled))
 
     def _headers(self, event: Event, event_id: EventId, traceparent: str) -> dict[str, str]:
         seconds, ms = divmod(self._clock.unix_ms(), 1000)

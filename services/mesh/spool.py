@@ -57,12 +57,12 @@ class Spool:
         self._rewritten_at = _REWRITTEN_AT_BYTES
         self._broken = False
 
-    def keep(self, message: Spooled) -> None:
-        """Writes a message; it never raises."""
+    def keep(self, *messages: Spooled) -> None:
+        """Writes messages, in one piece; it never raises."""
         try:
             if self._file is None:
                 self._file = self._made()
-            self._append(_record(message))
+            self._append(b"".join(map(_record, messages)))
         except OSError as error:
             if not self._broken:
                 log.error("%s: what waits for the bus is in memory only: %s: %s", self._name, self._path, error)
@@ -115,11 +115,11 @@ class Spool:
         _locked(file)
         return file
 
-    def _append(self, record: bytes) -> None:
+    def _append(self, records: bytes) -> None:
         assert self._file is not None, "made before"
-        written = os.write(self._file, record)
-        if written < len(record):
-            raise OSError(f"{written} of {len(record)} bytes were taken")
+        written = os.write(self._file, records)
+        if written < len(records):
+            raise OSError(f"{written} of {len(records)} bytes were taken")
         self._bytes += written
 
     def _cut_back(self) -> None:

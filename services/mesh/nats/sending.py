@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 WINDOW: Final = 128  # messages of one channel in flight
 RETRY_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
 _PATIENCE: Final = 3  # failures in a row
+_STORED: Final = b'{"stream":'  # how the server's acknowledgement begins; a refusal begins with its error
 
 
 class Sender:
@@ -58,37 +59,39 @@ class Sender:
         if message.headers and (status := message.headers.get("Status")):
             self._publisher.outboxes[channel].refuse(f"no stream takes it (status {status})")
             return
-        answer = json.loads(message.data)
-        if error := answer.get("error"):
+        # Nearly all are acknowledgements, and need not be read for that.
+        stored = message.data.startswith(_STORED) and b"error" not in message.data
+        if not stored and (error := json.loads(message.data).get("error")):
             self._publisher.outboxes[channel].refuse(f"the server refused it: {error.get('description', error)}")
         else:
             self._publisher.acknowledged(channel, int(sequence))
 
     async def _send(self, outbox: Outbox) -> None:
-        loop, name = asyncio.get_running_loop(), outbox.channel.name
+        name = outbox.channel.name
         self._publisher.start_over(outbox)
-        failures, oldest, ends_s = 0, outbox.oldest, loop.time() + self._ack_timeout_s
-        while True:
-            outbox.changed.clear()
-            while (message := outbox.next_to_send(WINDOW)) is not None:
-                reply = f"{self._inbox}.{name}.{message.id.sequence}"
-                await self._publish(message.subject, message.body, reply, message.headers)
-            if outbox.oldest != oldest:
-                failures, oldest, ends_s = 0, outbox.oldest, loop.time() + self._ack_timeout_s
-            try:
-                async with asyncio.timeout_at(ends_s if outbox.in_flight else None):
-                    await outbox.changed.wait()
-            except TimeoutError:
-                outbox.refuse(f"no acknowledgement within {self._ack_timeout_s:g} s")
-            if not outbox.refusal:
-                continue
-            failures += 1
-            log.warning("channel %s from %d: %s", name, outbox.oldest, outbox.refusal)
-            if failures > _PATIENCE:
-                raise ConnectionLost(f"channel {name}: {outbox.refusal}")
-            await asyncio.sleep(RETRY_S[failures])
-            self._publisher.start_over(outbox)
-            ends_s = loop.time() + self._ack_timeout_s
+        failures, oldest, watch = 0, outbox.oldest, _Watch(outbox, self._ack_timeout_s)
+        try:
+            while True:
+                outbox.changed.clear()
+                while (message := outbox.next_to_send(WINDOW)) is not None:
+                    reply = f"{self._inbox}.{name}.{message.id.sequence}"
+                    await self._publish(message.subject, message.body, reply, message.headers)
+                if outbox.oldest != oldest:
+                    failures, oldest = 0, outbox.oldest
+                    watch.anew()
+                watch.see_to_it()
+                await outbox.changed.wait()
+                if not outbox.refusal:
+                    continue
+                failures += 1
+                log.warning("channel %s from %d: %s", name, outbox.oldest, outbox.refusal)
+                if failures > _PATIENCE:
+                    raise ConnectionLost(f"channel {name}: {outbox.refusal}")
+                await asyncio.sleep(RETRY_S[failures])
+                self._publisher.start_over(outbox)
+                watch.anew()
+        finally:
+            watch.close()
 
     async def _send_best_effort(self) -> None:
         """Sends what is worth sending at once; what piled up while there was no connection is not."""
@@ -100,6 +103,41 @@ class Sender:
                 message = waiting.popleft()
                 await self._publish(message.subject, message.body, "", message.headers)
             await added.wait()
+
+
+class _Watch:
+    """Refuses in the server's stead when an outbox's oldest message in flight goes unacknowledged for too long.
+
+    One timer, which looks again as late as it can: what moves on many times a second sets none each time.
+    """
+
+    def __init__(self, outbox: Outbox, timeout_s: float) -> None:
+        self._outbox = outbox
+        self._timeout_s = timeout_s
+        self._loop = asyncio.get_running_loop()
+        self._ends_s = self._loop.time() + timeout_s
+        self._timer: asyncio.TimerHandle | None = None
+
+    def anew(self) -> None:
+        """The oldest is another one, or is sent again."""
+        self._ends_s = self._loop.time() + self._timeout_s
+
+    def see_to_it(self) -> None:
+        """Something may be in flight."""
+        if self._timer is None and self._outbox.in_flight:
+            self._timer = self._loop.call_at(self._ends_s, self._look)
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._outbox.in_flight and self._loop.time() >= self._ends_s:
+            self._outbox.refuse(f"no acknowledgement within {self._timeout_s:g} s")
+        else:
+            self.see_to_it()
 
 
 async def send_left_behind(spool: Spool, store: Callable[[Spooled], Awaitable[None]]) -> None:
