@@ -59,6 +59,7 @@ ENGINE_TTFT_S: Final = "tokenworks.engine.ttft_s"
 ENGINE_TPOT_S: Final = "tokenworks.engine.tpot_s"
 PLAN_TRIGGER: Final = "tokenworks.plan.trigger"
 PLAN_STATUS: Final = "tokenworks.plan.status"
+PLAN_APPLIED: Final = "tokenworks.plan.applied"  # false: advice, or older than the plan in force
 PRICE_NUSD: Final = "tokenworks.price_nusd"
 USE_COST_NUSD: Final = "tokenworks.use_cost_nusd"
 ENERGY_COST_NUSD: Final = "tokenworks.energy_cost_nusd"
@@ -74,6 +75,7 @@ IN_FLIGHT: Final = "tokenworks.router.in_flight"  # {request}
 WAITING: Final = "tokenworks.router.waiting"  # {request}, for capacity
 PLACEMENTS_OUT: Final = "tokenworks.router.placements_out"  # {placement}, direct
 DECISION_DURATION: Final = "tokenworks.router.decision.duration"  # s, one pick
+PLAN_REACTION: Final = "tokenworks.router.plan.reaction"  # s, from news heard to the plan in force, by trigger
 REFUSALS: Final = "tokenworks.router.refusals"  # {request}, by error.type
 BROKEN_STREAMS: Final = "tokenworks.router.broken_streams"  # {stream} that a worker refused or broke off, by error.type
 # Metrics: the bus
@@ -134,6 +136,7 @@ ROUTE_SPAN: Final = "route {model}"
 DELIVERY_SPAN: Final = "tokenworks.v1.Worker/Generate"
 WORKER_SPAN: Final = "chat {model}"  # {gen_ai.operation.name} {gen_ai.request.model}
 SOLVE_SPAN: Final = "solve {model}"
+APPLY_SPAN: Final = "apply {model}"  # a router takes a plan over
 
 
 def publish_span(template: str) -> str:
@@ -203,5 +206,6 @@ EDGES: Final = (
     Edge(("worker", WORKER_SPAN), ("worker", publish_span(_LATENCY)), Relation.LINK),
     Edge(("worker", publish_span(_LATENCY)), ("optimizer", SOLVE_SPAN), Relation.LINK),
     Edge(("optimizer", SOLVE_SPAN), ("optimizer", publish_span(_PLAN)), Relation.CHILD),
+    Edge(("optimizer", publish_span(_PLAN)), ("router", APPLY_SPAN), Relation.CHILD),
     Edge(("optimizer", publish_span(_PLAN)), ("router", ROUTE_SPAN), Relation.LINK),
 )

@@ -609,12 +609,19 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
+    """What a plan rests on.
+
+    Attributes:
+        seen_unix_ms: when the news that called for the plan was heard; 0: none did.
+    """
+
     latency_events: int
     token_events: int
     request_events: int
     window_s: float
     traceparents: tuple[str, ...]
     trigger: str
+    seen_unix_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,6 +29,7 @@ class Feed:
         self._loop = loop
         self._clock = clock
         self._look_s = clock.monotonic_s()
+        self._unlooked_ms = 0  # when the first event came after the last look
 
     async def watch(self) -> None:
         await self._bus.watch([FLEET, LATENCY, TOKENS, ADMITTED, FINISHED, PLAN], self._fold)
@@ -40,10 +41,12 @@ class Feed:
                 self._beliefs.adopt(event)
             return
         self._beliefs.heard(event, delivered.traceparent, now_s)
+        self._unlooked_ms = self._unlooked_ms or self._clock.unix_ms()
         if now_s < self._look_s:
             return
         news = Trigger.START if self._planner.basis is None else self._beliefs.changed(self._planner.basis, now_s)
         took_s = self._clock.monotonic_s() - now_s
         self._look_s = now_s + max(_LOOK_EVERY_S, _LOOK_COST * took_s)
+        seen_unix_ms, self._unlooked_ms = self._unlooked_ms, 0
         if news is not None:
-            self._loop.tell(news)
+            self._loop.tell(news, seen_unix_ms)

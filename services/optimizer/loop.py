@@ -2,8 +2,9 @@
 publishes one plan per model.
 
 In: beliefs, and news from the feed. Out: `RoutingPlan` on the bus and on the board. A round's span `solve <model>`
-links to the latest latency events it rests on, and is the parent of the plan's publish span. The program runs in a
-thread: the loop that hears events does not wait for it.
+begins when the news was heard that called for it, links to the latest latency events it rests on, and is the parent of
+the plan's publish span: from its beginning to the end of a router's `apply <model>` is how long the mesh takes to
+react. The program runs in a thread: the loop that hears events does not wait for it.
 """
 
 import asyncio
@@ -67,12 +68,14 @@ class PlanningLoop:
         self._elastic = elastic
         self._advisory = advisory
         self._news: Trigger | None = None
+        self._seen_unix_ms = 0  # when the first news was heard that no round has answered
         self._woken = asyncio.Event()
         self._due_s = time.monotonic() + interval_s
 
-    def tell(self, news: Trigger) -> None:
-        """Asks for a round as soon as may be."""
+    def tell(self, news: Trigger, seen_unix_ms: int) -> None:
+        """Asks for a round as soon as may be; `seen_unix_ms`: when the news was heard."""
         self._news = news
+        self._seen_unix_ms = self._seen_unix_ms or seen_unix_ms
         self._woken.set()
 
     async def run(self) -> None:
@@ -90,9 +93,10 @@ class PlanningLoop:
 
     async def plan(self, trigger: Trigger) -> Sequence[RoutingPlan]:
         """One round; the plans that were published. None is where no model is known yet."""
+        seen_unix_ms, self._seen_unix_ms = self._seen_unix_ms, 0
         snapshot = self._beliefs.snapshot(self._clock.monotonic_s())
         with ExitStack() as ending:
-            spans = {model: self._span(model, snapshot, trigger) for model in snapshot.models}
+            spans = {model: self._span(model, snapshot, trigger, seen_unix_ms) for model in snapshot.models}
             for span in spans.values():
                 ending.callback(span.end)
             started_s = time.perf_counter()
@@ -105,6 +109,7 @@ class PlanningLoop:
                 now_s=self._clock.monotonic_s(),
                 unix_ms=self._clock.unix_ms(),
                 solve_s=solve_s,
+                seen_unix_ms=seen_unix_ms,
             )
             targets = await self._targets(snapshot)
             plans = tuple(_with_targets(plan, targets, snapshot) for plan in plans)
@@ -147,7 +152,7 @@ class PlanningLoop:
         news, self._news = self._news, None
         return news or (Trigger.START if self._planner.basis is None else Trigger.INTERVAL)
 
-    def _span(self, model: str, snapshot: Snapshot, trigger: Trigger) -> Span:
+    def _span(self, model: str, snapshot: Snapshot, trigger: Trigger, seen_unix_ms: int) -> Span:
         links = links_to(snapshot.seen[model].traceparents) if self._telemetry.exporting else ()
         # A trace of its own: many requests caused it, so it is a child of none.
         return self._telemetry.tracer.start_span(
@@ -155,6 +160,7 @@ class PlanningLoop:
             Context(),
             links=links,
             attributes={names.GEN_AI_REQUEST_MODEL: model, names.PLAN_TRIGGER: trigger.value},
+            start_time=seen_unix_ms * 1_000_000 or None,
         )
 
     def _publish(self, plan: RoutingPlan, span: Span) -> bool:

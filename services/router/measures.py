@@ -13,6 +13,7 @@ from services.router.relay import Relay
 
 _LABELS: Final = (names.GEN_AI_OPERATION, names.GEN_AI_REQUEST_MODEL, names.SLO_CLASS)
 _TOKEN_BUCKETS: Final = (0, 5, 10, 25, 50, 75, 100, 250, 500, 750, 1000, 2500, 5000, 7500, 10_000)
+_REACTION_BUCKETS_S: Final = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75, 1, 2, 5)
 _DECISION_BUCKETS_S: Final = (2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2)
 
 
@@ -28,6 +29,13 @@ class Measures:
             names.SERVER_DURATION, "Seconds a request took", names.DURATION_BUCKETS_S, names.ERROR_TYPE
         )
         self._decision = self._create(names.DECISION_DURATION, "s", "Seconds a pick took", _DECISION_BUCKETS_S, ())
+        self._reaction = self._create(
+            names.PLAN_REACTION,
+            "s",
+            "Seconds from news to the plan in force",
+            _REACTION_BUCKETS_S,
+            (names.PLAN_TRIGGER,),
+        )
         self._tokens = self._create(
             names.CLIENT_TOKEN_USAGE,
             "{token}",
@@ -52,6 +60,11 @@ class Measures:
 
     def decided(self, took_s: float) -> None:
         self._decision.record(took_s)
+
+    def reacted(self, took_s: float, trigger: str) -> None:
+        """A plan is in force, so long after the optimizer heard the news that called for it; between hosts whose clocks
+        differ, by that much off."""
+        self._reaction.record(max(0.0, took_s), trigger)
 
     def refused(self, error: TokenworksError) -> None:
         self._refusals.add(1, {names.ERROR_TYPE: error.reason})

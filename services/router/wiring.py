@@ -162,7 +162,18 @@ async def wire(
     life.spawn(direct.watch(), "placements used")
     life.spawn(direct.look_after(), "look after placements")
     await _learn_budgets(bus, funds)
-    feed = Feed(bus, fleet, sessions, dispatcher, reception, clock=clock, prices=prices, funds=funds)
+    feed = Feed(
+        bus,
+        fleet,
+        sessions,
+        dispatcher,
+        reception,
+        clock=clock,
+        prices=prices,
+        funds=funds,
+        telemetry=telemetry,
+        measures=measures,
+    )
     life.spawn(feed.watch(), "feed")
     life.spawn(lessee.run(), "credit")
     life.spawn(lessee.listen(), "recalls of credit")

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import time
 from collections.abc import Awaitable
 from pathlib import Path
 
@@ -247,6 +248,26 @@ async def test_plans_evidence_is_the_trace_contexts_of_latency_events_and_its_sp
         and span.parent.span_id == solved.context.span_id
     ]
     assert len(publish) == 1
+
+
+async def test_a_plan_says_when_its_news_was_heard_and_its_span_begins_then(tmp_path: Path) -> None:
+    spans = InMemorySpanExporter()
+    telemetry = start_telemetry("optimizer", "optimizer-0", exporter=spans)
+    began_ms = time.time_ns() // 1_000_000
+    async with running_optimizer(tmp_path, telemetry=telemetry) as optimizer:
+        joined: list[str] = []
+        while len(joined) < 100:
+            joined.append(f"w{len(joined)}")
+            optimizer.join(joined[-1], H100)
+            plan = await optimizer.plan_is(
+                lambda plan: bool(plan.pools) and plan.pools[0].workers == len(joined), "a plan for the newcomer"
+            )
+            if plan.evidence.trigger == "fleet":  # else an interval had just passed, and it is no news any more
+                break
+    await asyncio.to_thread(telemetry.shutdown)
+    assert began_ms <= plan.evidence.seen_unix_ms <= plan.made_unix_ms
+    solved = [span for span in spans.get_finished_spans() if (span.attributes or {}).get(names.PLAN) == plan.name]
+    assert plan.evidence.seen_unix_ms * 1_000_000 in {span.start_time for span in solved}
 
 
 async def test_restarted_optimizer_goes_on_from_the_plan_that_stands(tmp_path: Path) -> None:

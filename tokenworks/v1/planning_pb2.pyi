@@ -165,20 +165,22 @@ class Prediction(_message.Message):
     def __init__(self, cost_usd_per_hour: _Optional[float] = ..., baseline_cost_usd_per_hour: _Optional[float] = ..., unserved_rps: _Optional[float] = ...) -> None: ...
 
 class Evidence(_message.Message):
-    __slots__ = ("latency_events", "token_events", "request_events", "window_s", "traceparents", "trigger")
+    __slots__ = ("latency_events", "token_events", "request_events", "window_s", "traceparents", "trigger", "seen_unix_ms")
     LATENCY_EVENTS_FIELD_NUMBER: _ClassVar[int]
     TOKEN_EVENTS_FIELD_NUMBER: _ClassVar[int]
     REQUEST_EVENTS_FIELD_NUMBER: _ClassVar[int]
     WINDOW_S_FIELD_NUMBER: _ClassVar[int]
     TRACEPARENTS_FIELD_NUMBER: _ClassVar[int]
     TRIGGER_FIELD_NUMBER: _ClassVar[int]
+    SEEN_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
     latency_events: int
     token_events: int
     request_events: int
     window_s: float
     traceparents: _containers.RepeatedScalarFieldContainer[str]
     trigger: str
-    def __init__(self, latency_events: _Optional[int] = ..., token_events: _Optional[int] = ..., request_events: _Optional[int] = ..., window_s: _Optional[float] = ..., traceparents: _Optional[_Iterable[str]] = ..., trigger: _Optional[str] = ...) -> None: ...
+    seen_unix_ms: int
+    def __init__(self, latency_events: _Optional[int] = ..., token_events: _Optional[int] = ..., request_events: _Optional[int] = ..., window_s: _Optional[float] = ..., traceparents: _Optional[_Iterable[str]] = ..., trigger: _Optional[str] = ..., seen_unix_ms: _Optional[int] = ...) -> None: ...
 
 class PlanLimit(_message.Message):
     __slots__ = ("name", "of", "unit", "used", "most", "usd_per_unit", "exceeded")

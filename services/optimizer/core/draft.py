@@ -33,6 +33,7 @@ def draft(
     made_unix_ms: int,
     trigger: Trigger,
     solve_s: float,
+    seen_unix_ms: int = 0,
 ) -> RoutingPlan:
     """The plan of `model`; `shares` and `shadow` are the solution's, or those damped on the way to it."""
     problem = snapshot.problem
@@ -76,7 +77,7 @@ def draft(
             if model in pool.stations
         ),
         prediction=_prediction(snapshot, solution, shares, model),
-        evidence=evidence_of(snapshot, model, trigger),
+        evidence=evidence_of(snapshot, model, trigger, seen_unix_ms),
         status=_status(snapshot, solution, classes),
         solve_s=solve_s,
         limits=solution.limits,
@@ -110,7 +111,7 @@ def _status(snapshot: Snapshot, solution: Solution, classes: list[ClassDemand]) 
     return "overloaded" if _unserved_rps(solution, classes) > 1e-6 * demand_rps else "optimal"
 
 
-def evidence_of(snapshot: Snapshot, model: str, trigger: Trigger) -> Evidence:
+def evidence_of(snapshot: Snapshot, model: str, trigger: Trigger, seen_unix_ms: int = 0) -> Evidence:
     """What was seen of `model` in the window that the snapshot rests on."""
     seen = snapshot.seen[model]
     return Evidence(
@@ -120,6 +121,7 @@ def evidence_of(snapshot: Snapshot, model: str, trigger: Trigger) -> Evidence:
         window_s=snapshot.window_s,
         traceparents=seen.traceparents,
         trigger=trigger,
+        seen_unix_ms=seen_unix_ms,
     )
 
 

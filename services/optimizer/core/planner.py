@@ -56,7 +56,15 @@ class Planner:
         self._shares |= shares
 
     def settle(
-        self, snapshot: Snapshot, solution: Solution, trigger: Trigger, *, now_s: float, unix_ms: int, solve_s: float
+        self,
+        snapshot: Snapshot,
+        solution: Solution,
+        trigger: Trigger,
+        *,
+        now_s: float,
+        unix_ms: int,
+        solve_s: float,
+        seen_unix_ms: int = 0,
     ) -> tuple[RoutingPlan, ...]:
         """The plans that follow from `solution`, one for each model of the snapshot; they are in force from here on."""
         passed_s = now_s - self.planned_s if self.planned_s is not None else 0.0
@@ -76,6 +84,7 @@ class Planner:
                 made_unix_ms=unix_ms,
                 trigger=trigger,
                 solve_s=solve_s,
+                seen_unix_ms=seen_unix_ms,
             )
             for model in snapshot.models
         )

@@ -149,8 +149,8 @@ class Fleet:
         if known is not None and known.beat.epoch == event.epoch:
             self.prefixes.changed(known.slot, event, now_s)
 
-    def plan(self, plan: RoutingPlan, traceparent: str, now_s: float) -> None:
-        """Puts a plan in force; one that is older than the plan in force, or only advice, is ignored.
+    def plan(self, plan: RoutingPlan, traceparent: str, now_s: float) -> bool:
+        """Puts a plan in force, or to the test; False: it is older than the one in force, or only advice.
 
         Versions tell, which grow whatever the clocks of optimizers say; one that nobody can have made is ignored too.
 
@@ -158,16 +158,16 @@ class Fleet:
             traceparent: context of the span that published it.
         """
         if plan.advisory:
-            return
+            return False
         before = self.plans.get(plan.model)
         if plan.version >= NO_PLAN_VERSION or (before is not None and plan.version <= before.version):
-            return
+            return False
         trial = self.trials.get(plan.model)
         if trial is not None and plan.version <= trial.version:
-            return
+            return False
         if plan.canary_share > 0 and before is not None:  # where none is in force, there is nothing to try it beside
             self.trials[plan.model] = Trial(plan, traceparent, now_s, before)
-            return
+            return True
         self.trials.pop(plan.model, None)
         self.plans[plan.model] = PlanInForce(plan, traceparent, now_s, before)
         if len(self.plans) > _MOST_MODELS:
@@ -184,6 +184,7 @@ class Fleet:
                 serving.slow = bounded_slow(serving.slow * old_s / new_s)
             serving.write_offer()
             self._write(serving.worker, now_s)
+        return True
 
     def trial_of(self, model: str, request_id: str) -> Trial | None:
         """The plan that is tried, where the request follows it; None where it follows the one in force."""

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
+import aiohttp
 import grpc
 import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -523,3 +524,35 @@ async def test_a_refused_request_leaves_a_span_that_says_why(start_router: Start
         attributes = spans[name].attributes
         assert attributes is not None
         assert attributes[names.ERROR_TYPE] == "PromptTooLong"
+
+
+async def test_how_long_a_plan_took_from_its_news_is_measured_once_and_in_its_own_trace(
+    start_router: StartRouter,
+) -> None:
+    exporter = InMemorySpanExporter()
+    router = await start_router(exporter=exporter)
+    await router.worker("w0")
+    optimizer = router.broker.bus("optimizer", "optimizer-0")
+    await optimizer.connect()
+    now_ms = time.time_ns() // 1_000_000
+    published = "00-11111111111111111111111111111111-2222222222222222-01"
+    for version, seen_unix_ms in ((1, 1), (2, 0), (3, now_ms + 1), (2, now_ms + 1)):  # old news; none; news; passed by
+        evidence = replace(plan(1).evidence, trigger="fleet", seen_unix_ms=seen_unix_ms)
+        optimizer.publish(replace(plan(version), evidence=evidence), traceparent=published)
+    optimizer.publish(replace(plan(9), advisory=True), traceparent=published)
+    applied = f"apply {MODEL}"
+    await eventually(
+        lambda: sum(each.name == applied for each in exporter.get_finished_spans()) == 5, "every plan leaves a span"
+    )
+    spans = [each for each in exporter.get_finished_spans() if each.name == applied]
+    assert [dict(each.attributes or {})[names.PLAN_APPLIED] for each in spans] == [True, True, True, False, False]
+    assert {f"{each.parent.trace_id:032x}" for each in spans if each.parent} == {"1" * 32}
+    async with aiohttp.ClientSession() as http:
+        url = f"http://{router.running.host}:{router.running.http_port}/metrics"
+        async with http.get(url) as response:
+            text = await response.text()
+    counts = [line for line in text.splitlines() if "plan_reaction" in line and "_count" in line]
+    assert len(counts) == 1
+    assert 'trigger="fleet"' in counts[0]
+    assert float(counts[0].split()[-1]) == 1.0
+    await optimizer.close()
