@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from services.chaos.cables import Cable
 from services.chaos.core.faults import Role, Target
 from services.chaos.core.verdict import Audited, Bill
 from services.chaos.links import Link
@@ -43,6 +44,10 @@ class Ground(Protocol):
 
     def link(self, role: Role, service: str) -> Link:
         """The link of that role to the service."""
+        ...
+
+    def cable(self, service: str) -> Cable:
+        """That leads to the service's host, where that is a target."""
         ...
 
     async def ready(self, service: str) -> bool:

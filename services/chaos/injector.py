@@ -42,7 +42,7 @@ _WITHIN: Final = {
     FaultKind.HANG: pb.InjectFaultRequest.KIND_HANG,
     FaultKind.ENGINE_DIES: pb.InjectFaultRequest.KIND_ENGINE_DIES,
 }
-_OF_WORKERS: Final = (Role.WORKER, Role.WORKER_LINK)
+_OF_WORKERS: Final = (Role.WORKER, Role.WORKER_LINK, Role.CABLE)
 
 
 class NeverBack(Exception):
@@ -109,6 +109,8 @@ class Injector:
             await self._inject(fault.target, _WITHIN[kind], fault.factor)
         elif kind is FaultKind.CUT:
             ground.link(fault.role, fault.target).cut()
+        elif kind is FaultKind.UNPLUG:
+            await asyncio.to_thread(ground.cable(fault.target).unplug)
         elif kind is FaultKind.SEVER:
             await ground.link(fault.role, fault.target).sever()
         elif kind is FaultKind.DELAY:
@@ -142,6 +144,8 @@ class Injector:
             await self._inject(fault.target, pb.InjectFaultRequest.KIND_NONE, 0.0)
         elif kind in (FaultKind.CUT, FaultKind.SEVER, FaultKind.DELAY):
             await self._ground.link(fault.role, fault.target).mend()
+        elif kind is FaultKind.UNPLUG:
+            await asyncio.to_thread(self._ground.cable(fault.target).plug_in)
         elif kind is FaultKind.DISK_FULL and pid is not None:
             _, most = resource.prlimit(pid, resource.RLIMIT_FSIZE)
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (most, most))

@@ -18,12 +18,12 @@ class Link:
         target: host and port that it stands for.
 
     Attributes:
-        port: that it listens on, from the first `open` on.
+        host, port: that it listens on; the port from the first `open` on.
     """
 
     def __init__(self, host: str, target: tuple[str, int]) -> None:
         self.port = 0
-        self._host = host
+        self.host = host
         self._target = target
         self._server: asyncio.Server | None = None
         self._passing = asyncio.Event()
@@ -33,7 +33,7 @@ class Link:
 
     async def open(self) -> None:
         """Listens. Raises OSError: the address cannot be had."""
-        self._server = await asyncio.start_server(self._take, self._host, self.port)
+        self._server = await asyncio.start_server(self._take, self.host, self.port)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def close(self) -> None:

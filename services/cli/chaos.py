@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -14,6 +15,7 @@ from services.cli.options import JsonFlag, KeyOption, MeterOption, NatsOption, R
 from services.cli.output import CommandFailed, Output, command
 
 if TYPE_CHECKING:
+    from services.chaos.cables import Cable, CableUnavailable
     from services.chaos.core.faults import FaultKind
     from services.chaos.ground import Ground
     from services.chaos.report import Report
@@ -163,6 +165,20 @@ def _break_own(output: Output, plan: "Plan", size: "Size", keep: Path | None) ->
 
 
 async def _run_own(output: Output, plan: "Plan", size: "Size", data_dir: "DataDir") -> "Report":
+    from services.chaos.cables import CableUnavailable, laid
+
+    with ExitStack() as stack:
+        cable: Cable | CableUnavailable
+        try:
+            cable = stack.enter_context(laid())
+        except CableUnavailable as reason:
+            cable = reason
+        return await _run_with(output, plan, size, data_dir, cable)
+
+
+async def _run_with(
+    output: Output, plan: "Plan", size: "Size", data_dir: "DataDir", cable: "Cable | CableUnavailable"
+) -> "Report":
     from dataclasses import replace
 
     from services.chaos.run import run
@@ -171,7 +187,7 @@ async def _run_own(output: Output, plan: "Plan", size: "Size", data_dir: "DataDi
     from services.cli.peers import Peers
     from services.mesh.clock import SystemClock
 
-    mesh = OwnMesh(size, data_dir, lambda words: output.say(f"[dim]{words}[/]"))
+    mesh = OwnMesh(size, data_dir, lambda words: output.say(f"[dim]{words}[/]"), cable)
     _say_what_may_happen(output, mesh)
     output.say(f"Starting a mesh in {data_dir.path}")
     database = {"TOKENWORKS_MESH_DATA_DIR": str(data_dir.path)}

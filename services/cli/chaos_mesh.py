@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Final, Self
 
+from services.chaos.cables import Cable, CableUnavailable
 from services.chaos.core.faults import OF_ENGINES, OF_LINKS, OF_PROCESSES, FaultKind, Role, Target
 from services.chaos.links import Link
 from services.chaos.nats_operator import NatsOperator
@@ -51,12 +52,22 @@ class OwnMesh:
     Args:
         data_dir: of its own; a mesh's books are begun in it.
         on_event: called with words when a process ends or is back.
+        cable: the last worker runs on a host of its own, at its far end; or why there is none.
     """
 
-    def __init__(self, size: Size, data_dir: DataDir, on_event: Callable[[str], None]) -> None:
+    def __init__(
+        self, size: Size, data_dir: DataDir, on_event: Callable[[str], None], cable: Cable | CableUnavailable
+    ) -> None:
         self.settings = _settings(size, data_dir)
         keys = data_dir.tenant_keys(KeyStore(self.settings.keys_file), (TENANT, CAPPED), SystemClock())
+        several = size.nats_nodes > 1
+        if several:
+            cable = CableUnavailable("servers of a cluster listen on one host alone")
+        self._cables: Mapping[str, Cable] = {}
         laid = _laid_out(self.settings, data_dir, size.routers)
+        if isinstance(cable, Cable):
+            self._cables = {f"worker-{size.workers - 1}": cable}
+            laid = replace(laid, services=tuple(_at_far_end(spec, self._cables.get(spec.id)) for spec in laid.services))
         self.keys: Mapping[str, str] = keys.keys
         self.model = _MODEL
         self.secret = laid.access.secret
@@ -68,15 +79,14 @@ class OwnMesh:
         self._data_dir = data_dir
         self._on_event = on_event
         self._laid = laid
-        self._links = _links(laid)
+        self._links = _links(laid, self._cables)
         self._stack = AsyncExitStack()
         self._bus_urls = {f"{_NATS}{number}": url for number, url in enumerate(self.nats.split(","))}
         self.targets: Sequence[Target] = self._targets()
-        self.skipped: Sequence[str] = (
-            ["links to the bus: servers of a cluster tell clients of each other, past any link"]
-            if size.nats_nodes > 1
-            else []
-        )
+        self.skipped: Sequence[str] = [
+            *(["links to the bus: servers of a cluster tell clients of each other, past any link"] if several else []),
+            *([f"a cable between two hosts: {cable}"] if isinstance(cable, CableUnavailable) else []),
+        ]
 
     async def __aenter__(self) -> Self:
         """Raises CommandFailed, SettingInvalid: a service does not start."""
@@ -100,6 +110,9 @@ class OwnMesh:
 
     def link(self, role: Role, service: str) -> Link:
         return self._links[role, service]
+
+    def cable(self, service: str) -> Cable:
+        return self._cables[service]
 
     async def ready(self, service: str) -> bool:
         if (url := self._bus_urls.get(service)) is None:
@@ -137,6 +150,7 @@ class OwnMesh:
         services = [(spec.id, roles[spec.kind]) for spec in self._laid.services]
         found = [Target(name, role, OF_PROCESSES + more.get(role, ())) for name, role in services]
         found += [Target(name, Role.BUS, (*OF_PROCESSES, FaultKind.REPEAT)) for name in self._bus_urls]
+        found += [Target(name, Role.CABLE, (FaultKind.UNPLUG,)) for name in self._cables]
         return found + [Target(name, role, OF_LINKS) for role, name in self._links]
 
 
@@ -203,16 +217,30 @@ def _address(spec: ServiceSpec, kind: str) -> str:
     return f"{host}:{spec.environment[f'TOKENWORKS_{kind}_PORT']}"
 
 
-def _links(laid: Layout) -> dict[tuple[Role, str], Link]:
-    """One before each worker; and one between each service and the bus, where that is a single server."""
+def _at_far_end(spec: ServiceSpec, cable: Cable | None) -> ServiceSpec:
+    """The service on the host that the cable leads to."""
+    if cable is None:
+        return spec
+    return replace(
+        spec,
+        module=("services.chaos.within", cable.namespace, *spec.module),
+        environment={**spec.environment, "TOKENWORKS_MESH_HOST": cable.far},
+        ready_at=f"{cable.far}:{spec.ready_at.rpartition(':')[2]}",
+    )
+
+
+def _links(laid: Layout, cables: Mapping[str, Cable]) -> dict[tuple[Role, str], Link]:
+    """One before each worker to which no cable leads; and one between each service and the bus, where that is a single
+    server."""
     found: dict[tuple[Role, str], Link] = {}
     alone = len(laid.nats_nodes) == 1
+    host = next(spec.ready_at.rpartition(":")[0] for spec in laid.services if spec.id not in cables)
     for spec in laid.services:
-        host = spec.ready_at.rpartition(":")[0]
-        if spec.kind == "worker":
+        cable = cables.get(spec.id)
+        if spec.kind == "worker" and cable is None:
             found[Role.WORKER_LINK, spec.id] = Link(host, (host, int(spec.environment["TOKENWORKS_WORKER_PORT"])))
         if alone:
-            found[Role.BUS_LINK, spec.id] = Link(host, (host, laid.nats_nodes[0][0]))
+            found[Role.BUS_LINK, spec.id] = Link(cable.near if cable else host, (host, laid.nats_nodes[0][0]))
     return found
 
 
@@ -221,5 +249,5 @@ def _behind_links(spec: ServiceSpec, links: Mapping[tuple[Role, str], Link]) -> 
     if (link := links.get((Role.WORKER_LINK, spec.id))) is not None:
         environment["TOKENWORKS_WORKER_ADVERTISE_PORT"] = str(link.port)
     if (link := links.get((Role.BUS_LINK, spec.id))) is not None:
-        environment["TOKENWORKS_NATS_URL"] = f"nats://127.0.0.1:{link.port}"
+        environment["TOKENWORKS_NATS_URL"] = f"nats://{link.host}:{link.port}"
     return replace(spec, environment=environment)

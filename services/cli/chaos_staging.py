@@ -12,6 +12,7 @@ from typing import Any, Final
 import grpc
 
 from services.chaos.beats import Beats
+from services.chaos.cables import Cable
 from services.chaos.core.faults import OF_ENGINES, OF_PROCESSES, FaultKind, Role, Target
 from services.chaos.links import Link
 from services.cli.access import Access
@@ -83,6 +84,9 @@ class StagingMesh:
 
     def link(self, role: Role, service: str) -> Link:
         raise AssertionError(f"no fault of a {role} is among the targets, not even of {service}")
+
+    def cable(self, service: str) -> Cable:
+        raise AssertionError(f"no cable is among the targets, not even to {service}")
 
     async def ready(self, service: str) -> bool:
         if service in self.http:

@@ -140,16 +140,27 @@ class GapTarget(_Restless):
 
 
 class LeaseTarget(_Restless):
-    """`tw.leases`: what the meter answers to any bytes that ask for credit."""
+    """`tw.leases`: what the meter answers to any bytes that ask for credit; those that come together, together."""
 
     name = f"nats {LEASES_SUBJECT}"
 
     def __init__(self, world: World) -> None:
         self._world = world
+        self._waiting: list[tuple[bytes, asyncio.Future[bytes | None]]] = []
+        self._answering: asyncio.Task[None] | None = None
 
     async def one(self, rng: Random) -> str:
-        handler = self._world.broker.leases
-        if handler is None:
-            return "nobody answers"
-        (answer,) = await answer_leases(handler, [mutated_message(events_pb2.LeaseAsked, rng)])
-        return "answered" if answer else "passed over"
+        asked = asyncio.get_running_loop().create_future()
+        self._waiting.append((mutated_message(events_pb2.LeaseAsked, rng), asked))
+        if self._answering is None or self._answering.done():
+            self._answering = asyncio.create_task(self._answer())
+        return "answered" if await asked else "passed over"
+
+    async def _answer(self) -> None:
+        while self._waiting:
+            taken, self._waiting = self._waiting, []
+            handler = self._world.broker.leases
+            assert handler is not None, "the meter serves leases as long as it runs"
+            answers = await answer_leases(handler, [body for body, _ in taken])
+            for (_, asked), answer in zip(taken, answers, strict=True):
+                asked.set_result(answer)

@@ -27,7 +27,7 @@ from tests.fuzz.world import World, running_world
 ROUND: Final = 500  # messages to one target before the next has its turn
 _AT_ONCE: Final = 32
 _FINDINGS_SHOWN: Final = 20
-_STREAM_KEEPS: Final = 1000  # messages
+_STREAM_KEEPS: Final = 256  # messages, dead letters too: what the fuzzer itself holds is soon as much as it will be
 _SPARE_FILES: Final = 24
 _SETTLING_S: Final = 5.0
 

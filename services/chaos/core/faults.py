@@ -15,6 +15,7 @@ class FaultKind(StrEnum):
     ENGINE_DIES = "engine_dies"  # the engine alone; its worker starts another
     CUT = "cut"  # nothing passes over a link, and its connections stand: a network that is cut
     SEVER = "sever"  # a link's connections are reset and new ones refused
+    UNPLUG = "unplug"  # the kernel carries nothing between two hosts
     DELAY = "delay"  # what passes over a link comes `factor` seconds late
     REPEAT = "repeat"  # `factor` stored messages are stored once more: delivered twice, late
     DISK_FULL = "disk_full"  # a process can write nothing more to any file
@@ -28,6 +29,7 @@ class Role(StrEnum):
     BUS = "bus"  # a NATS server
     WORKER_LINK = "worker link"  # what routers and clients reach a worker by
     BUS_LINK = "bus link"  # what a service reaches NATS by
+    CABLE = "cable"  # between a worker's host and all others
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ class Fault:
         return asdict(self)
 
 
-_LINKS: Final = (Role.WORKER_LINK, Role.BUS_LINK)
+_LINKS: Final = (Role.WORKER_LINK, Role.BUS_LINK, Role.CABLE)
 OF_PROCESSES: Final = (FaultKind.KILL, FaultKind.FREEZE, FaultKind.DRAIN)
 OF_ENGINES: Final = (FaultKind.CRASH, FaultKind.SLOW, FaultKind.HANG, FaultKind.ENGINE_DIES)
 OF_LINKS: Final = (FaultKind.CUT, FaultKind.SEVER, FaultKind.DELAY)

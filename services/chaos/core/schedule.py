@@ -18,6 +18,7 @@ _LASTS_S: Final = {
     FaultKind.SLOW: (1.0, 5.0),
     FaultKind.HANG: (0.5, 6.0),
     FaultKind.CUT: (0.3, 6.0),
+    FaultKind.UNPLUG: (0.3, 6.0),
     FaultKind.SEVER: (0.1, 3.0),
     FaultKind.DELAY: (1.0, 5.0),
     FaultKind.DISK_FULL: (0.5, 5.0),

@@ -13,7 +13,7 @@ from typing import Final
 from services.mesh.events import RoutingPlan
 
 _KEPT: Final = 3600  # of each model: an hour, at a plan a second
-_MOST: Final = 100_000  # of all models
+_MOST: Final = 36_000  # of all models: an hour of ten, some 20 MiB
 _MOST_REQUESTS: Final = 20_000  # of all models, the latest
 
 
