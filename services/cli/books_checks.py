@@ -4,6 +4,7 @@ In: the running meter's audit. Out: `Check`s: one for the books as a whole, and 
 and was not repaired. What follows from a process that died is a note: it is told, and there is nothing to put right.
 """
 
+from datetime import UTC, datetime
 from typing import Final
 
 from services.cli.access import Access
@@ -45,6 +46,16 @@ def checks_of(audit: metering.AuditResponse) -> list[Check]:
     if audit.lag_events or audit.missing_events:
         said += f"; {audit.lag_events:,} events wait, {audit.missing_events:,} are asked for again"
     checks = [Check("books", Severity.OK, said)]
+    if audit.detail_from_unix_ms:
+        day = datetime.fromtimestamp(audit.detail_from_unix_ms / 1000, UTC).date()
+        checks.append(
+            Check(
+                "books: detail",
+                Severity.OK,
+                f"dropped before {day}: {audit.dropped_requests:,} requests, {audit.dropped_lines:,} lines of the"
+                f" ledger, billed ${audit.dropped_price_nusd / 1e9:,.2f}; every sum has them",
+            )
+        )
     for each in audit.standing[:_MOST_SHOWN]:
         severity = Severity.NOTE if each.kind in _EXPLAINED else Severity.WRONG
         checks.append(Check(f"books: {each.kind}", severity, f"{each.subject}: {each.what}", each.done))

@@ -120,6 +120,9 @@ class WorkerSettings(Section):
     openai_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 120.0  # the longest silence of a stream
 
 
+_LEAST_DETAIL_DAYS = 15  # twice what the streams hold, and one: nothing may come of what was dropped
+
+
 class MeterSettings(Section):
     id: Identifier = "meter-0"
     port: Port = 7601
@@ -128,11 +131,21 @@ class MeterSettings(Section):
     lease_ttl_s: Annotated[float, Field(ge=0.5, le=3600)] = 30.0  # routers give out credit so long without an answer
     holding_ttl_s: Annotated[float, Field(ge=0.5, le=60)] = 3.0  # silence after which another takes the books over
     raw_events_dir: Path | None = None  # hourly Parquet files of the streams; none: the streams alone have them
+    keep_detail_days: Annotated[int, Field(ge=0, le=36_500)] = 0  # requests and lines by request; 0: for ever
     audit_every_s: Annotated[float, Field(gt=0, le=3600)] = 5.0  # between two passes of the reconciler
     audit_patience_s: Annotated[float, Field(gt=0, le=86_400)] = 60.0  # until what does not agree is not on its way
     end_after_s: Annotated[float, Field(gt=0, le=2_592_000)] = 1800.0  # of silence: a request that nobody ends, ends
     anomaly_ratio: Annotated[float, Field(gt=1)] = 2.0  # an hour's spending is told of from so many times the usual
     anomaly_least_usd: Usd = Decimal("0.5")  # and from so much more than it
+
+    @field_validator("keep_detail_days")
+    @classmethod
+    def _longer_than_the_streams(cls, days: int) -> int:
+        if 0 < days < _LEAST_DETAIL_DAYS:
+            raise ValueError(
+                f"{days} is less than {_LEAST_DETAIL_DAYS}, and late reports may come for days; 0: for ever"
+            )
+        return days
 
 
 class RunawaySettings(Section):

@@ -17,6 +17,7 @@ from services.mesh.price_book import PriceBook
 from services.mesh.price_calendar import OpenedBook, PriceCalendar, Rerating
 from services.mesh.subjects import STREAMS
 from services.meter.booked import Booked, Noted, Overdue, Remade, Rerated, settled
+from services.meter.core.amounts import MS_PER_MINUTE
 from services.meter.core.budgets import Credit
 from services.meter.core.conservation import Audited
 from services.meter.core.costs import RateCard
@@ -27,6 +28,7 @@ from services.meter.core.runs import Runs
 from services.meter.core.usage import roll_up, spent_by_tenant
 from services.meter.store.books import Books, Transaction
 from services.meter.store.database import Database
+from services.meter.store.dropped import Dropped
 from services.meter.vault import Vault
 
 T = TypeVar("T")
@@ -137,6 +139,30 @@ class Bookkeeper:
         """
         with self._books.transaction() as transaction:
             write(transaction)
+
+    @property
+    def detail_from_unix_ms(self) -> int:
+        """What is dated earlier is there in sums alone; 0: all is there."""
+        return self._books.detail_from * 60 * MS_PER_MINUTE
+
+    def keep_detail_from(self, hour: int) -> None:
+        """Says that of the hours below, since 1970, only sums are kept from now on; `drop_detail` then drops it."""
+        with self._books.transaction() as transaction:
+            transaction.keep_detail_from(hour)
+        self._books.detail_from = hour
+
+    def drop_detail(self, drop: Callable[[Transaction], Collection[Key]]) -> int:
+        """Drops some requests that are long over, in a transaction; how many."""
+        with self._books.transaction() as transaction:
+            gone = drop(transaction)
+        for key in gone:
+            self._ledger.drop(key)
+        return len(gone)
+
+    def dropped(self) -> Dropped:
+        """What was dropped in all."""
+        with self._books.transaction() as transaction:
+            return transaction.dropped()
 
     def roll_up(self, before_hour: int) -> bool:
         """Adds the next hour of usage up that ended before `before_hour`, since 1970; whether there was one."""

@@ -5,6 +5,7 @@ here runs in a thread of those that read.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Final
 
 from services.mesh.clock import Clock
@@ -128,9 +129,27 @@ class Charging:
                 )
             expected = end
 
+    def require_detail(self, from_minute: int) -> None:
+        """Whether requests and lines from a minute on are all there.
+
+        Raises:
+            InvalidRequest: some were dropped.
+        """
+        kept = self._reader.detail_from_minute()
+        if from_minute < kept:
+            day = datetime.fromtimestamp(kept * 60, UTC).date()
+            raise InvalidRequest(
+                f"what was booked line by line before {day} is dropped by meter.keep_detail_days; ask from {day} on, or"
+                " for usage, which is kept"
+            )
+
     def _first_month(self, tenant: str, default: int) -> int:
+        """The first that there may be an invoice of."""
         first = self._reader.first_minute(tenant)
-        return default if first is None else period_of(first, "month")[0]
+        if first is None:
+            return default
+        start, end = period_of(max(first, kept := self._reader.detail_from_minute()), "month")
+        return end if start < kept else start
 
     def _collect(
         self,

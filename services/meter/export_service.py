@@ -81,6 +81,7 @@ class ExportService(exports_pb2_grpc.ExportsServicer):
         _check(request.from_unix_ms, request.to_unix_ms, request.tenants)
         tenants, issuer = tuple(request.tenants), self._terms.issuer
         with self._stream():
+            await self._require_detail(request.from_unix_ms // MS_PER_MINUTE)
             yield exports_pb2.ChargeBatch(issuer=issuer)
             bounds = await self._exporting.run(self._charging.bounds)
             day, end_ms = -(-request.from_unix_ms // MS_PER_MINUTE), request.to_unix_ms
@@ -119,6 +120,7 @@ class ExportService(exports_pb2_grpc.ExportsServicer):
         first, end = self._minutes(request)
         tenants = tuple(request.tenants)
         with self._stream():
+            await self._require_detail(first)
             bounds = await self._exporting.run(self._charges.bounds)
             ranges = await self._exporting.run(partial(self._charges.line_ranges, first, end, bounds.line))
             for after, through in ranges:
@@ -145,6 +147,7 @@ class ExportService(exports_pb2_grpc.ExportsServicer):
         require_mesh_secret(context, self._secrets)
         found = await self._issued(request)
         if found is None:
+            await self._require_detail(parse_month(request.month)[0])
             draft = await self._exporting.run(partial(self._charging.draft, request.tenant, request.month))
             found = draft[0]
         return invoice_message(found)
@@ -173,6 +176,7 @@ class ExportService(exports_pb2_grpc.ExportsServicer):
         return await self._exporting.run(partial(self._invoices.find, request.tenant, from_minute))
 
     async def _issue(self, tenant: str, month: str) -> Invoice:
+        await self._require_detail(parse_month(month)[0])
         await self._exporting.run(partial(self._charging.check_issuable, tenant, month))
         draft, cuts = await self._exporting.run(partial(self._charging.draft, tenant, month))
         if not draft.lines:
@@ -184,6 +188,9 @@ class ExportService(exports_pb2_grpc.ExportsServicer):
 
         await self._writing.run(partial(self._bookkeeper.within, store))
         return issued[-1]
+
+    async def _require_detail(self, from_minute: int) -> None:
+        await self._exporting.run(partial(self._charging.require_detail, from_minute))
 
     def _minutes(self, request: exports_pb2.StreamRequest) -> tuple[int, int]:
         _check(request.from_unix_ms, request.to_unix_ms, request.tenants)

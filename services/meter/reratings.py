@@ -12,6 +12,7 @@ from typing import Final
 
 from services.mesh.bus import Bus
 from services.mesh.clock import Clock
+from services.mesh.errors import InvalidRequest
 from services.mesh.price_calendar import PriceCalendar, Rerating
 from services.meter.announcer import Announcer
 from services.meter.bookkeeper import Bookkeeper
@@ -75,8 +76,15 @@ class Reratings:
             dry_run: change nothing.
 
         Raises:
+            InvalidRequest: some of these requests are not kept any more.
             OutboxFull: the bus is away; nothing was changed.
         """
+        kept_ms = self._bookkeeper.detail_from_unix_ms
+        if from_unix_ms < kept_ms:
+            raise InvalidRequest(
+                f"from_unix_ms = {from_unix_ms}: requests from before {kept_ms} are dropped by meter.keep_detail_days,"
+                f" and stay as they were billed; re-rate from {kept_ms} on"
+            )
         now_ms = self._clock.unix_ms()
         rerating = Rerating(f"{now_ms:x}", from_unix_ms, to_unix_ms, now_ms)
         if dry_run:

@@ -29,6 +29,7 @@ from services.meter.lessor import Lessor
 from services.meter.runaways import Runaways
 from services.meter.settler import Settler
 from services.meter.store.bill import BillReader
+from services.meter.store.dropped import NOTHING_DROPPED
 from services.meter.store.questions import Questions
 from services.meter.thread import WorkThreads
 from services.meter.watchers import Watchers
@@ -195,7 +196,8 @@ class MeterService(metering_pb2_grpc.MeterServicer):
 
     async def Audit(self, request: metering_pb2.AuditRequest, context: Context) -> metering_pb2.AuditResponse:
         require_mesh_secret(context, self._secrets)
-        audit, checked = self._audit, self._audit.checked
+        audit, checked, bookkeeper = self._audit, self._audit.checked, self._bookkeeper
+        gone = await self._writing.run(bookkeeper.dropped) if bookkeeper.detail_from_unix_ms else NOTHING_DROPPED
         return metering_pb2.AuditResponse(
             standing=[_drift(each) for each in audit.standing],
             repaired=[_drift(each) for each in audit.repaired],
@@ -207,6 +209,10 @@ class MeterService(metering_pb2_grpc.MeterServicer):
             missing_events=audit.missing_events,
             lost_events=audit.lost_events,
             lag_events=self._feed.lag_events,
+            detail_from_unix_ms=bookkeeper.detail_from_unix_ms,
+            dropped_lines=gone.lines,
+            dropped_requests=gone.amounts.requests,
+            dropped_price_nusd=gone.amounts.price_nusd,
         )
 
 

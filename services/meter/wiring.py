@@ -44,6 +44,7 @@ from services.meter.rates import credit_terms, fleet_rates, rate_card
 from services.meter.receivers import receiver_of
 from services.meter.reconciler import Reconciler
 from services.meter.reratings import Reratings
+from services.meter.retainer import Retainer
 from services.meter.roller import Roller
 from services.meter.runaways import Runaways
 from services.meter.service import SERVICE_NAME, MeterService
@@ -318,6 +319,10 @@ async def _serve(
     if settings.runaway.most is not RunawayGrade.NONE:
         tasks.append(life.spawn(runaways.run(), "runaways"))
 
+    if settings.meter.keep_detail_days:
+        retainer = Retainer(settings, database, bookkeeper, reading=reading, writing=writing, clock=clock)
+        tasks.append(life.spawn(retainer.run(), "retention"))
+
     exports = ExportReader(database)
     if settings.cloudevents.url:
         telling = Telling(
@@ -388,8 +393,8 @@ async def _serve(
         secrets=settings.secrets,
     )
     grpc_server.add(exports_pb2_grpc.add_ExportsServicer_to_server, export_service, EXPORTS_NAME)
-    insight_service = InsightService(insight, settings.secrets)
-    grpc_server.add(insight_pb2_grpc.add_InsightServicer_to_server, insight_service, INSIGHT_NAME)
+    add_insight = insight_pb2_grpc.add_InsightServicer_to_server
+    grpc_server.add(add_insight, InsightService(insight, settings.secrets), INSIGHT_NAME)
     answers_http.open(inquiry, insight)
     grace_s = settings.mesh.drain_grace_s
     life.on_stop("grpc", partial(grpc_server.drain, grace_s), deadline_s=grace_s + 5.0)

@@ -16,6 +16,7 @@ from services.meter.core.conservation import Audited
 from services.meter.core.requests import Key, Request
 from services.meter.store import rows, schema
 from services.meter.store.database import Database
+from services.meter.store.dropped import dropped_by_tenant, dropped_lines
 from services.meter.store.sums import whole_sum
 
 _IDS_PER_QUERY: Final = 500
@@ -24,15 +25,21 @@ _NAMES: Final = Amounts._fields
 
 @dataclass(slots=True)
 class Summing:
-    """The ledger's lines added up so far, by tenant; `through` is the id of the last one."""
+    """The ledger's lines added up so far, by tenant.
+
+    Attributes:
+        through: the id of the last one.
+        dropped: lines that were dropped when it began.
+    """
 
     through: int = 0
+    dropped: int = 0
     lines: dict[str, Amounts] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """One tenant's totals in one snapshot."""
+    """One tenant's totals in one snapshot; `lines` with those that were dropped."""
 
     lines: Amounts
     usage: Amounts
@@ -106,6 +113,9 @@ class Audits:
         """Adds the next `limit` lines; when they were the last ones, each tenant's totals."""
         lines, usage, tenants = schema.entries, schema.usage, schema.tenants
         with self._snapshot() as connection:
+            gone = dropped_lines(connection)
+            if gone != summing.dropped:  # lines that were added up already may be among them
+                summing.through, summing.dropped, summing.lines = 0, gone, {}
             last = connection.execute(select(func.max(lines.c.id))).scalar_one() or 0
             through = min(last, summing.through + limit)
             within = (lines.c.id > summing.through) & (lines.c.id <= through)
@@ -116,6 +126,8 @@ class Audits:
             summing.through = through
             if through < last:
                 return None
+            for tenant, amounts in dropped_by_tenant(connection).items():
+                summing.lines[tenant] = summing.lines.get(tenant, NOTHING).plus(amounts)
             used_query = select(usage.c.tenant, *(whole_sum(usage.c[name]).label(name) for name in _NAMES))
             used = {
                 row["tenant"]: rows.amounts_of(row)

@@ -21,6 +21,7 @@ from services.meter.store.bill_tables import bill_hours, postings, worker_hours
 from services.meter.store.books import Transaction
 from services.meter.store.bulk import Bulk, upsert
 from services.meter.store.database import Database
+from services.meter.store.dropped import DETAIL, hour_of
 from services.meter.store.hours import rolled_before, usage_between
 from services.meter.store.sums import whole_sum
 
@@ -56,7 +57,9 @@ class BillReader:
             newest = connection.execute(select(func.max(table.c.id))).scalar_one() or 0
             through = min(newest, after_line + limit)
             query = select(hour, func.min(table.c.id), func.max(table.c.id)).group_by(hour)
-            found = connection.execute(query.where(table.c.id > after_line, table.c.id <= through))
+            # An hour whose detail is dropped could not be worked out again.
+            kept = table.c.minute >= hour_of(connection, DETAIL) * _MINUTES
+            found = connection.execute(query.where(table.c.id > after_line, table.c.id <= through, kept))
             return through, {int(at): (first, last) for at, first, last in found}
 
     def hours(self) -> dict[int, BillHour]:

@@ -27,6 +27,7 @@ from services.meter.store.audit import audited
 from services.meter.store.bulk import Bulk, upsert
 from services.meter.store.credit import CreditStore
 from services.meter.store.database import Database
+from services.meter.store.dropped import DETAIL, Dropped, all_dropped, hour_of, put_hour
 from services.meter.store.hours import next_hour, rolled_before, usage_hours
 from services.meter.store.sums import whole_sum
 
@@ -54,6 +55,7 @@ class Books:
         with self._engine.begin() as connection:
             connection.execute(update(schema.state).values(writer=writer))
             self.rolled_before = rolled_before(connection)  # hours; what is booked in them is added to them as well
+            self.detail_from = hour_of(connection, DETAIL)  # hours; of those below only sums are kept
 
     @contextmanager
     def transaction(self) -> Iterator["Transaction"]:
@@ -160,7 +162,10 @@ class Transaction:
         self.write(entries, {}, [request], [], now_unix_ms)
 
     def add_up_again(self, tenant: str) -> int:
-        """Makes a tenant's usage and its spending what its ledger's lines come to; what it has spent, nano-dollars."""
+        """Makes a tenant's usage and its spending what its ledger's lines come to; what it has spent, nano-dollars.
+
+        Of hours whose detail is dropped, usage is what is left to go by.
+        """
         entries, requests, usage, tenants = schema.entries, schema.requests, schema.usage, schema.tenants
         # The place is the line's own; the rest of the dimensions is the request's.
         own = [name for name in DIMENSIONS if name in entries.c]
@@ -174,19 +179,29 @@ class Transaction:
             (entries.c.request_id == requests.c.request_id) & (entries.c.tenant == requests.c.tenant),
             isouter=True,
         )
-        query = select(*keys, *sums).select_from(joined).where(entries.c.tenant == tenant).group_by(*keys)
+        first_minute = self._books.detail_from * _MINUTES
+        mine = (entries.c.tenant == tenant) & (entries.c.minute >= first_minute)
+        query = select(*keys, *sums).select_from(joined).where(mine).group_by(*keys)
         found = [
             (*row[: len(keys)], *(int(each) for each in row[len(keys) :]))  # sums are decimals in some databases
             for row in self._connection.execute(query)
         ]
-        self._connection.execute(delete(usage).where(usage.c.tenant == tenant))
+        self._connection.execute(delete(usage).where(usage.c.tenant == tenant, usage.c.minute >= first_minute))
         self._books.add_usage.write(self._connection, found)
         hours.add_up_again(self._connection, tenant, self._books.rolled_before)
-        price = len(keys) + Amounts._fields.index("price_nusd")
-        spent_nusd = sum(int(row[price]) for row in found)
+        price = select(whole_sum(usage.c.price_nusd)).where(usage.c.tenant == tenant)
+        spent_nusd = int(self._connection.execute(price).scalar_one() or 0)
         self._connection.execute(update(tenants).where(tenants.c.tenant == tenant).values(spent_nusd=0))
         self._books.add_spent.write(self._connection, [(tenant, spent_nusd, None, 0)])
         return spent_nusd
+
+    def keep_detail_from(self, hour: int) -> None:
+        """Says that of the hours below only sums are kept."""
+        put_hour(self._connection, DETAIL, hour)
+
+    def dropped(self) -> Dropped:
+        """What was dropped in all."""
+        return all_dropped(self._connection)
 
     def roll_up(self, before_hour: int) -> int | None:
         """Adds the next hour of usage up that ended before `before_hour`; which one, None where there was none."""

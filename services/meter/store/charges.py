@@ -14,6 +14,7 @@ from services.meter.core.journal import Account
 from services.meter.store import schema
 from services.meter.store.bill_tables import bill_hours, postings
 from services.meter.store.database import Database
+from services.meter.store.dropped import DETAIL, hour_of
 from services.meter.store.sums import whole_sum
 
 _CHARGED: Final = (Account.SLO_CREDIT.value, Account.REVENUE.value)
@@ -81,6 +82,11 @@ class ChargeReader:
             hour = connection.execute(first_hour).scalar_one()
         minutes = [each for each in (self.first_minute("", from_minute), None if hour is None else hour * 60) if each]
         return min(minutes) // MINUTES_PER_DAY * MINUTES_PER_DAY if minutes else None
+
+    def detail_from_minute(self) -> int:
+        """What is dated earlier is there in sums alone."""
+        with self._engine.begin() as connection:
+            return hour_of(connection, DETAIL) * 60
 
     def line_ranges(self, from_minute: int, to_minute: int, through: int) -> list[tuple[int, int]]:
         """Ranges (after, through] that have all lines dated in [from, to) up to `through`."""

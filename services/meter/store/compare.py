@@ -14,6 +14,7 @@ from services.meter.core.amounts import Amounts
 from services.meter.core.usage import DIMENSIONS
 from services.meter.store import schema
 from services.meter.store.database import Database
+from services.meter.store.dropped import DETAIL, hour_of
 from services.meter.store.sums import whole_sum
 
 _MOST_FINDINGS: Final = 100
@@ -24,14 +25,17 @@ def differences(live: Database, rebuilt: Database, *, since_unix_ms: int) -> lis
     """What the rebuilt books lack, have beyond the live ones, or have otherwise; at most 100 findings.
 
     Args:
-        since_unix_ms: requests that ended earlier are looked over: the streams may have let go of their events.
+        since_unix_ms: requests that ended earlier are looked over: the streams may have let go of their events. So are
+            those that the live books have dropped.
     """
     findings: list[str] = []
     with live.reader.connect() as here, rebuilt.reader.connect() as there:
-        old = _old(here, since_unix_ms)
+        dropped_before_ms = hour_of(here, DETAIL) * 3_600_000
+        since_unix_ms = max(since_unix_ms, dropped_before_ms)
+        old = _old(here, since_unix_ms) | _old(there, since_unix_ms)
         for table in (schema.requests, schema.segments):
             findings += _rows_that_differ(table, here, there, old)
-        if not old:
+        if not old and not dropped_before_ms:
             for table, columns in ((schema.tenants, ("tenant",)), (schema.usage, DIMENSIONS)):
                 findings += _sums_that_differ(table, columns, here, there)
     return findings[:_MOST_FINDINGS]

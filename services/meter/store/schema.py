@@ -8,6 +8,7 @@ segments     one row per request and place: what was made there, what is booked
 entries      the ledger, append-only
 usage        entries added up per minute and dimension, so that questions are answered without reading the ledger
 usage_hours, rolled  the same by the hour, and which hours are, see hours.py
+dropped      sums of lines that are kept no longer, see dropped.py
 tenants      what each tenant was billed in all, and its budget
 price_books  every price book that is known, by label
 reratings    that requests of some time are priced by the books as known later, and whether all were settled so

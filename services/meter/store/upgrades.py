@@ -14,7 +14,7 @@ from services.mesh.errors import SettingInvalid
 from services.meter.store import schema
 from services.meter.store.tables import metadata
 
-HEAD: Final = "0010"  # the newest of migrations/versions
+HEAD: Final = "0011"  # the newest of migrations/versions
 BY_ALEMBIC: Final = 6  # what `state.schema_version` says since its revisions count
 _FOLDER: Final = Path(__file__).parent / "migrations"
 _ONE_AT_A_TIME: Final = 0x746B776B  # the advisory lock under which PostgreSQL's tables are made

@@ -33,3 +33,15 @@ def test_books_not_looked_through_yet_are_not_called_sound():
 def test_of_very_many_findings_the_first_are_shown():
     checks = checks_of(_answer(*[metering.Drift(kind="lost", subject=str(each)) for each in range(50)]))
     assert (len(checks), checks[-1].found) == (22, "30 more like these")
+
+
+def test_what_was_dropped_is_said_with_what_it_was_billed():
+    audit = metering.AuditResponse(
+        rounds=1,
+        detail_from_unix_ms=1_793_577_600_000,
+        dropped_lines=1200,
+        dropped_requests=1000,
+        dropped_price_nusd=2_500_000_000,
+    )
+    said = next(each for each in checks_of(audit) if each.name == "books: detail").found
+    assert "before 2026-11-02: 1,000 requests, 1,200 lines of the ledger, billed $2.50" in said
