@@ -30,6 +30,7 @@ class Outcome(StrEnum):
     CANCELLED = "cancelled"
     RUNAWAY = "runaway"
     ERROR = "error"
+    WRITTEN_OFF = "written_off"  # says the meter, whatever its deliverer says: nothing of it is billed
 
 
 class RunawayGrade(StrEnum):

@@ -7,19 +7,22 @@ methods are called from the thread that writes.
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Final
 
 from services.mesh.clock import Clock
 from services.mesh.credit import Account, Period, Scope, Unit
-from services.mesh.ends import undelivered_end
+from services.mesh.ends import Named, undelivered_end
 from services.mesh.events import (
     BudgetReached,
     BudgetTerms,
     LeaseAsked,
     LeaseGranted,
+    Outcome,
     RequestAdmitted,
     RequestFinished,
 )
+from services.meter.core.amounts import Place
 from services.meter.core.funded import FundedRequests
 from services.meter.core.leases import AccountState, Leases
 from services.meter.core.ledger import Entry
@@ -92,16 +95,20 @@ class Vault:
         """Takes in what a batch says of credit, in this order; the ends of requests that are not to be billed."""
         if not self.keeps:
             return []
-        now_s, written_off = self._clock.monotonic_s(), []
+        now_s, written_off = self._clock.monotonic_s(), dict[Key, RequestFinished]()
         for event in admitted:
             self._funded.note(event, now_s)
         for run in runs:
-            if self._funded.unbacked(run):
-                written_off.append(_written_off(run))
+            if run.funding is not None and self._funded.unbacked(run.key, chain.from_iterable(run.funding)):
+                written_off[run.key] = _written_off(run.entry, run.place, run.at_unix_ms)
             self._funded.note_run(run, now_s)
         for end in finished:
+            key = (end.request_id, end.tenant)
+            if end.funding and end.outcome != Outcome.WRITTEN_OFF and self._funded.unbacked(key, end.funding):
+                place = Place(end.worker, end.pool, end.accelerator)
+                written_off[key] = _written_off(end, place, end.at_unix_ms)
             self._funded.note(end, now_s)
-        return written_off
+        return list(written_off.values())
 
     def settle(self, requests: Sequence[Request], entries: Iterable[Entry]) -> None:
         """Takes in what the ledger has just booked."""
@@ -204,11 +211,11 @@ class Vault:
         self._leases.forget(self._clock.unix_ms() // 1000)
 
 
-def _written_off(run: Run) -> RequestFinished:
+def _written_off(request: Named, place: Place, at_unix_ms: int) -> RequestFinished:
     """The end of a request of which nothing is billed."""
-    place = run.place
     return replace(
-        undelivered_end(run.entry, run.at_unix_ms),
+        undelivered_end(request, at_unix_ms),
+        outcome=Outcome.WRITTEN_OFF,
         worker=place.worker,
         pool=place.pool,
         accelerator=place.accelerator,

@@ -80,7 +80,7 @@ def _complete(request: Request, held: Held) -> bool:
     """Its deliverer has reported, and all that it was made of is booked."""
     if request.finish is None:
         return False
-    if not request.delivered.count and request.finish.outcome not in ENDED_BY_ITSELF:
+    if not request.billable.count and request.finish.outcome not in ENDED_BY_ITSELF:
         return True  # nothing is billed, whatever comes
     made = Ranges().union(*(each.generated for each in request.segments.values()))
     return _quiet(request, held) and made.covers(request.delivered)
@@ -131,15 +131,17 @@ class FundedRequests:
             held.workers_ended.add(run.place.worker)
             self._changed[run.key] = None
 
-    def unbacked(self, run: Run) -> bool:
-        """Whether a request is heard of for the first time, by credit that is others' meanwhile: its funder was closed
-        out before anything of it came. It is not billed."""
-        return (
-            run.funding is not None
-            and run.key not in self._open
-            and self._past.get(run.key) is None
-            and not all(self._leases.backs(each.funder) for each in run.funding[0])
-        )
+    def unbacked(self, key: Key, funding: Iterable[Funding]) -> bool:
+        """Whether more is said to be held for a request than was heard of when its funder was closed out: that credit
+        is others' meanwhile. The request is not billed."""
+        known = self._open.get(key) or self._past.get(key)
+        for each in funding:
+            if self._leases.backs(each.funder):
+                continue
+            held = {} if known is None else known.held.get(each.funder, {})
+            if any(hold.amount > held.get(account_of(hold), 0) for hold in each.holds):
+                return True
+        return False
 
     def unused(self, funder: str, unused: Unused) -> None:
         """A hold that was told to others, of a request that nobody has made anything of."""
@@ -223,7 +225,7 @@ class FundedRequests:
     def _of(self, key: Key, funding: Iterable[Funding]) -> Held | None:
         """The request's credit, with what is told of it; None where nothing is held for it."""
         held = self._open.get(key) or self._past.get(key)
-        funding = tuple(funding)
+        funding = tuple(each for each in funding if self._leases.backs(each.funder))  # see `unbacked`
         if not funding:
             return held
         if held is None:

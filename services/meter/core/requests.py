@@ -11,8 +11,9 @@ Where things are booked:
   token; without one, the place that the deliverer named. A request counts once a worker or its deliverer has reported;
   admission alone books nothing.
 
-What is billed: while a request runs, what was generated; once its deliverer reported, what was delivered. The prompt is
-billed once, when at least one token is, or when the request ended by itself without one.
+What is billed: while a request runs, what was generated; once its deliverer reported, what was delivered; of one that
+the meter wrote off, nothing. The prompt is billed once, when at least one token is, or when the request ended by itself
+without one.
 
 When: an increment is dated at the minute of the event that caused it. A decrement (waste turned out not to be billable,
 the home moved) goes back to the minutes in which the segment was booked, latest first, so no minute falls below zero.
@@ -48,7 +49,8 @@ class Admission(NamedTuple):
 
 
 class Finish(NamedTuple):
-    """What a deliverer said when its stream ended; of several the one that got furthest holds."""
+    """What a deliverer said when its stream ended; of several the one that got furthest holds, unless the meter wrote
+    the request off."""
 
     delivered_end: int
     at_unix_ms: int
@@ -73,6 +75,10 @@ class Increment(NamedTuple):
     place: Place
     minute: int
     amounts: Amounts
+
+
+def _weight(finish: Finish) -> tuple[bool, Finish]:
+    return finish.outcome == Outcome.WRITTEN_OFF, finish
 
 
 def _finite(seconds: float) -> float:
@@ -186,6 +192,12 @@ class Request:
         return self.key[1]
 
     @property
+    def billable(self) -> Ranges:
+        """What was delivered and is to be paid for, once it has ended."""
+        written_off = self.finish is not None and self.finish.outcome == Outcome.WRITTEN_OFF
+        return Ranges() if written_off else self.delivered
+
+    @property
     def known_delivered_tokens(self) -> int:
         """What reached its client as far as that is known without its end: whoever went on with it had this much."""
         made = Ranges().union(*(each.generated for each in self.segments.values()))
@@ -245,7 +257,7 @@ class Request:
             event.price_book,
             event.plan,
         )
-        self.finish = max(self.finish or finish, finish)
+        self.finish = max(self.finish or finish, finish, key=_weight)
         self.reported = True
 
     def settle(self, rates: Rates, rate_of_home: Rate) -> list[Increment]:
@@ -294,7 +306,7 @@ class Request:
             segment, target = sole
             return {segment.place: target}
         if self.finish is not None:
-            billed, named = self.delivered, self.finish.place
+            billed, named = self.billable, self.finish.place
         elif self.segments:
             billed, named = Ranges().union(*(each.generated for each in self.segments.values())), NOWHERE
         else:
@@ -324,8 +336,8 @@ class Request:
         (segment,) = self.segments.values()
         if self.finish is None:
             billed_tokens = segment.generated.count
-        elif self.delivered.count and segment.generated.covers(self.delivered):
-            billed_tokens = self.delivered.count
+        elif self.billable.count and segment.generated.covers(self.billable):
+            billed_tokens = self.billable.count
         else:
             return None
         prompt_tokens, cached_prompt_tokens = self._billed_prompt(billed_tokens, segment)

@@ -163,6 +163,58 @@ def test_what_is_heard_of_only_after_its_funder_was_closed_out_is_not_billed(tmp
         keeper.book(delivered(written_off, first=2), START_MS)
         ((credit, _),) = keeper.credits()
         assert credit.spent_nusd == 0
+        # Its deliverer was as late, and says what the client has.
+        keeper.book(delivered(replace(finished("r", 20), funding=funding), first=3), START_MS)
+        ((credit, _),) = keeper.credits()
+        assert (credit.spent_nusd, standing(keeper)) == (0, (0, 0))
+
+
+def test_what_a_known_request_is_said_to_hold_more_after_its_funder_was_closed_out_is_not_billed(
+    tmp_path: Path,
+) -> None:
+    clock = FakeClock(START_MS)
+    with opened(tmp_path / "meter.db", clock=clock) as keeper:
+        keeper.with_vault(lambda vault, at: vault.set(at.credit, "acme", TERMS))
+        cut_off = Purse("router-0", "1")
+        obtained(keeper, cut_off, 900)
+        told = held(cut_off, 150)
+        keeper.book(delivered(tokens(replace(entry("r", 0, 20), funding=told))), START_MS)
+        # What it holds from here on is heard of by nobody: it is cut off from the bus for longer than it lingers.
+        more = (Hold(budget=1, subject="", window=0, amount=400),)
+        late = (Funding(funder=cut_off.funder, holds=more),)
+        clock.advance(3600.0)
+        keeper.close_overdue(keeper.overdue().dead)
+        other = Purse("router-1", "1")
+        free = 1000 - sum(standing(keeper))
+        assert obtained(keeper, other, free) == free  # all of it, and it may all be spent
+
+        made = tokens(replace(entry("r", 20, 270, last=True), funding=late))
+        booked = keeper.book(delivered(made, replace(finished("r", 290), funding=late), first=2), START_MS)
+        (written_off,) = booked.written_off
+        assert (written_off.request_id, written_off.outcome) == ("r", "written_off")
+        keeper.book(delivered(written_off, first=4), START_MS)
+        keeper.close_overdue(keeper.overdue().dead)
+        assert standing(keeper) == (0, free)  # never beyond the limit
+        again = keeper.book(delivered(replace(finished("r", 290), funding=late), first=5), START_MS)
+        assert again.entries == []
+        assert standing(keeper) == (0, free)
+
+
+def test_what_is_said_again_of_a_hold_that_was_known_is_billed(tmp_path: Path) -> None:
+    clock = FakeClock(START_MS)
+    with opened(tmp_path / "meter.db", clock=clock) as keeper:
+        keeper.with_vault(lambda vault, at: vault.set(at.credit, "acme", TERMS))
+        cut_off = Purse("router-0", "1")
+        obtained(keeper, cut_off, 900)
+        told = held(cut_off, 150)
+        keeper.book(delivered(tokens(replace(entry("r", 0, 20), funding=told))), START_MS)
+        clock.advance(1800.0)
+        keeper.close_overdue(keeper.overdue().dead)
+        made = tokens(replace(entry("r", 20, 10, last=True), funding=told))
+        booked = keeper.book(delivered(made, replace(finished("r", 30), funding=told), first=2), START_MS)
+        assert booked.written_off == []
+        ((credit, _),) = keeper.credits()
+        assert credit.spent_nusd > 0
 
 
 def test_reached_percentages_are_told_once_each(tmp_path: Path) -> None:

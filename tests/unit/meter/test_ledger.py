@@ -5,7 +5,7 @@ from decimal import Decimal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.mesh.events import Event
+from services.mesh.events import Event, Outcome
 from services.mesh.money import energy_cost_nusd, use_cost_nusd
 from services.mesh.price_book import Price, PriceBook
 from services.mesh.price_calendar import OpenedBook, PriceCalendar
@@ -242,13 +242,22 @@ def test_no_minute_and_no_place_ever_falls_below_zero(events: list[Event]) -> No
             assert min(books[key]) >= 0
 
 
+def test_what_the_meter_wrote_off_is_not_billed_however_far_its_deliverer_says_it_got() -> None:
+    off, end = finished("r", 0, outcome=Outcome.WRITTEN_OFF, prompt_tokens=0), finished("r", 40)
+    for ends in ((off, end), (end, off), (end, off, end)):
+        total = _sum(_book(_ledger(), tokens(entry("r", 0, 50, last=True)), *ends))
+        assert (total.generated_tokens, total.delivered_tokens, total.price_nusd) == (50, 0, 0)
+        assert total.finished_requests == 1
+
+
 @given(events=lives())
 def test_tokens_delivered_are_tokens_billed_and_costs_are_those_of_the_device_time(events: list[Event]) -> None:
     entries = _book(_ledger(), *events)
     requests = _by(entries, "request_id")
     for event in events:
         if hasattr(event, "delivered_count"):
-            assert requests[event.request_id].delivered_tokens == event.delivered_count
+            billed = 0 if event.outcome == Outcome.WRITTEN_OFF else event.delivered_count
+            assert requests[event.request_id].delivered_tokens == billed
             assert requests[event.request_id].finished_requests == 1
     for request_id, total in requests.items():
         assert total.requests == 1
