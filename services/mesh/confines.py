@@ -42,6 +42,8 @@ class Confines:
         return bool(self.regions or self.vendors or self.data_classes)
 
     def __str__(self) -> str:
+        if not self:
+            return ""
         parts = (("region", self.regions), ("vendor", self.vendors), ("data", self.data_classes))
         return ";".join(f"{name}={'|'.join(values)}" for name, values in parts if values)
 

@@ -49,6 +49,7 @@ class HttpCall:
         headers: of each name, in lower case, the first value.
         body: whole; as it came.
         begun: the head of the answer is on its way.
+        caller: who that is, once it was found out; its service's to write and to read.
         over: the answer is whole, or nobody waits for it.
         traceparent: context of the span it is served under; its server's guard writes it.
     """
@@ -60,6 +61,7 @@ class HttpCall:
         "_pushed",
         "begun",
         "body",
+        "caller",
         "headers",
         "method",
         "over",
@@ -85,6 +87,7 @@ class HttpCall:
         self.query = query
         self.headers = headers
         self.body = b""
+        self.caller: object = None
         self.traceparent = ""
         self.begun = self.over = self._pushed = False
         self._chunked = version_11

@@ -98,7 +98,7 @@ class Announcer:
                 tpot_s=relay.tpot_s,
                 e2e_s=now_s - relay.admitted_s,
                 slo_met=relay.slo_met,
-                trace_id=trace_id_of(relay.traceparent),
+                trace_id=relay.record.trace_id,
                 at_unix_ms=self._clock.unix_ms(),
                 admitted_unix_ms=relay.admitted_unix_ms,
                 price_book=self._prices.at(relay.admitted_unix_ms).label,

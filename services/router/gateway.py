@@ -21,7 +21,7 @@ from services.mesh.openai.answers import Answer, Kind, model_body
 from services.mesh.openai.edge import PLACEMENT
 from services.mesh.openai.guard import guarded_route, told
 from services.mesh.openai.requests import Wanted, parse_chat, parse_completion
-from services.mesh.telemetry import TRACEPARENT, Telemetry, trace_id_of
+from services.mesh.telemetry import TRACEPARENT, Telemetry
 from services.router.core.fleet import Fleet
 from services.router.direct import Direct
 from services.router.dispatch import Dispatcher
@@ -132,7 +132,10 @@ class Gateway:
         self._caller(call)
 
     def _caller(self, call: HttpCall) -> KeyRecord:
-        return caller_of(call.header(b"authorization"), self._keys)
+        if isinstance(call.caller, KeyRecord):  # it was asked before the body came
+            return call.caller
+        call.caller = caller = caller_of(call.header(b"authorization"), self._keys)
+        return caller
 
 
 async def _stream(call: HttpCall, relays: list[Relay], answer: Answer) -> None:
@@ -172,4 +175,4 @@ def _another(request: wire.GenerateRequest, first_id: str, index: int) -> wire.G
 
 
 def _told(relay: Relay) -> bytes:
-    return told(relay.asked.request_id, trace_id_of(relay.traceparent), relay.worker.name)
+    return told(relay.asked.request_id, relay.record.trace_id, relay.worker.name)

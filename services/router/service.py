@@ -17,7 +17,7 @@ from services.mesh.fast_grpc import FastGrpcServer
 from services.mesh.grpc_call import ServerCall
 from services.mesh.keys import KeyRecord, KeyStore
 from services.mesh.rpc import metadata_value
-from services.mesh.telemetry import current_traceparent, fresh_traceparent, trace_id_of
+from services.mesh.telemetry import current_traceparent, fresh_traceparent
 from services.router.core.fleet import Fleet
 from services.router.core.records import DecisionRecord
 from services.router.direct import Direct
@@ -71,7 +71,7 @@ class RouterService:
             time_left_s=context.time_remaining(),
         )
         try:
-            trace_id = trace_id_of(traceparent)
+            trace_id = relay.record.trace_id
             context.open(((TRACE_ID, trace_id), (WORKER, relay.worker.name)), with_next=True)
             sink = _CallSink(context, relay)
             relay.attach(sink)

@@ -6,6 +6,7 @@ Beside OpenAI's fields a body may carry ours: slo_class, workload, session_id, r
 """
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -102,7 +103,7 @@ class _Fields:
 
     def __init__(self, body: bytes) -> None:
         try:
-            text = body.decode("utf-8-sig")
+            text = body.removeprefix(BOM_UTF8).decode()
             values = json.loads(text)
             if "\\ud" in text or "\\uD" in text:
                 json.dumps(values, ensure_ascii=False).encode()  # half of a surrogate pair is no text

@@ -30,7 +30,7 @@ _MOST_STOPS: Final = 16
 _LONGEST: Final = {"request_id": 128, "workload": 128, "session_id": 256}  # characters
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # not frozen: every request has one made
 class Situation:
     """What the router knows when a request arrives.
 

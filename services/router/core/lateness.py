@@ -33,7 +33,7 @@ _LEAST_LEFT: Final = 0.1
 _PATIENT_S: Final = 10.0  # a class that promises its first token no sooner can wait
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: every request has one made
 class Prospect:
     """What becomes of a request if it goes now.
 

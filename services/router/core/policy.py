@@ -230,7 +230,7 @@ def _pick(table: ModelTable, near: list[int], plan: PlanInForce | None, workload
             deficits = {pool: plan.deficit(workload_class, names[pool]) for pool in there}
             most = max(deficits.values()) - 1e-9
             near = [row for row, pool in zip(near, pools, strict=True) if deficits[pool] >= most]
-    soonest_s = table.soonest_s[near].tolist()
+    soonest_s = list(map(table.soonest_s.item, near))
     soon_s = min(soonest_s) * (1 + _NEAR)
     soon = [row for row, each in zip(near, soonest_s, strict=True) if each <= soon_s]
     return soon[int(rng.random() * len(soon))]

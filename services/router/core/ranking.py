@@ -9,7 +9,10 @@ from ctypes import addressof, c_float, sizeof
 from dataclasses import dataclass
 from functools import lru_cache
 from math import inf
+from struct import Struct
 from typing import Any, Final
+
+import numpy as np
 
 from services.router.core.fused import FUNCTIONS, Loop
 from services.router.core.promises import Promises
@@ -80,7 +83,11 @@ class Outlook:
         def told(of: Any) -> Terms:
             return work_out(of, band_tpots_s, FUNCTIONS)
 
-        self._loop = Loop(told, figure_names(len(band_tpots_s)), ASKED)
+        columns = figure_names(len(band_tpots_s))
+        self._loop = Loop(told, columns, ASKED)
+        self._figures = np.zeros(len(columns), np.float32)  # of the one worker; NumPy takes long to tell an address
+        self._figures_at = self._figures.ctypes.data
+        self._read = Struct(f"{len(Terms._fields)}f").unpack_from
         self._numbers = (c_float * len(Terms._fields))()
         start = addressof(self._numbers)
         self._results = [start + place * sizeof(c_float) for place in range(len(Terms._fields))]
@@ -91,9 +98,9 @@ class Outlook:
         Args:
             figures: (columns, candidates), one row of memory for each column.
         """
-        at = figures.ctypes.data + place * sizeof(c_float)
-        self._loop(at, figures.shape[1], 1, ask.numbers(), self._results)
-        return Terms(*self._numbers)
+        self._figures[:] = figures[:, place]
+        self._loop(self._figures_at, 1, 1, ask.numbers(), self._results)
+        return Terms._make(self._read(self._numbers))
 
 
 @lru_cache

@@ -66,6 +66,7 @@ LOAD: Final = (  # what changes with every heartbeat and every placement
 _USD_PER_S: Final = OFFER.index("usd_per_s")
 _FIRST_CAPACITY: Final = 2 * LANES
 _SPARE_POOLS: Final = 64  # names that no worker has any more
+_MOST_SINGLE: Final = float(np.finfo(np.float32).max)
 _MOST_FEATURES: Final = 60  # told apart
 _MOST_CONFINES: Final = 1024  # remembered
 
@@ -193,8 +194,11 @@ class ModelTable:
 
     def write_load(self, row: int, figures: Sequence[float], *, heard_s: float, tried_s: float, linked: bool) -> None:
         """Sets what `LOAD` names, what is at stake, and the rest that is not the row's name or offer."""
-        with np.errstate(over="ignore"):  # what single precision cannot hold is infinite
+        if max(figures) <= _MOST_SINGLE and min(figures) >= -_MOST_SINGLE:  # nearly always, and said sooner than below
             self._loads[:, row] = figures
+        else:
+            with np.errstate(over="ignore"):  # what single precision cannot hold is infinite
+                self._loads[:, row] = figures
         self.heard_s[row], self.tried_s[row], self.linked[row] = heard_s, tried_s, linked
 
     @contextmanager
