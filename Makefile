@@ -116,6 +116,11 @@ bench-twin: ## The twin against the live mesh: the same requests on the same fle
 	$(SET_UP) $(EXTRAS) dev
 	$(PY) -m bench.live_vs_twin $(ARGS)
 
+.PHONY: bench-reaction
+bench-reaction: ## How soon a device that becomes ten times slower is left alone, and news becomes plans, on a live mesh
+	$(SET_UP) $(EXTRAS) dev
+	$(PY) -m bench.reaction $(ARGS)
+
 .PHONY: bench-peers
 bench-peers: ## The same beside other routers, installed under .bench/; goes on where it was broken off, FRESH=1 begins anew
 	$(SET_UP) $(EXTRAS) dev

@@ -13,6 +13,7 @@ from services.cli.output import CommandFailed, command
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from services.mesh.settings import ElasticPool
     from services.twin.compare import Compared
     from services.twin.report import Report
     from services.twin.scenario import EngineSettings, Event, Scenario
@@ -32,6 +33,13 @@ ChunkSecondsOption = Annotated[
 ]
 PolicyNamesOption = Annotated[
     str, typer.Option("--policies", help="Comma-separated; the first is what the others are held against.")
+]
+ElasticOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--elastic",
+        help='"nvidia-l4 1 8 60": between 1 and 8 of them, as the plans say; a new one is ready after 60 s; repeat.',
+    ),
 ]
 FaultOption = Annotated[
     list[str] | None,
@@ -55,6 +63,7 @@ def simulate(
     chunk_tokens: ChunkOption = 2048,
     chunk_s: ChunkSecondsOption = 0.0,
     fault: FaultOption = None,
+    elastic: ElasticOption = None,
     seed: Annotated[int, typer.Option(help="Of what the trace leaves open, and of chance in the policy.")] = 1,
     as_json: JsonFlag = False,
 ) -> None:
@@ -73,6 +82,7 @@ def simulate(
             chunk_tokens=chunk_tokens,
             chunk_s=chunk_s,
             faults=fault or [],
+            elastic=elastic or [],
         )
         requests = _requests(trace, limit)
         done = report(run(scenario, load_catalogue(), requests, policy))
@@ -140,6 +150,7 @@ def _scenario(
     chunk_tokens: int,
     chunk_s: float,
     faults: Sequence[str],
+    elastic: Sequence[str] = (),
 ) -> "Scenario":
     from services.mesh.accelerators import load_catalogue
     from services.twin.scenario import EngineSettings, Fleet, Scenario, usual_classes
@@ -158,6 +169,7 @@ def _scenario(
         speed=speed,
         seed=seed,
         events=tuple(map(_event, faults)),
+        elastic=tuple(_elastic_pool(words, model) for words in elastic),
     )
 
 
@@ -166,6 +178,23 @@ def engine_of(chunk_tokens: int) -> "EngineSettings":
     from services.twin.scenario import EngineSettings
 
     return EngineSettings(prefill_chunk_tokens=chunk_tokens)
+
+
+def _elastic_pool(words: str, model: str) -> "ElasticPool":
+    from services.mesh.settings import ElasticPool
+
+    try:
+        name, least, most, cold_start_s = words.split()
+        return ElasticPool(
+            pool=name,
+            accelerator=name,
+            models=(model,),
+            least=int(least),
+            most=int(most),
+            cold_start_s=float(cold_start_s),
+        )
+    except ValueError as error:
+        raise CommandFailed(f"--elastic {words!r} is not like 'nvidia-l4 1 8 60': {error}") from error
 
 
 def _event(words: str) -> "Event":
@@ -211,7 +240,9 @@ def _pictures(done: "Report") -> list["Table | str"]:
     for key, pool in done.by_pool.items():
         pools.add_row(
             accelerator_name(key),
-            str(pool.workers),
+            str(pool.workers)
+            if pool.mean_workers > pool.workers - 0.05
+            else f"{pool.mean_workers:.1f} of {pool.workers}",
             f"{pool.requests:,}",
             f"{pool.tokens:,}",
             f"{pool.busy:.0%}",

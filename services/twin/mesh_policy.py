@@ -11,10 +11,11 @@ from typing import Final
 
 from services.mesh.accelerators import Catalogue
 from services.mesh.errors import NoWorker, PromptTooLong, QueueFull
-from services.mesh.events import LatencyObserved, RequestAdmitted, RequestFinished, WorkerHeartbeat
+from services.mesh.events import LatencyObserved, ReplicaTarget, RequestAdmitted, RequestFinished, WorkerHeartbeat
 from services.mesh.prefix_chain import Chain
 from services.mesh.settings import RouterSettings
 from services.optimizer.core.beliefs import Assumptions, Beliefs, Trigger
+from services.optimizer.core.elastic import Elastic
 from services.optimizer.core.plan import solve
 from services.optimizer.core.planner import Planner
 from services.optimizer.core.service_curve import Promise as PlannedPromise
@@ -87,6 +88,8 @@ class MeshPolicy:
         self._planned = planned
         self._planner = Planner()
         self._plan_due_s = scenario.plan_every_s
+        self._elastic = Elastic(scenario.headroom)
+        self.targets: Sequence[ReplicaTarget] = ()
         self._beliefs = Beliefs(
             catalogue,
             Assumptions(
@@ -100,6 +103,7 @@ class MeshPolicy:
                 window_s=60.0,
                 marked_change=0.25,
                 heartbeat_timeout_s=_TIMEOUT_S,
+                elastic=scenario.elastic,
             ),
             0.0,
         )
@@ -131,6 +135,8 @@ class MeshPolicy:
             self._fleet.plan(plan, "", now_s)
             for worker in self._workers:
                 worker.tune(plan)
+        ready = {pool.name: pool.workers for pool in snapshot.problem.pools}
+        self.targets = self._elastic.targets(snapshot.problem, snapshot.elastic, ready, unix_ms / 1000)
 
     @property
     def waiting(self) -> int:

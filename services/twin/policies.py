@@ -12,7 +12,7 @@ from enum import Enum
 from random import Random
 from typing import Final, Protocol
 
-from services.mesh.events import LatencyObserved, WorkerHeartbeat
+from services.mesh.events import LatencyObserved, ReplicaTarget, WorkerHeartbeat
 from services.optimizer.core.demand import PROMPT_EDGES, bucket
 from services.optimizer.core.service_curve import Promise, Station, Work, service
 from services.twin.requests import TwinRequest
@@ -35,9 +35,11 @@ class Policy(Protocol):
 
     Attributes:
         waiting: requests that it has let wait.
+        targets: how many replicas there should be of elastic pools; none where it does not say.
     """
 
     name: str
+    targets: Sequence[ReplicaTarget]
 
     @property
     def waiting(self) -> int: ...
@@ -88,6 +90,7 @@ class Baseline:
 
     def __init__(self, workers: Sequence[TwinWorker], seed: int) -> None:
         self._all = {each.name: _InFlight(each) for each in workers}
+        self.targets: Sequence[ReplicaTarget] = ()
         self._rng = Random(f"{seed}/{self.name}")
         self._down: set[str] = set()
         self._mean = _FIRST_MEAN

@@ -28,9 +28,14 @@ class ClassReport:
 
 @dataclass(frozen=True, slots=True)
 class PoolReport:
-    """One kind of accelerator. `busy`: part of its devices' time with a step under way, 0 to 1; `busy_s` in all."""
+    """One kind of accelerator. `busy`: part of its devices' time with a step under way, 0 to 1; `busy_s` in all.
+
+    Attributes:
+        workers: that there may be; `mean_workers`: that were paid for, on average over the run.
+    """
 
     workers: int
+    mean_workers: float
     requests: int
     tokens: int
     busy: float
@@ -125,6 +130,7 @@ def _pools(outcome: Outcome) -> dict[str, PoolReport]:
         busy_s = sum(each.totals.busy_s for each in mine)
         pools[key] = PoolReport(
             workers=len(mine),
+            mean_workers=up_s / outcome.span_s if outcome.span_s else 0.0,
             requests=sum(served.get(each.name, 0) for each in mine),
             tokens=sum(each.totals.tokens for each in mine),
             busy=min(1.0, busy_s / up_s) if up_s else 0.0,

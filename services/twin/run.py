@@ -17,6 +17,7 @@ from services.mesh.errors import SettingInvalid
 from services.twin.mesh_policy import MeshPolicy
 from services.twin.policies import BASELINES, Baseline, Policy, Verdict
 from services.twin.requests import TwinRequest, requests_of
+from services.twin.scaling import Scaling
 from services.twin.scenario import EVENTS, Event, Scenario, by_name
 from services.twin.timeline import Timeline
 from services.twin.traces import TraceRequest
@@ -76,10 +77,14 @@ class _Run:
     ) -> None:
         self._scenario = scenario
         self._timeline = Timeline()
+        there, more = scenario.fleet.workers, scenario.not_yet_there(catalogue)
         self.workers = [
             _worker(name, device, scenario, catalogue, timeline=self._timeline, listener=self, rank=rank)
-            for rank, (name, device) in enumerate(scenario.fleet.workers)
+            for rank, (name, device) in enumerate((*there, *more))
         ]
+        for worker in self.workers[len(there) :]:
+            worker.fail()
+        self._scaling = Scaling(self._timeline, self.workers, scenario.elastic, self._told)
         self._by_name = {each.name: each for each in self.workers}
         self.policy = policy(scenario, catalogue, self.workers)
         promises = dict(by_name(scenario.classes))
@@ -202,6 +207,7 @@ class _Run:
         for worker in self.workers:
             self.policy.heard(worker.heartbeat(), now_s)
         self.policy.tick(now_s)
+        self._scaling.carry_out(self.policy.targets)
         if self._open:
             self._timeline.after(self._scenario.heartbeat_s, self._beat)
 
@@ -231,16 +237,22 @@ class _Run:
                     worker.reprice(event.amount, 1.0)
                 case _:
                     worker.reprice(1.0, event.amount)
-            self.policy.heard(worker.heartbeat(), self._timeline.now_s)
+            self._told(worker)
+
+    def _told(self, worker: TwinWorker) -> None:
+        self.policy.heard(worker.heartbeat(), self._timeline.now_s)
 
 
 def simulate(scenario: Scenario, catalogue: Catalogue, trace: Sequence[TraceRequest], policy: str) -> Outcome:
     """Runs the trace on the fleet under the policy.
 
     Raises:
-        SettingInvalid: the policy, the model or a worker that an event names is not known; or the model does not fit.
+        SettingInvalid: the policy, the model or a worker that an event names is not known; or the model does not fit;
+            or pools are elastic, and the policy makes no plans that say how many there should be.
     """
     maker = policy_maker(policy)
+    if scenario.elastic and policy != MeshPolicy.name:
+        raise SettingInvalid(f"policy {policy!r} says of no pool how many replicas it wants; use {MeshPolicy.name!r}")
     known = {name for name, _ in scenario.fleet.workers}
     for event in scenario.events:
         if event.kind not in EVENTS:

@@ -11,7 +11,7 @@ from typing import Final
 
 from services.mesh.accelerators import Accelerator, Catalogue
 from services.mesh.errors import SettingInvalid
-from services.mesh.settings import SloClass
+from services.mesh.settings import ElasticPool, ElasticSettings, SloClass
 from services.mesh.timing import Timing
 from services.router.core.request import Promise
 from services.twin.traces import TraceRequest
@@ -102,6 +102,9 @@ class Scenario:
         hop_s: one way between client, router and worker.
         tariff_usd_per_kwh: of energy.
         drain_s: how long after the last arrival the run goes on, at most.
+        elastic: pools, named by accelerator, whose workers come and go as the plan's targets say: up to `most` of each,
+            those of the fleet being there from the start. A new one is paid for from the beginning of its cold start.
+        headroom: of the forecast demand, that targets keep free.
         steps_ahead: engine steps that are worked out in one go at most, where only the same requests decode; what comes
             of a run does not depend on it.
     """
@@ -117,8 +120,23 @@ class Scenario:
     heartbeat_s: float = 0.25
     plan_every_s: float = 1.0
     drain_s: float = 120.0
+    elastic: tuple[ElasticPool, ...] = ()
+    headroom: float = ElasticSettings().headroom
     steps_ahead: int = 32
     events: tuple[Event, ...] = field(default=())
+
+    def not_yet_there(self, catalogue: Catalogue) -> list[tuple[str, Accelerator]]:
+        """Workers that elastic pools may have beside the fleet's.
+
+        Raises:
+            SettingInvalid: a pool's accelerator is not in the catalogue.
+        """
+        found = []
+        for pool in self.elastic:
+            device = catalogue.accelerator(pool.accelerator)
+            there = sum(1 for _, each in self.fleet.workers if each.key == device.key)
+            found += [(f"{device.key}-{number}", device) for number in range(there, pool.most)]
+        return found
 
     def at_speed(self, speed: float) -> "Scenario":
         return replace(self, speed=speed)

@@ -197,6 +197,17 @@ class TwinWorker:
             self.totals.tokens += job.made
             self._listener.broken(self, job)
 
+    def drain(self) -> None:
+        """It takes nothing more, and is gone once what it has is done."""
+        if self.state is WorkerState.READY:
+            self._account()
+            self.state = WorkerState.DRAINING
+        self._leave_when_done()
+
+    def _leave_when_done(self) -> None:
+        if self.state is WorkerState.DRAINING and not self._jobs:
+            self.fail()
+
     def ready(self) -> None:
         """It is back, with an empty cache."""
         if self.state is WorkerState.READY:
@@ -371,6 +382,7 @@ class TwinWorker:
             totals.tokens += job.made
             self._listener.ended(self, job)
         self._begin_step()
+        self._leave_when_done()
 
     def _sampled(self, load: StepLoad, step_s: float) -> None:
         self._samples.append(
