@@ -86,6 +86,11 @@ bench-meter: ## How fast the meter books, against a plain INSERT per event; its 
 	$(SET_UP) $(EXTRAS) dev
 	$(PY) -m bench.meter_booking --out bench/results/meter_booking.json $(ARGS)
 
+.PHONY: bench-usage
+bench-usage: ## How long questions about a year of hours of a thousand tenants take
+	$(SET_UP) $(EXTRAS) dev
+	$(PY) -m bench.usage_questions $(ARGS)
+
 .PHONY: bench-overload
 bench-overload: ## Far more asked than can be done, in virtual time: goodput, recovery, what a flood does to a neighbour
 	$(SET_UP) $(EXTRAS) dev

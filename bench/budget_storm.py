@@ -260,7 +260,8 @@ async def _use_up(callers: _Callers, mesh: _Mesh, outcome: Outcome, streams: int
             calls.create_task(callers.call(over))
         while time.monotonic() < min(ends_s, callers.took_s + _QUIET_S):
             await asyncio.sleep(0.25)
-            if await mesh.billed_tokens() >= outcome.limit:
+            # What is left when it does not pay for a prompt and a token, nobody can be let in by.
+            if outcome.limit - await mesh.billed_tokens() <= len(_PROMPT):
                 break
         over.set()
 
