@@ -41,6 +41,9 @@ ElasticOption = Annotated[
         help='"nvidia-l4 1 8 60": between 1 and 8 of them, as the plans say; a new one is ready after 60 s; repeat.',
     ),
 ]
+PlotOption = Annotated[
+    Path | None, typer.Option("--plot", help="Draw it, too: a file that ends with .svg, .png or .pdf.")
+]
 FaultOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -65,6 +68,7 @@ def simulate(
     fault: FaultOption = None,
     elastic: ElasticOption = None,
     seed: Annotated[int, typer.Option(help="Of what the trace leaves open, and of chance in the policy.")] = 1,
+    plot: PlotOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Run a trace in virtual time through the mesh's own router, scheduler and optimizer; report what came of it."""
@@ -85,7 +89,13 @@ def simulate(
             elastic=elastic or [],
         )
         requests = _requests(trace, limit)
-        done = report(run(scenario, load_catalogue(), requests, policy))
+        _check(plot)
+        outcome = run(scenario, load_catalogue(), requests, policy)
+        if plot is not None:
+            from services.cli.plots import plot_run
+
+            plot_run(outcome, plot)
+        done = report(outcome)
         output.result(done.document(), *_pictures(done))
 
 
@@ -102,6 +112,7 @@ def compare(
     chunk_tokens: ChunkOption = 2048,
     chunk_s: ChunkSecondsOption = 0.0,
     fault: FaultOption = None,
+    plot: PlotOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Run policies side by side in virtual time: the mesh's, other routers' rules, and the fluid bound."""
@@ -114,6 +125,7 @@ def compare(
         from services.twin.report import report
         from services.twin.run import simulate as run
 
+        _check(plot)
         requests, catalogue = _requests(trace, limit), load_catalogue()
         names = [each.strip() for each in policies.split(",") if each.strip()]
         reports: dict[str, list[Report]] = {}
@@ -132,12 +144,23 @@ def compare(
                 reports.setdefault(name, []).append(report(run(scenario, catalogue, requests, name)))
             output.say(f"[dim]{name}: {seeds} runs[/]")
         compared = held(reports)
+        if plot is not None:
+            from services.cli.plots import plot_compared
+
+            plot_compared(compared, plot)
         bound = fluid_bound(scenario, catalogue, requests)
         output.result(
             {"policies": [asdict(each) for each in compared], "fluid_bound_speed": bound, "speed": speed},
             _compared(compared),
             f"[dim]No policy can keep up with this trace beyond x{bound:.1f} on this fleet (fluid bound).[/]",
         )
+
+
+def _check(plot: Path | None) -> None:
+    if plot is not None:
+        from services.cli.plots import check
+
+        check(plot)
 
 
 def _scenario(
