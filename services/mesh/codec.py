@@ -33,6 +33,7 @@ from tokenworks.v1 import events_pb2, planning_pb2
 
 _NO_TIME_UNIX_MS: Final = 1 << 47
 _ACTIONS: Final[dict[str, type[Control]]] = {"drain": Drain, "move_streams": MoveStreams}
+_READ_LATE: Final = frozenset({events.TokenEntry, events.RequestLatency})  # many come, and few are looked at
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
 
@@ -141,7 +142,7 @@ def _each_to(nested: _Converter | None) -> Callable[[Any], Any]:
 def _each_from(nested: _Converter | None) -> Callable[[Any], Any]:
     if nested is None:
         return tuple
-    if nested.cls is events.TokenEntry:
+    if nested.cls in _READ_LATE:
         return lambda messages: WireEntries(messages, nested.from_message)
     return lambda messages: tuple([nested.from_message(each) for each in messages])
 

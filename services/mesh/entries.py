@@ -1,4 +1,4 @@
-"""Token entries as they came over the wire, decoded only as far as somebody asks.
+"""Token entries, and whatever else comes in numbers, as they came over the wire: decoded only as far as somebody asks.
 
 A report has hundreds of entries, and whoever adds them up wants nine values of each: `facts` reads these and makes no
 object per entry, from entries of the wire as from those that a program made. In: a report's entries. Out: facts, the
@@ -7,9 +7,11 @@ entries with credit, or an entry as a whole.
 
 from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
-from typing import Any, Final, overload
+from typing import Any, Final, TypeVar, overload
 
 from services.mesh.events import TokenEntry
+
+E = TypeVar("E")
 
 # request id, tenant, from_index, count, prompt_tokens, cached_prompt_tokens, device_ns, energy_uj, last
 Fact = tuple[str, str, int, int, int, int, int, int, bool]
@@ -27,25 +29,25 @@ _FACT: Final[Callable[[Any], Fact]] = attrgetter(
 )
 
 
-class WireEntries(Sequence[TokenEntry]):
+class WireEntries(Sequence[E]):
     """A sequence of entries; each is made anew whenever it is asked for.
 
     Args:
-        messages: protobuf messages with the fields of `TokenEntry`; not changed any more.
+        messages: protobuf messages with the fields of an entry; not changed any more.
         decode: makes an entry of one.
     """
 
     __slots__ = ("_decode", "messages")
 
-    def __init__(self, messages: Sequence[Any], decode: Callable[[Any], TokenEntry]) -> None:
+    def __init__(self, messages: Sequence[Any], decode: Callable[[Any], E]) -> None:
         self.messages = messages
         self._decode = decode
 
     @overload
-    def __getitem__(self, index: int) -> TokenEntry: ...
+    def __getitem__(self, index: int) -> E: ...
     @overload
-    def __getitem__(self, index: slice) -> tuple[TokenEntry, ...]: ...
-    def __getitem__(self, index: int | slice) -> TokenEntry | tuple[TokenEntry, ...]:
+    def __getitem__(self, index: slice) -> tuple[E, ...]: ...
+    def __getitem__(self, index: int | slice) -> E | tuple[E, ...]:
         if isinstance(index, slice):
             return tuple(map(self._decode, self.messages[index]))
         return self._decode(self.messages[index])
@@ -53,7 +55,7 @@ class WireEntries(Sequence[TokenEntry]):
     def __len__(self) -> int:
         return len(self.messages)
 
-    def __iter__(self) -> Iterator[TokenEntry]:
+    def __iter__(self) -> Iterator[E]:
         return map(self._decode, self.messages)
 
     def __eq__(self, other: object) -> bool:

@@ -136,7 +136,7 @@ class LatencyObserved:
     pool: str
     accelerator: str
     model: str
-    requests: tuple[RequestLatency, ...]
+    requests: Sequence[RequestLatency]  # a tuple, or `entries.WireEntries`: most readers want the steps alone
     steps: tuple[StepSample, ...]
     at_unix_ms: int
 
