@@ -18,7 +18,7 @@ from services.mesh.errors import (
     WorkerLost,
 )
 from tests.unit.client.fake_router import KEY, FakeRouter, FakeWorker, placement, serving
-from tokenworks import Client, GenerateError, paths
+from tokenworks import Client, GenerateError, paths, pulse
 from tokenworks.channels import Channels
 
 NOWHERE = "127.0.0.1:1"
@@ -231,6 +231,64 @@ async def test_router_that_does_not_answer_is_passed_over():
         assert await client.generate(text="a", max_tokens=2).text() == "w0 w1 "
         assert client.address == address
         assert [model.name for model in await client.models()] == ["llama-3.1-8b"]
+
+
+@pytest.fixture
+def nobody_answers(monkeypatch):
+    """As if every peer were frozen with its connections open, once it sends nothing more."""
+
+    async def never(_: grpc.aio.Channel) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(pulse, "LOOK_EVERY_S", 0.1)  # whoever takes 1.6 s on this machine is not meant
+    monkeypatch.setattr(pulse, "_ask", never)
+
+
+@pytest.mark.usefixtures("nobody_answers")
+async def test_stream_leaves_a_worker_that_is_frozen_and_goes_on_at_another():
+    frozen, sound = FakeWorker(worker="l4-0", hold_at=2), FakeWorker(worker="l4-1")
+    async with AsyncExitStack() as stack:
+        router, client = await direct_mesh(stack, frozen, sound)
+        stream = client.generate(text="a", max_tokens=5)
+        assert await stream.text() == "w0 w1 w2 w3 w4 "
+        assert (router.placed[1].resume_from, list(router.placed[1].avoid_workers)) == (2, ["l4-0"])
+        await asyncio.wait_for(frozen.cancelled.wait(), 10)
+
+
+@pytest.mark.usefixtures("nobody_answers")
+async def test_relayed_stream_leaves_a_router_that_is_frozen_and_goes_on_through_another():
+    frozen, sound = FakeRouter(hold_at=2), FakeRouter()
+    async with AsyncExitStack() as stack:
+        addresses = [await stack.enter_async_context(serving(each)) for each in (frozen, sound)]
+        client = await stack.enter_async_context(Client(addresses, KEY, direct=False))
+        assert await client.generate(text="a", max_tokens=5).text() == "w0 w1 w2 w3 w4 "
+        assert sound.requests[0].resume_from == 2
+
+
+async def test_stream_stays_at_a_worker_that_is_silent_and_answers(monkeypatch):
+    answered, ask = asyncio.Semaphore(0), pulse._ask
+
+    async def counted(channel: grpc.aio.Channel) -> None:
+        await ask(channel)
+        answered.release()
+
+    monkeypatch.setattr(pulse, "LOOK_EVERY_S", SOON_S)
+    monkeypatch.setattr(pulse, "ANSWER_LOOKS", 10**6)  # however slow this machine is
+    monkeypatch.setattr(pulse, "_ask", counted)
+    slow = FakeWorker(worker="l4-0", hold_at=2)
+    async with AsyncExitStack() as stack:
+        router, client = await direct_mesh(stack, slow, FakeWorker(worker="l4-1"))
+        stream = client.generate(text="a", max_tokens=5)
+        assert [(await anext(stream)).first_index for _ in range(2)] == [0, 1]
+        third = asyncio.create_task(anext(stream))
+        async with asyncio.timeout(30):
+            for _ in range(5):
+                await answered.acquire()
+        assert not third.done()
+        assert len(router.placed) == 1
+        await stream.aclose()
+        with pytest.raises(StopAsyncIteration):
+            await third
 
 
 async def test_explanation_is_sought_at_every_router():
