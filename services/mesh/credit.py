@@ -11,6 +11,7 @@ hour, day or month of UTC; the only window of a budget that never refills is 0.
 
 from calendar import timegm
 from enum import StrEnum
+from functools import lru_cache
 from time import gmtime
 from typing import Final, NamedTuple
 
@@ -82,7 +83,12 @@ def window_end(period: str, window: int) -> int | None:
 
 def month_of(unix_s: int) -> tuple[int, int]:
     """The month of UTC around a second since 1970: its first second, and the next month's."""
-    at = gmtime(unix_s)
+    return _month_of_day(unix_s // _SECONDS[Period.DAY])
+
+
+@lru_cache(maxsize=64)  # each hold of a budget per month asks for it
+def _month_of_day(day: int) -> tuple[int, int]:
+    at = gmtime(day * _SECONDS[Period.DAY])
     first = timegm((at.tm_year, at.tm_mon, 1, 0, 0, 0))
     return first, timegm((at.tm_year + at.tm_mon // 12, at.tm_mon % 12 + 1, 1, 0, 0, 0))
 

@@ -55,18 +55,26 @@ class RequestCredit:
         self._others = tuple(others)
         self._totals = {funder: dict(amounts) for funder, amounts in told.items()}
         self._held: dict[tuple[int, str], int] = {}
+        self._funding: tuple[Funding, ...] | None = None  # as told, until more is held
         for each in others:
             self._cover(each.holds)
 
     def lacking(self, prompt_tokens: int, completion_tokens: int, unix_s: int) -> list[Hold]:
         """The holds to be made so that so much is paid for; none of them where it is already."""
         holds = []
-        for bound in self.bounds:
-            amount = amount_of(bound.unit, self.rates, prompt_tokens, completion_tokens) if bound.hard else 0
-            left = max(0, amount - self._held.get((bound.budget, bound.subject), 0))
-            window = window_at(bound.period, unix_s)
-            if left or (bound.budget, bound.subject) not in self._held:
-                holds.append(Hold(budget=bound.budget, subject=bound.subject, window=window, amount=left))
+        costs: dict[str, int] = {}  # by unit: several budgets count the same
+        for budget, subject, unit, period, hard in self.bounds:
+            amount = 0
+            if hard:
+                cost = costs.get(unit)
+                if cost is None:
+                    cost = costs[unit] = amount_of(unit, self.rates, prompt_tokens, completion_tokens)
+                amount = cost
+            held = self._held.get((budget, subject))
+            left = amount if held is None else max(0, amount - held)
+            if left or held is None:
+                window = window_at(period, unix_s)
+                holds.append(Hold(budget=budget, subject=subject, window=window, amount=left))
         return holds
 
     def affordable(self, prompt_tokens: int, most_tokens: int, unix_s: int, idle: Callable[[Account], int]) -> int:
@@ -83,6 +91,7 @@ class RequestCredit:
     def add(self, funder: str, holds: Iterable[Hold], prompt_tokens: int, completion_tokens: int) -> None:
         """The holds were made: so much is paid for."""
         totals = self._totals.setdefault(funder, {})
+        self._funding = None
         for hold in holds:
             account = Account(hold.budget, hold.subject, hold.window)
             totals[account] = totals.get(account, 0) + hold.amount
@@ -92,6 +101,11 @@ class RequestCredit:
 
     def funding(self) -> tuple[Funding, ...]:
         """What is told of it."""
+        if self._funding is None:
+            self._funding = self._as_told()
+        return self._funding
+
+    def _as_told(self) -> tuple[Funding, ...]:
         own = [
             Funding(
                 funder=funder,

@@ -84,20 +84,25 @@ class Purse:
 
     def lacking(self, holds: Iterable[Hold], now_s: float) -> list[Account]:
         """The accounts that cannot pay their hold."""
-        return [account_of(hold) for hold in holds if hold.amount > self.idle(account_of(hold), now_s)]
+        return [
+            account
+            for account, amount in ((account_of(each), each.amount) for each in holds)
+            if amount > self.idle(account, now_s)
+        ]
 
     def hold(self, holds: Iterable[Hold]) -> None:
         """Sets credit aside; none of it may be `lacking`."""
         for hold in holds:
             if not hold.amount:
                 continue
-            line = self._lines[account_of(hold)]
-            assert hold.amount <= line.idle, (hold, line)
-            line.out += hold.amount
-            line.used += hold.amount
-            line.latest = hold.amount
+            account = account_of(hold)
+            line, amount = self._lines[account], hold.amount
+            assert amount <= line.idle, (hold, line)
+            line.out += amount
+            line.used += amount
+            line.latest = amount
             if 2 * line.idle < line.want:
-                self._changed[account_of(hold)] = None
+                self._changed[account] = None
 
     def put_back(self, holds: Iterable[Hold]) -> None:
         """Credit that was set aside and will never be billed: nobody was told of it, or of so much less."""
