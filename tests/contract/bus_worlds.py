@@ -32,7 +32,7 @@ from services.mesh.settings import NatsSettings
 from services.mesh.subjects import Channel, dead_subject
 from services.mesh.telemetry import Telemetry, start_telemetry
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 Dead = tuple[str, bytes, str]  # subject, body, reason
 
 
@@ -243,7 +243,7 @@ class Reading:
         assert self._task is not None
         self._task.cancel()
         with suppress(asyncio.CancelledError):
-            async with asyncio.timeout(2.0):  # prompt, whatever the reader is doing
+            async with asyncio.timeout(DEADLINE_S):  # whatever the reader is doing
                 await self._task
 
     async def end(self) -> None:

@@ -92,7 +92,7 @@ async def test_whichever_node_is_killed_nothing_is_lost_and_readers_and_publishe
     stopping.set()
     await loading
     worker.publish(credit("acme", 7))
-    assert await worker.flush(20.0) == 0
+    assert await worker.flush(60.0) == 0
     await eventually(lambda: {each.id for each in reading.received} == set(published), "everything arrived")
     await eventually(lambda: bool(watching.received), "the watch goes on")
     await reading.stop()

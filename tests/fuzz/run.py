@@ -118,8 +118,11 @@ async def fuzz(
                 await _round(world, targets, report, Random(f"{seed}:{left}"), count)
                 left -= count
                 await _check(world, report, before)
-                say(f"{report.rounds} rounds, {report.messages} messages, {sum(report.findings.values())} violations")
-            report.memory_growth_mib = (Footprint.now().memory_bytes - before.memory_bytes) / 2**20
+                report.memory_growth_mib = (Footprint.now().memory_bytes - before.memory_bytes) / 2**20
+                say(
+                    f"{report.rounds} rounds, {report.messages} messages, memory +{report.memory_growth_mib:.0f} MiB:"
+                    f" {sum(report.findings.values())} violations"
+                )
     for place, count in complaints.counts.items():
         report.findings[f"logged a traceback: {place}"] += count
     report.details |= complaints.traces

@@ -22,7 +22,7 @@ from tests.mesh.local_mesh import eventually
 from tokenworks.v1 import insight_pb2_grpc, metering_pb2_grpc, pricing_pb2_grpc
 from tokenworks.v1 import metering_pb2 as metering
 
-DEADLINE_S: Final = 10.0
+DEADLINE_S: Final = 60.0
 
 
 @dataclass

@@ -28,6 +28,7 @@ from services.meter.core.amounts import NOTHING
 from services.meter.core.costs import RateCard
 from services.meter.core.ledger import Ledger
 from services.meter.core.usage import roll_up
+from tests.mesh.local_mesh import eventually
 from tests.mesh.running_meter import DEADLINE_S, Meter, running_meter
 from tests.unit.meter.facts import admitted, entry, finished, lives, tokens
 from tokenworks.v1 import metering_pb2 as metering
@@ -115,7 +116,12 @@ async def test_what_was_committed_and_not_acked_before_a_restart_is_billed_once(
     events = (tokens(entry("r", 0, 30)), tokens(entry("r", 30, 10)), tokens(entry("r", 40, 10, last=True)))
     async with running_meter(tmp_path, through=lambda bus: _LosesAcks(bus, math.inf)) as first:
         first.publish(*events)
-        await first.total(lambda row: row.delivered_tokens == 50)
+
+        async def is_booked() -> bool:
+            return (await first.usage()).total.delivered_tokens == 50
+
+        # Of a reader whose acks are all lost, messages wait as long as it runs.
+        await eventually(is_booked, "everything is booked", DEADLINE_S)
     async with running_meter(tmp_path, broker=first.broker) as second:
         second.publish(finished("r", 50))
         total = await second.total(lambda row: row.finished_requests == 1)
