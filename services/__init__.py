@@ -55,6 +55,7 @@
         services/mesh/bus.py  services/mesh/publishing.py  services/mesh/nats/bus.py
 12. The meter drops what it has booked before and books the rest once, effect and high-water mark in one transaction.
         services/meter/feed.py  services/meter/bookkeeper.py  services/meter/core/runs.py  services/meter/store/books.py
+        services/meter/sharing.py  services/meter/booking.py  services/meter/desk.py  services/meter/store/shards.py
     Facts in any order end in the same books: billed = delivered. Prices and costs are integer nano-dollars.
         services/meter/core/ledger.py  services/mesh/pricing.py  services/mesh/money.py  services/meter/core/costs.py
     Which book prices a request, and what a correction changes; what the fleet cost in an hour, and whom that goes to.

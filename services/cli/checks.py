@@ -12,7 +12,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -167,13 +167,25 @@ def _books(settings: Settings) -> Check:
         with psycopg.connect(plain, connect_timeout=_DATABASE_S) as connection:
             version = connection.info.server_version // 10_000
             may_create = connection.execute("SELECT has_schema_privilege(current_schema(), 'CREATE')").fetchone()
+            (made,) = connection.execute("SELECT to_regclass('shards') IS NOT NULL").fetchone() or (False,)
+            held = connection.execute("SELECT writer, partitions FROM shards ORDER BY shard").fetchall() if made else []
     except psycopg.Error as error:
         return Check("books", Severity.WRONG, f"PostgreSQL: {error}", "start the server, or correct meter.database_url")
     if version < _LEAST_POSTGRESQL:
         return Check("books", Severity.WRONG, f"PostgreSQL {version}", f"use {_LEAST_POSTGRESQL} or newer")
     if may_create is None or not may_create[0]:
         return Check("books", Severity.WRONG, "no right to make tables there", "GRANT CREATE ON SCHEMA public TO …")
-    return Check("books", Severity.OK, f"PostgreSQL {version} answers; any number of meters may stand by")
+    return Check("books", Severity.OK, f"PostgreSQL {version} answers; {_shared_out(held)}")
+
+
+def _shared_out(held: Sequence[tuple[str, str]]) -> str:
+    """Who booked which partitions of tenants last."""
+    by_meter: dict[str, list[str]] = {}
+    for writer, partitions in held:
+        by_meter.setdefault(writer.rpartition(":")[0], []).append(partitions)
+    if not by_meter or "" in by_meter:
+        return "any number of meters may share them"
+    return ", ".join(f"{meter} books partitions {','.join(some)}" for meter, some in sorted(by_meter.items()))
 
 
 async def _services(access: Access) -> list[Check]:

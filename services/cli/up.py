@@ -33,7 +33,7 @@ def up(
         bool, typer.Option("--free-ports", help="Take free ports instead of the usual ones.")
     ] = False,
     nats_nodes: Annotated[int, typer.Option(help="NATS servers: 1, 3 or 5, a cluster where several.")] = 0,
-    meters: Annotated[int, typer.Option(help="Meters that stand by for each other; several need --store.")] = 0,
+    meters: Annotated[int, typer.Option(help="Meters that share tenants out; several need --store.")] = 0,
     store: Annotated[str, typer.Option(help="Where the books are kept: postgresql://user:password@host/name.")] = "",
     as_json: JsonFlag = False,
 ) -> None:

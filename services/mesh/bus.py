@@ -16,7 +16,7 @@ more what a reader lacks: every publisher keeps the last of what the server has 
 """
 
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -29,6 +29,7 @@ from services.mesh.events import (
     LeaseGranted,
     SequenceRange,
 )
+from services.mesh.partitions import ALL
 from services.mesh.subjects import Channel
 
 _SEQUENCE: Final = re.compile(r"[0-9]{1,19}")
@@ -132,9 +133,18 @@ class Bus(Protocol):
         ...
 
     async def consume(
-        self, channels: Sequence[Channel], durable: str, handler: BatchHandler, *, batch: int = 256
+        self,
+        channels: Sequence[Channel],
+        durable: str,
+        handler: BatchHandler,
+        *,
+        batch: int = 256,
+        after_sequence: int = 0,
     ) -> None:
         """Runs until cancelled: feeds the handler, in stream order, up to `batch` messages at a time.
+
+        Args:
+            after_sequence: where in the stream a durable reader begins that is new.
 
         The handler's effects must be committed when it returns. When it raises, its messages are given back and come
         again after a delay; what cannot be decoded goes to `tw.dead.<durable>` with the reason, and is acked.
@@ -195,12 +205,12 @@ class Bus(Protocol):
         """Runs until cancelled: answers what arrives on `tw.control.<worker>`."""
         ...
 
-    async def ask_lease(self, asked: LeaseAsked, timeout_s: float) -> LeaseGranted:
-        """Raises BusUnavailable: no meter answered on `tw.leases` in time."""
+    async def ask_lease(self, asked: LeaseAsked, timeout_s: float, *, partition: int = 0) -> LeaseGranted:
+        """Raises BusUnavailable: no meter answered on `tw.leases.<partition>` in time."""
         ...
 
-    async def serve_leases(self, handler: LeaseHandler) -> None:
-        """Runs until cancelled: answers what arrives on `tw.leases`, as many at once as wait.
+    async def serve_leases(self, handler: LeaseHandler, partitions: Iterable[int] = ALL) -> None:
+        """Runs until cancelled: answers what arrives on `tw.leases.<partition>`, as many at once as wait.
 
         What the handler raises is logged; who asked gets no answer, and asks again.
         """

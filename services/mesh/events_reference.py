@@ -5,7 +5,15 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from services.mesh.subjects import CHANNELS, CONTROL_TEMPLATE, DEAD_TEMPLATE, GAPS_TEMPLATE, STREAMS
+from services.mesh.partitions import PARTITIONS
+from services.mesh.subjects import (
+    CHANNELS,
+    CONTROL_TEMPLATE,
+    DEAD_TEMPLATE,
+    GAPS_TEMPLATE,
+    LEASES_TEMPLATE,
+    STREAMS,
+)
 
 PATH: Final = Path(__file__).parents[2] / "docs" / "events.md"
 
@@ -31,8 +39,9 @@ def render() -> str:
             f"| `{subject}` | {channel.event.__name__} | {channel.stream or 'none'} | {channel.delivery} "
             f"| {', '.join(channel.publishers)} | {', '.join(channel.readers)} |"
         )
-    control, gaps, dead = (
-        each.replace("{", "<").replace("}", ">") for each in (CONTROL_TEMPLATE, GAPS_TEMPLATE, DEAD_TEMPLATE)
+    control, gaps, dead, leases = (
+        each.replace("{", "<").replace("}", ">")
+        for each in (CONTROL_TEMPLATE, GAPS_TEMPLATE, DEAD_TEMPLATE, LEASES_TEMPLATE)
     )
     lines += [
         "",
@@ -40,6 +49,8 @@ def render() -> str:
         "`GapRequested`, has the publisher send what a reader lacks to its stream again, and answers `GapAnswered`.",
         f"What a durable reader cannot decode, or fails on again and again, goes to `{dead}` with the reason in the",
         "header `tw-reason`.",
+        f"`{leases}`, of 0 to {PARTITIONS - 1}, takes `LeaseAsked` from holders of credit for the tenants of that",
+        "partition (CRC-32 of the tenant's name, modulo), and answers `LeaseGranted`: the meter that books it does.",
         "",
         "## Streams",
         "",

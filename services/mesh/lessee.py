@@ -2,6 +2,9 @@
 
 In: a purse, what requests need. Out: credit, as soon as the meter has some. One word is on its way at a time; what
 happens meanwhile is told in the next. A holder that the meter has given up starts anew, as another funder.
+
+Credit of each partition of tenants comes from the meter that books it, and is good as long as that one answers: so a
+router or worker is a holder of its own for each (`Lessees`).
 """
 
 import asyncio
@@ -16,6 +19,7 @@ from services.mesh.clock import Clock
 from services.mesh.credit import Account, account_of
 from services.mesh.errors import BusUnavailable
 from services.mesh.events import CreditRecalled, Hold
+from services.mesh.partitions import PARTITIONS, holder_in, partition_of
 from services.mesh.purse import Purse
 from services.mesh.subjects import RECALLS
 
@@ -33,12 +37,13 @@ class Lessee:
     """One holder's side.
 
     Args:
-        holder: unique among routers and workers.
+        holder: unique among routers and workers; the partition is added to it.
         linger_ms: what it has funded may come to light so long after its death.
     """
 
-    def __init__(self, holder: str, bus: Bus, clock: Clock, *, linger_ms: int = 0) -> None:
-        self._holder = holder
+    def __init__(self, holder: str, bus: Bus, clock: Clock, *, partition: int, linger_ms: int = 0) -> None:
+        self._holder = holder_in(partition, holder)
+        self._partition = partition
         self._bus = bus
         self._clock = clock
         self._linger_ms = linger_ms
@@ -47,7 +52,7 @@ class Lessee:
         self._renew_s = _RENEW_S
         self._waiting = 0
         self._answered = 0
-        self._told_linger_ms = -1
+        self._told_linger_ms = linger_ms  # the first word says so, and nothing is held before it
         self._ahead_ms = 0
         self.purse = self._start()
 
@@ -125,27 +130,22 @@ class Lessee:
                 await asyncio.sleep(_AGAIN_S)
                 self._news.set()
 
-    async def listen(self) -> None:
-        """Takes in recalls until cancelled."""
-        await self._bus.watch([RECALLS], self._recalled)
-
     async def give_back(self) -> None:
         """The last word: all that is idle is the meter's again."""
         if self.purse.accounts():
             with suppress(BusUnavailable):
-                await self._bus.ask_lease(self.purse.word(ended=True), _LAST_WORD_S)
+                await self._bus.ask_lease(self.purse.word(ended=True), _LAST_WORD_S, partition=self._partition)
 
-    async def _recalled(self, delivered: Delivered) -> None:
-        event = delivered.event
-        if isinstance(event, CreditRecalled):
-            self.purse.recall(Account(event.budget, event.subject, event.window))
-            self.tell()
+    def recall(self, account: Account) -> None:
+        """Others wait for what is idle of the account."""
+        self.purse.recall(account)
+        self.tell()
 
     async def _say(self) -> None:
         purse, sent_s = self.purse, self._clock.monotonic_s()
         word = purse.word()
         try:
-            answer = await self._bus.ask_lease(word, _ANSWER_S)
+            answer = await self._bus.ask_lease(word, _ANSWER_S, partition=self._partition)
         except BusUnavailable as error:
             log.debug("%s", error)
             purse.unheard(word)
@@ -178,3 +178,39 @@ class Lessee:
     def _start(self) -> Purse:
         epoch = f"{self._clock.unix_ms():013d}-{secrets.token_hex(4)}"
         return Purse(self._holder, epoch, linger_ms=self._linger_ms)
+
+
+class Lessees:
+    """A router's or worker's lessees, one for each partition of tenants. Those without credit say nothing."""
+
+    def __init__(self, holder: str, bus: Bus, clock: Clock, *, linger_ms: int = 0) -> None:
+        self._bus = bus
+        self._all = [Lessee(holder, bus, clock, partition=each, linger_ms=linger_ms) for each in range(PARTITIONS)]
+
+    def of(self, tenant: str) -> Lessee:
+        return self._all[partition_of(tenant)]
+
+    def refilled(self) -> None:
+        """Budgets have changed: what was dry may not be."""
+        for each in self._all:
+            each.purse.refilled()
+
+    async def run(self) -> None:
+        """Talks to the meters until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            for each in self._all:
+                tasks.create_task(each.run())
+
+    async def listen(self) -> None:
+        """Takes in recalls until cancelled."""
+        await self._bus.watch([RECALLS], self._recalled)
+
+    async def give_back(self) -> None:
+        """The last words: all that is idle is the meters' again."""
+        await asyncio.gather(*(each.give_back() for each in self._all))
+
+    async def _recalled(self, delivered: Delivered) -> None:
+        event = delivered.event
+        if isinstance(event, CreditRecalled):
+            for each in self._all:  # who has nothing of it has nothing to say
+                each.recall(Account(event.budget, event.subject, event.window))

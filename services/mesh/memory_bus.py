@@ -7,7 +7,7 @@ gone, `store_twice` a message sent again after the duplicate window, `redeliver`
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -35,6 +35,7 @@ from services.mesh.events import (
     SequenceRange,
 )
 from services.mesh.memory_streams import Cursor, MemoryStream, Stored, Taken, Watch
+from services.mesh.partitions import ALL
 from services.mesh.publishing import Publisher
 from services.mesh.reading import (
     DurableReader,
@@ -78,7 +79,7 @@ class MemoryBroker:
         self.dead: list[DeadLetter] = []
         self.store_twice = 0
         self.controls: dict[str, ControlHandler] = {}
-        self.leases: LeaseHandler | None = None
+        self.leases: dict[int, LeaseHandler] = {}
         self.news: set[asyncio.Event] = set()
         self.watches: set[Watch] = set()
         self._up = True
@@ -262,9 +263,16 @@ class MemoryBus:
         return await self._publisher.flush(timeout_s)
 
     async def consume(
-        self, channels: Sequence[Channel], durable: str, handler: BatchHandler, *, batch: int = 256
+        self,
+        channels: Sequence[Channel],
+        durable: str,
+        handler: BatchHandler,
+        *,
+        batch: int = 256,
+        after_sequence: int = 0,
     ) -> None:
         cursor = self.broker.cursor(stream_of(channels, durable), durable)
+        cursor.begin_after(after_sequence)
 
         async def bury(message: Incoming, reason: str) -> None:
             self.broker.dead.append(DeadLetter(durable, message.subject, message.body, reason))
@@ -349,9 +357,9 @@ class MemoryBus:
         finally:
             self.broker.controls.pop(worker, None)
 
-    async def ask_lease(self, asked: LeaseAsked, timeout_s: float) -> LeaseGranted:
+    async def ask_lease(self, asked: LeaseAsked, timeout_s: float, *, partition: int = 0) -> LeaseGranted:
         await asyncio.sleep(0)  # as on a network, others go first
-        handler = self.broker.leases if self.broker.up else None
+        handler = self.broker.leases.get(partition) if self.broker.up else None
         answer = None
         if handler is not None:
             with suppress(TimeoutError):
@@ -361,14 +369,16 @@ class MemoryBus:
             raise BusUnavailable(f"no meter answered {asked.holder!r} within {timeout_s:g} s")
         return decode_lease_granted(answer)
 
-    async def serve_leases(self, handler: LeaseHandler) -> None:
-        self.broker.leases = handler
+    async def serve_leases(self, handler: LeaseHandler, partitions: Iterable[int] = ALL) -> None:
+        partitions = list(partitions)
+        self.broker.leases.update(dict.fromkeys(partitions, handler))
         try:
             with suppress(_Gone):
                 await self.until(lambda: None)
         finally:
-            if self.broker.leases is handler:
-                self.broker.leases = None
+            for each in partitions:
+                if self.broker.leases.get(each) is handler:
+                    del self.broker.leases[each]
 
     async def close(self) -> None:
         self._closed = True

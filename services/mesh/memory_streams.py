@@ -76,7 +76,14 @@ class Cursor:
         self.attempts: dict[int, int] = {}  # deliveries so far of what is not acked
         self._stream = stream
         self._next = 1
+        self._began = False
         self._returned: list[int] = []
+
+    def begin_after(self, sequence: int) -> None:
+        """Where it begins if nothing was taken yet; what was keeps its place."""
+        if not self._began:
+            self._next = max(self._next, sequence + 1)
+        self._began = True
 
     def take(self, channels: frozenset[str]) -> Stored | None:
         """The next message of these channels, or None."""

@@ -129,7 +129,7 @@ class MeterSettings(Section):
     http_port: Port = 7681
     database_url: str = ""  # empty: sqlite at <data_dir>/meter.db
     lease_ttl_s: Annotated[float, Field(ge=0.5, le=3600)] = 30.0  # routers give out credit so long without an answer
-    holding_ttl_s: Annotated[float, Field(ge=0.5, le=60)] = 3.0  # silence after which another takes the books over
+    holding_ttl_s: Annotated[float, Field(ge=0.5, le=60)] = 3.0  # silence after which others take over
     raw_events_dir: Path | None = None  # hourly Parquet files of the streams; none: the streams alone have them
     keep_detail_days: Annotated[int, Field(ge=0, le=36_500)] = 0  # requests and lines by request; 0: for ever
     audit_every_s: Annotated[float, Field(gt=0, le=3600)] = 5.0  # between two passes of the reconciler

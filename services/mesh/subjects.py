@@ -327,7 +327,8 @@ CHANNELS: Final = (
 )
 CONTROL_TEMPLATE: Final = "tw.control.{worker}"  # request/reply: Drain or MoveStreams -> ControlAnswered
 GAPS_TEMPLATE: Final = "tw.gaps.{publisher}"  # request/reply: GapRequested -> GapAnswered
-LEASES_SUBJECT: Final = "tw.leases"  # request/reply: LeaseAsked -> LeaseGranted, answered by the meter
+# request/reply: LeaseAsked -> LeaseGranted, answered by the meter that books the partition of tenants
+LEASES_TEMPLATE: Final = "tw.leases.{partition}"
 # What a durable reader could not decode, or failed on again and again, with the reason in a header.
 DEAD_TEMPLATE: Final = "tw.dead.{durable}"
 
@@ -385,6 +386,10 @@ def dead_subject(durable: str) -> str:
 
 def control_subject(worker: str) -> str:
     return CONTROL_TEMPLATE.replace("{worker}", escape(worker))
+
+
+def leases_subject(partition: int) -> str:
+    return LEASES_TEMPLATE.replace("{partition}", str(partition))
 
 
 def gaps_subject(publisher: str) -> str:

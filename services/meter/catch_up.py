@@ -7,9 +7,10 @@ says how far each stream is booked in it (`positions`), the server how far it wa
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import Final
 
 from sqlalchemy import select
@@ -21,8 +22,9 @@ from services.meter.bookkeeper import Bookkeeper
 from services.meter.core.conservation import Finding, Kind
 from services.meter.standing import Standing, read_standing
 from services.meter.store import schema
-from services.meter.store.books import Books
+from services.meter.store.books import Books, Role
 from services.meter.store.database import Database
+from services.meter.store.shards import FIRST, durable_of
 from services.meter.thread import WorkThreads
 
 log = logging.getLogger(__name__)
@@ -54,8 +56,8 @@ def booked_up_to(database: Database) -> dict[str, int]:
         return {row.durable: row.stream_sequence for row in connection.execute(select(schema.positions))}
 
 
-async def find_behind(bus: Bus, positions: dict[str, int]) -> list[Behind]:
-    """The readers whose messages were acked beyond what the database has.
+async def find_behind(bus: Bus, positions: dict[str, int], shards: Iterable[int] = (FIRST,)) -> list[Behind]:
+    """The readers of these shards whose messages were acked beyond what the database has.
 
     Args:
         positions: of the database, by durable.
@@ -64,14 +66,15 @@ async def find_behind(bus: Bus, positions: dict[str, int]) -> list[Behind]:
         BusUnavailable: the server does not say.
     """
     found = []
-    for durable, channels in READS:
+    for shard, (name, channels) in product(shards, READS):
+        durable = durable_of(name, shard)
         acked, booked = (await bus.progress(channels, durable)).acked, positions.get(durable, 0)
         if acked > booked:
             found.append(Behind(durable, channels, booked, acked))
     return found
 
 
-async def restore_price_books(bus: Bus, database: Database, writer: str) -> Standing:
+async def restore_price_books(bus: Bus, database: Database, writer: str, role: Role = Role.SOLE) -> Standing:
     """Puts the streams' price books that the database lacks into it; what stands in the streams.
 
     Raises:
@@ -80,7 +83,7 @@ async def restore_price_books(bus: Bus, database: Database, writer: str) -> Stan
     standing = await read_standing(bus)
 
     def store() -> None:
-        with Books(database, writer).transaction() as transaction:
+        with Books(database, writer, role=role).house() as transaction:
             known = {each.book.label for each in transaction.price_books()}
             for opened in standing.price_books:
                 if opened.book.label not in known:

@@ -1,8 +1,8 @@
 """What the meter reads from the bus: tokens generated, requests admitted and finished.
 
-In: batches of two durable consumers. Out: books (through the writing thread), credit to announce, usage to watch,
-metrics, and spans. A batch is committed before it is acked: a crash between the two brings it again, and its marks,
-which were committed with it, drop it.
+In: batches of two durable consumers for each shard of the books that this process books. Out: books (through the
+writing thread), what was booked to who wants to hear it, metrics, and spans. A batch is committed before it is acked: a
+crash between the two brings it again, and its marks, which were committed with it, drop it.
 
 Spans, only when they are exported: one `process …` per batch and channel, linked to each message's publish span; one
 `settle …` per request that ended, as child of the message (or entry) that said so.
@@ -11,7 +11,7 @@ Spans, only when they are exported: one `process …` per batch and channel, lin
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Final
 
@@ -23,18 +23,17 @@ from services.mesh import conventions as names
 from services.mesh.bus import Bus, Delivered
 from services.mesh.clock import Clock
 from services.mesh.errors import InvariantBroken
-from services.mesh.subjects import Channel, channel_of
+from services.mesh.subjects import channel_of
 from services.mesh.telemetry import Telemetry, context_of, links_to
-from services.meter.announcer import Announcer
 from services.meter.booked import Booked, Settled
 from services.meter.bookkeeper import Bookkeeper
 from services.meter.catch_up import READS
 from services.meter.core.amounts import NOTHING
 from services.meter.core.marks import Source
+from services.meter.ears import Ears
 from services.meter.lessor import Lessor
-from services.meter.runaways import Runaways
+from services.meter.store.shards import durable_of
 from services.meter.thread import WorkThreads
-from services.meter.watchers import Watchers
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +50,10 @@ _MONEY_KINDS: Final = {"price": "price_nusd", "use_cost": "use_cost_nusd", "ener
 
 
 class Feed:
-    """Reads and books until cancelled.
+    """Reads and books, one shard or several.
+
+    Attributes:
+        elsewhere_events: that wait for other meters; who leads keeps count.
 
     Args:
         on_lost_books: called when another meter has taken over the books, so nothing can be booked any more.
@@ -61,31 +63,24 @@ class Feed:
         self,
         *,
         bus: Bus,
-        bookkeeper: Bookkeeper,
         writing: WorkThreads,
-        announcer: Announcer,
-        watchers: Watchers,
-        runaways: Runaways,
-        lessor: Lessor,
         telemetry: Telemetry,
         clock: Clock,
+        ears: Ears,
         on_lost_books: Callable[[BaseException], None],
     ) -> None:
+        self._ears = ears
         self._bus = bus
-        self._bookkeeper = bookkeeper
         self._writing = writing
-        self._announcer = announcer
-        self._watchers = watchers
-        self._runaways = runaways
-        self._lessor = lessor
         self._telemetry = telemetry
         self._clock = clock
         self._on_lost_books = on_lost_books
         self._waiting: Counter[str] = Counter()
         self._next_s: dict[str, float] = {}
-        self._gaps: dict[Source, int] = {}
+        self.elsewhere_events = 0
+        self._gaps: dict[int, dict[Source, int]] = {}  # by shard
         self._gaps_changed_s = float("-inf")
-        self._lost = 0
+        self._lost: dict[int, int] = {}
         meter = telemetry.meter
         # Up and down: what was billed while a request ran is taken back when less was delivered.
         self._tokens = meter.create_up_down_counter(names.BOOKED_TOKENS, "{token}", "Tokens booked")
@@ -101,29 +96,40 @@ class Feed:
     @property
     def lag_events(self) -> int:
         """Events in the streams that are not booked yet, as far as the server told."""
-        return self._waiting.total()
+        return self._waiting.total() + self.elsewhere_events
 
     @property
     def lately_missing(self) -> int:
         """Events that lack in publishers' sequences, and may still come."""
         fresh = self._clock.monotonic_s() < self._gaps_changed_s + _MAY_COME_S
-        return sum(self._gaps.values()) if fresh else 0
+        return self._missing() if fresh else 0
 
     @property
     def lost_events(self) -> int:
         """Events that never came and were given up, since the process started."""
-        return self._lost
+        return sum(self._lost.values())
 
-    async def run(self) -> None:
-        """Consumes both streams until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            for durable, channels in READS:
-                tasks.create_task(self._consume(durable, *channels))
+    async def run(self, bookkeeper: Bookkeeper, lessor: Lessor, after: Mapping[str, int]) -> None:
+        """Consumes both streams for a shard until cancelled.
 
-    async def _consume(self, durable: str, *channels: Channel) -> None:
-        await self._bus.consume(channels, durable, partial(self._book, durable), batch=_BATCH)
+        Args:
+            after: where a durable reader begins that is new.
+        """
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for name, channels in READS:
+                    durable = durable_of(name, bookkeeper.shard)
+                    book = partial(self._book, bookkeeper, lessor, durable)
+                    reading = self._bus.consume(
+                        channels, durable, book, batch=_BATCH, after_sequence=after.get(durable, 0)
+                    )
+                    tasks.create_task(reading)
+        finally:
+            self._gaps.pop(bookkeeper.shard, None)
+            for name, _ in READS:
+                self._waiting.pop(durable_of(name, bookkeeper.shard), None)
 
-    async def _book(self, durable: str, messages: Sequence[Delivered]) -> None:
+    async def _book(self, bookkeeper: Bookkeeper, lessor: Lessor, durable: str, messages: Sequence[Delivered]) -> None:
         behind = messages[-1].pending
         self._waiting[durable] = len(messages) + behind
         await self._pace(durable, behind)
@@ -132,7 +138,7 @@ class Feed:
         spans = self._start_process_spans(durable, messages) if exporting else []
         try:
             booked = await self._writing.run(
-                partial(self._bookkeeper.book, messages, self._clock.unix_ms(), traced=exporting, durable=durable)
+                partial(bookkeeper.book, messages, self._clock.unix_ms(), traced=exporting, durable=durable)
             )
         except Exception as error:
             for span in spans:
@@ -145,14 +151,12 @@ class Feed:
             for span in spans:
                 span.end()
         self._waiting[durable] = behind
-        self._announcer.spend(booked.spent)
-        self._lessor.tell(booked.reached, booked.written_off)
-        self._watchers.add(booked.usage)
-        self._runaways.booked(booked.usage)
+        lessor.tell(booked.reached, booked.written_off)
+        self._ears.booked(booked)
         self._count(durable, booked)
         for each in booked.settled:
             self._trace_settled(each, started_unix_ns)
-        self._report(booked)
+        self._report(bookkeeper.shard, booked)
 
     async def _pace(self, durable: str, behind: int) -> None:
         """Leaves `_PACE_S` between the batches of a reader that is not behind, so that small batches become one."""
@@ -218,21 +222,25 @@ class Feed:
         self._entries.add(len(booked.entries))
         self._duplicates.add(booked.duplicates, {names.MESSAGING_CONSUMER_GROUP: durable})
 
-    def _report(self, booked: Booked) -> None:
+    def _report(self, shard: int, booked: Booked) -> None:
         """Says in the log what is wrong with the events, once for each finding."""
         for who, request_id, reason in booked.refused:
             log.error("%s reported request %r wrongly: %s; the report is not booked", who, request_id, reason)
         self._refused.add(len(booked.refused))
         for finding in booked.findings:
             log.warning("%s", finding)
-        if booked.lost > self._lost:
-            log.error("%d events never came and are given up; %d in all", booked.lost - self._lost, booked.lost)
+        gaps, lost = self._gaps.get(shard, {}), self._lost.get(shard, 0)
+        if booked.lost > lost:
+            log.error("%d events never came and are given up; %d in all", booked.lost - lost, booked.lost)
         for (publisher, epoch), missing in booked.missing.items():
-            if self._gaps.get((publisher, epoch)) != missing:
+            if gaps.get((publisher, epoch)) != missing:
                 log.warning("publisher %s, epoch %s: %d events are missing so far", publisher, epoch, missing)
-        if self._gaps != booked.missing:
+        if gaps != booked.missing:
             self._gaps_changed_s = self._clock.monotonic_s()
-        self._gaps, self._lost = dict(booked.missing), booked.lost
+        self._gaps[shard], self._lost[shard] = dict(booked.missing), booked.lost
+
+    def _missing(self) -> int:
+        return sum(sum(each.values()) for each in self._gaps.values())
 
     def _observe_lag(self, _: CallbackOptions) -> Iterable[Observation]:
         return [
@@ -240,4 +248,4 @@ class Feed:
         ]
 
     def _observe_missing(self, _: CallbackOptions) -> Iterable[Observation]:
-        return [Observation(sum(self._gaps.values()) + self._lost)]
+        return [Observation(self._missing() + self.lost_events)]

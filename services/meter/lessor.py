@@ -27,10 +27,13 @@ from services.mesh.events import (
     LeaseGranted,
     RequestFinished,
 )
+from services.mesh.partitions import partition_of_funder
 from services.mesh.telemetry import Telemetry
 from services.meter.bookkeeper import Bookkeeper
 from services.meter.catch_up import READS
+from services.meter.kept_shard import ShardMoved
 from services.meter.store.books import Transaction
+from services.meter.store.shards import durable_of
 from services.meter.thread import WorkThreads
 from services.meter.vault import Vault
 
@@ -64,13 +67,26 @@ class Lessor:
         self._bus = bus
         self._clock = clock
         self._missing = missing
+        self._leaving: frozenset[int] = frozenset()
+        self._narrowed = asyncio.Event()
         self._reached = telemetry.meter.create_counter(
             names.BUDGETS_REACHED, "{budget}", "Percentages of budgets that spending has come to"
         )
 
     async def serve(self) -> None:
-        """Answers holders until cancelled."""
-        await self._bus.serve_leases(self._answer)
+        """Answers holders of the shard's partitions until cancelled."""
+        while True:
+            self._narrowed.clear()
+            partitions = self._bookkeeper.partitions - self._leaving
+            async with asyncio.TaskGroup() as tasks:
+                serving = tasks.create_task(self._bus.serve_leases(self._answer, partitions))
+                await self._narrowed.wait()
+                serving.cancel()
+
+    def leave(self, partitions: frozenset[int]) -> None:
+        """Answers nobody of these any more; they are given away, or with none they were not."""
+        self._leaving = partitions
+        self._narrowed.set()
 
     async def look_after(self) -> None:
         """Has the credit of dead holders come back, until cancelled."""
@@ -91,8 +107,9 @@ class Lessor:
     async def _all_booked(self) -> None:
         """Waits until all that is in the streams now is booked, also what was given to a meter before this one: the
         server gives that out again only after a while, and says of none of it that it waits."""
-        lines = [(await self._bus.progress(channels, durable)).last for durable, channels in READS]
-        for (durable, channels), line in zip(READS, lines, strict=True):
+        reads = [(durable_of(name, self._bookkeeper.shard), channels) for name, channels in READS]
+        lines = [(await self._bus.progress(channels, durable)).last for durable, channels in reads]
+        for (durable, channels), line in zip(reads, lines, strict=True):
             while True:
                 progress = await self._bus.progress(channels, durable)
                 if progress.passed(line) and not self._missing():
@@ -105,7 +122,7 @@ class Lessor:
         def store(vault: Vault, transaction: Transaction) -> BudgetTerms:
             return vault.set(transaction.credit, tenant, terms)
 
-        stored = await self._writing.run(lambda: self._bookkeeper.with_vault(store))
+        stored = await self._writing.run(lambda: self._bookkeeper.with_vault(store, tenant))
         await self.announce(tenant)
         return stored
 
@@ -115,13 +132,14 @@ class Lessor:
         def store(vault: Vault, transaction: Transaction) -> bool:
             return vault.lift(transaction.credit, tenant, terms)
 
-        lifted = await self._writing.run(lambda: self._bookkeeper.with_vault(store))
+        lifted = await self._writing.run(lambda: self._bookkeeper.with_vault(store, tenant))
         await self.announce(tenant)
         return lifted
 
     async def announce(self, tenant: str = "") -> None:
         """Tells what budgets a tenant has; of all tenants that have some, where none is named."""
-        found = await self._writing.run(lambda: self._bookkeeper.with_vault(lambda vault, _: vault.budgets(tenant)))
+        looked = partial(self._bookkeeper.look, lambda vault, _: vault.budgets(tenant), tenant)
+        found = [each for some in await self._writing.run(looked) for each in some]
         of: dict[str, list[BudgetTerms]] = {tenant: []} if tenant else {}
         for owner, terms in found:
             of.setdefault(owner, []).append(terms)
@@ -164,7 +182,10 @@ class Lessor:
                 log.error("the bus takes no more: %s is in this log only", event)
 
     async def _answer(self, asked: Sequence[LeaseAsked]) -> Sequence[LeaseGranted]:
-        def answer(vault: Vault, _: Transaction) -> tuple[list[LeaseGranted], list[Account]]:
+        def answer(vault: Vault, transaction: Transaction) -> tuple[list[LeaseGranted], list[Account]]:
+            for each in asked:
+                if partition_of_funder(f"{each.holder}/") not in (None, *transaction.partitions):
+                    raise ShardMoved(f"{each.holder} asks for credit that another meter gives out now")
             return [vault.answer(each) for each in asked], vault.take_recalled()
 
         granted, recalled = await self._writing.run(lambda: self._bookkeeper.with_vault(answer))

@@ -56,9 +56,8 @@ class Outlooks:
         now_unix_ms = self._clock.unix_ms()
         budgets: list[metering_pb2.BudgetState] = []
         if tenant:
-            budgets = await self._writing.run(
-                partial(self._bookkeeper.with_vault, partial(states, tenant, now_unix_ms // 1000))
-            )
+            look = partial(states, tenant, now_unix_ms // 1000)
+            (budgets,) = await self._writing.run(partial(self._bookkeeper.look, look, tenant))
         return await self._reading.run(partial(self._forecast, wanted, budgets, days, level, now_unix_ms))
 
     def _forecast(

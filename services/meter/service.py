@@ -137,7 +137,7 @@ class MeterService(metering_pb2_grpc.MeterServicer):
                     " `tokenworks budget list` shows those it has"
                 )
             return budget
-        await self._writing.run(partial(self._bookkeeper.with_vault, lambda vault, _: check_room(vault, tenant)))
+        await self._writing.run(partial(self._bookkeeper.look, lambda vault, _: check_room(vault, tenant), tenant))
         stored = await self._lessor.set(tenant, terms)
         budget.state.CopyFrom(next(each for each in await self._states(tenant) if each.budget == stored.budget))
         return budget
@@ -150,7 +150,8 @@ class MeterService(metering_pb2_grpc.MeterServicer):
 
     async def _states(self, tenant: str) -> list[metering_pb2.BudgetState]:
         look = partial(states, tenant, self._clock.unix_ms() // 1000)
-        return await self._writing.run(partial(self._bookkeeper.with_vault, look))
+        found = await self._writing.run(partial(self._bookkeeper.look, look, tenant))
+        return [each for some in found for each in some]
 
     async def GetBudget(self, request: metering_pb2.GetBudgetRequest, context: Context) -> metering_pb2.Budget:
         """A tenant without a budget is unlimited, also one that was never billed."""

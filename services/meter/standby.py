@@ -1,4 +1,4 @@
-"""Several meters on one set of books: one writes, the others stand by and take over when it falls silent.
+"""Several meters on one set of books: one leads, the others stand by and take that over when it falls silent.
 
 In: the database, and whether the books are free. Out: the moment from which they are this meter's, and the end of the
 service should another have taken them. What is in memory of whoever takes over is read from the database and the

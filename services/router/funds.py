@@ -12,7 +12,7 @@ from services.mesh.clock import Clock
 from services.mesh.errors import BusUnavailable
 from services.mesh.events import Unused
 from services.mesh.holds import Bound, RequestCredit, RequestCredits
-from services.mesh.lessee import Lessee
+from services.mesh.lessee import Lessees
 from services.mesh.paying import Paid, Payer, Slice
 from services.mesh.placement import LEEWAY_MS
 from services.mesh.price_calendar import PriceCalendar
@@ -40,7 +40,7 @@ class Funds:
         self,
         settings: RouterSettings,
         *,
-        lessee: Lessee,
+        lessees: Lessees,
         prices: PriceCalendar,
         clock: Clock,
         spawn: Callable[[Coroutine[Any, Any, None], str], object],
@@ -49,8 +49,7 @@ class Funds:
         self._slice_tokens = settings.credit_slice_tokens
         self._wait_s = settings.credit_wait_s
         self._placement_linger_ms = round(settings.placement_ttl_s * 1000) + LEEWAY_MS + LINGER_MS
-        self._lessee = lessee
-        self._payer = Payer(lessee, clock)
+        self._lessees = lessees
         self._prices = prices
         self._clock = clock
         self._spawn = spawn
@@ -58,7 +57,7 @@ class Funds:
 
     def refilled(self) -> None:
         """Budgets have changed."""
-        self._lessee.purse.refilled()
+        self._lessees.refilled()
 
     async def fund(self, asked: Asked, prompt_tokens: int, at_unix_ms: int) -> tuple[RequestCredit | None, bool]:
         """Holds credit for a request's first slice; None where no budget bounds it. And whether it had to wait.
@@ -78,8 +77,9 @@ class Funds:
         rates = self._prices.at(at_unix_ms).rates(asked.model, asked.tenant, asked.slo_class)
         credit = self._credits.begin(key, bounds, rates)
         most = asked.sampling.max_tokens or MOST_TOKENS
+        payer = self._payer(asked.tenant)
         if not any(bound.hard for bound in bounds):
-            self._payer.take(credit, MOST_TOKENS, MOST_TOKENS)
+            payer.take(credit, MOST_TOKENS, MOST_TOKENS)
             return credit, False
         wanted = Slice(
             prompt_bound(asked, prompt_tokens),
@@ -87,11 +87,11 @@ class Funds:
             min(most, asked.resume_from + self._slice_tokens),
             min(most, asked.resume_from + 1),
         )
-        if self._payer.take(credit, wanted.prompt_tokens, wanted.tokens):
+        if payer.take(credit, wanted.prompt_tokens, wanted.tokens):
             return credit, False
         paid = Paid.NOT
         try:
-            paid = await self._payer.pay(credit, wanted, self._wait_s)
+            paid = await payer.pay(credit, wanted, self._wait_s)
         finally:
             if paid in (Paid.NOT, Paid.UNANSWERED):
                 self.unused(asked, credit)
@@ -100,7 +100,7 @@ class Funds:
                 f"no meter has answered within {self._wait_s:g} s whether {asked.tenant!r} has credit; ask again"
             )
         if paid is Paid.NOT:
-            raise self.budgets.refusal(asked, self._short(credit, wanted), self._clock.unix_ms())
+            raise self.budgets.refusal(asked, self._short(payer, credit, wanted), self._clock.unix_ms())
         return credit, paid is Paid.AFTER_A_WAIT
 
     async def fund_placement(
@@ -113,7 +113,7 @@ class Funds:
             BusUnavailable: the meter could not be told so.
         """
         if self.budgets.bounds(asked):
-            await self._lessee.linger(self._placement_linger_ms, self._wait_s)
+            await self._lessees.of(asked.tenant).linger(self._placement_linger_ms, self._wait_s)
         return await self.fund(asked, prompt_tokens, at_unix_ms)
 
     def extend(
@@ -136,10 +136,11 @@ class Funds:
             # A prompt that is longer than it seemed is found to be with the first token.
             min(most, asked.resume_from + 1 if longer else credit.completion_tokens + 1),
         )
-        if self._payer.take(credit, wanted.prompt_tokens, wanted.tokens):
+        payer = self._payer(asked.tenant)
+        if payer.take(credit, wanted.prompt_tokens, wanted.tokens):
             done(True)
         else:
-            self._spawn(self._extend_later(credit, wanted, done), f"credit for {asked.request_id}")
+            self._spawn(self._extend_later(payer, credit, wanted, done), f"credit for {asked.request_id}")
 
     def ended(self, asked: Asked) -> None:
         """Its end is told, with what was held for it: the meter gives back what the bill leaves."""
@@ -147,19 +148,24 @@ class Funds:
 
     def unused(self, asked: Asked, credit: RequestCredit) -> None:
         """Nothing was made of the request, as far as is known."""
-        key, purse = (asked.request_id, asked.tenant), self._lessee.purse
+        key, lessee = (asked.request_id, asked.tenant), self._lessees.of(asked.tenant)
         for each in credit.funding():
-            if each.funder == purse.funder and any(hold.amount for hold in each.holds):
-                purse.never_used(Unused(request_id=asked.request_id, tenant=asked.tenant, holds=each.holds))
+            if each.funder == lessee.purse.funder and any(hold.amount for hold in each.holds):
+                lessee.purse.never_used(Unused(request_id=asked.request_id, tenant=asked.tenant, holds=each.holds))
         self._credits.end(key)
-        self._lessee.tell()
+        lessee.tell()
 
-    async def _extend_later(self, credit: RequestCredit, wanted: Slice, done: Callable[[bool], None]) -> None:
-        done(await self._payer.pay_on(credit, wanted, self._wait_s))
+    def _payer(self, tenant: str) -> Payer:
+        return Payer(self._lessees.of(tenant), self._clock)
 
-    def _short(self, credit: RequestCredit, wanted: Slice) -> Bound:
+    async def _extend_later(
+        self, payer: Payer, credit: RequestCredit, wanted: Slice, done: Callable[[bool], None]
+    ) -> None:
+        done(await payer.pay_on(credit, wanted, self._wait_s))
+
+    def _short(self, payer: Payer, credit: RequestCredit, wanted: Slice) -> Bound:
         """The budget that is to be named in a refusal."""
-        short, hard = self._payer.short(credit, wanted), [bound for bound in credit.bounds if bound.hard]
+        short, hard = payer.short(credit, wanted), [bound for bound in credit.bounds if bound.hard]
         return next((bound for bound in hard if bound.budget in short), hard[0])
 
 

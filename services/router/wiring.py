@@ -16,7 +16,7 @@ from services.mesh.fast_grpc import FastGrpcServer
 from services.mesh.fast_http import FastHttpServer
 from services.mesh.footing import find_footing
 from services.mesh.keys import KeyStore
-from services.mesh.lessee import Lessee
+from services.mesh.lessee import Lessees
 from services.mesh.lifecycle import Lifecycle
 from services.mesh.placement import PlacementSigner
 from services.mesh.price_calendar import PriceCalendar
@@ -121,8 +121,8 @@ async def wire(
     )
     prices = PriceCalendar(settings.prices)
     announcer = Announcer(bus, clock, router.id, outbox_events=settings.nats.outbox_events, prices=prices)
-    lessee = Lessee(router.id, bus, clock, linger_ms=LINGER_MS)
-    funds = Funds(router, lessee=lessee, prices=prices, clock=clock, spawn=life.spawn)
+    lessees = Lessees(router.id, bus, clock, linger_ms=LINGER_MS)
+    funds = Funds(router, lessees=lessees, prices=prices, clock=clock, spawn=life.spawn)
     room = Room(router, placing, fleet, clock)
     confines = {tenant: each.confines for tenant, each in settings.placement.tenants.items()}
     reception = Reception(settings.slo.default, confines, clock=clock, rng=rng)
@@ -175,8 +175,8 @@ async def wire(
         measures=measures,
     )
     life.spawn(feed.watch(), "feed")
-    life.spawn(lessee.run(), "credit")
-    life.spawn(lessee.listen(), "recalls of credit")
+    life.spawn(lessees.run(), "credit")
+    life.spawn(lessees.listen(), "recalls of credit")
     moves = Moves(dispatcher, direct, fleet=fleet, placing=placing, bus=bus, clock=clock, rng=rng, spawn=life.spawn)
     life.spawn(_look_after(fleet, sessions, moves, clock), "look after workers")
 
@@ -211,7 +211,7 @@ async def wire(
     life.spawn(others.speak(f"{settings.advertise_host}:{own_port}"), "word to other routers")
 
     # Last in, first out: first the requests, then what carries them.
-    life.on_stop("credit", lessee.give_back, _STOPPING_S)
+    life.on_stop("credit", lessees.give_back, _STOPPING_S)
     life.on_stop("last events", partial(_flush, bus), _STOPPING_S)
     life.on_stop("http server", http.stop, _STOPPING_S)
     life.on_stop("grpc server", partial(grpc.drain, 1.0), _STOPPING_S)

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from services.mesh.clock import Clock
 from services.mesh.holds import RequestCredits
-from services.mesh.lessee import Lessee
+from services.mesh.lessee import Lessees
 from services.mesh.paying import Payer, Slice
 from services.mesh.placement import PlacementClaims, PlacementFunds
 from services.worker.funding import Funded
@@ -30,12 +30,13 @@ class DirectCredit:
     def __init__(
         self,
         streams: Streams,
-        lessee: Lessee,
+        lessees: Lessees,
         clock: Clock,
         spawn: Callable[[Coroutine[Any, Any, None], str], object],
     ) -> None:
         self._streams = streams
-        self._payer = Payer(lessee, clock)
+        self._lessees = lessees
+        self._clock = clock
         self._spawn = spawn
         self._credits = RequestCredits()
 
@@ -67,7 +68,8 @@ class DirectCredit:
         longer = prompt_tokens > held.prompt_tokens
         least_tokens = claims.resume_from + 1 if longer else held.completion_tokens + 1
         wanted = Slice(prompt_tokens, prompt_tokens, paid_tokens + slice_tokens, least_tokens)
-        if not await self._payer.pay_on(credit, wanted, _WAIT_S):
+        payer = Payer(self._lessees.of(claims.tenant), self._clock)
+        if not await payer.pay_on(credit, wanted, _WAIT_S):
             self._streams.fund(stream, held, final=True)
             return
         funded = Funded(

@@ -19,7 +19,7 @@ from services.mesh.events import Control, ControlAnswered, MoveStreams, WorkerSt
 from services.mesh.fast_grpc import FastGrpcServer
 from services.mesh.footing import find_footing
 from services.mesh.httpd import HttpServer
-from services.mesh.lessee import Lessee
+from services.mesh.lessee import Lessees
 from services.mesh.lifecycle import Lifecycle, cancel_all
 from services.mesh.placement import PlacementVerifier
 from services.mesh.settings import Settings
@@ -107,8 +107,8 @@ async def wire(
         runaways=runaways,
     )
     verifier = PlacementVerifier(worker.id, identity.epoch, settings.secrets)
-    lessee = Lessee(f"worker:{worker.id}", bus, clock, linger_ms=_LINGER_MS)
-    credit = DirectCredit(streams, lessee, clock, life.spawn)
+    lessees = Lessees(f"worker:{worker.id}", bus, clock, linger_ms=_LINGER_MS)
+    credit = DirectCredit(streams, lessees, clock, life.spawn)
     deliveries = Deliveries(identity, streams, verifier, bus, clock, credit=credit)
     life.on_stop("last events", partial(_flush, reporter, deliveries, bus), _FLUSH_S + _STEP_S)
     talking: list[asyncio.Task[None]] = []
@@ -154,8 +154,8 @@ async def wire(
     talking.append(life.spawn(runaways.watch(streams.end_runaways), "runaways"))
     talking.append(life.spawn(deliveries.run(), "placements used"))
     talking.append(life.spawn(deliveries.move_from_stillness(engine.stats), "direct streams of a still engine"))
-    talking.append(life.spawn(lessee.run(), "credit"))
-    talking.append(life.spawn(lessee.listen(), "recalls of credit"))
+    talking.append(life.spawn(lessees.run(), "credit"))
+    talking.append(life.spawn(lessees.listen(), "recalls of credit"))
 
     draining = asyncio.Event()
 

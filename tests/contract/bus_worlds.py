@@ -223,8 +223,11 @@ class Reading:
         self._failing = failing
         self._task: asyncio.Task[None] | None = None
 
-    def consume(self, bus: Bus, channels: Sequence[Channel], durable: str, *, batch: int = 256) -> Self:
-        self._task = asyncio.create_task(bus.consume(channels, durable, self._take, batch=batch))
+    def consume(
+        self, bus: Bus, channels: Sequence[Channel], durable: str, *, batch: int = 256, after_sequence: int = 0
+    ) -> Self:
+        reading = bus.consume(channels, durable, self._take, batch=batch, after_sequence=after_sequence)
+        self._task = asyncio.create_task(reading)
         return self
 
     def watch(self, bus: Bus, channels: Sequence[Channel]) -> Self:

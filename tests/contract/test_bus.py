@@ -13,7 +13,7 @@ from opentelemetry.trace import SpanKind
 from services.mesh import conventions as names
 from services.mesh import reading as reading_module
 from services.mesh import subjects
-from services.mesh.bus import Bus, Delivered, EventId, Progress
+from services.mesh.bus import Bus, Delivered, EventId, LeaseHandler, Progress
 from services.mesh.codec import decode
 from services.mesh.errors import BusUnavailable, OutboxFull, WorkerLost
 from services.mesh.events import (
@@ -657,3 +657,50 @@ async def test_requests_for_credit_are_answered_one_by_one_whatever_became_of_th
     assert (await router.ask_lease(LeaseAsked(holder="router-1", epoch="1", lines=()), 1.0)).refused == "router-1"
     serving.cancel()
     await asyncio.gather(serving, return_exceptions=True)
+
+
+async def test_credit_is_asked_of_the_meter_that_books_the_partition(world: World) -> None:
+    one, other, router = await world.bus("meter"), await world.bus("meter"), await world.bus("router")
+
+    def named(name: str) -> LeaseHandler:
+        async def grant(asked: Sequence[LeaseAsked]) -> list[LeaseGranted]:
+            return [LeaseGranted(refused=name, ttl_ms=0, grants=()) for _ in asked]
+
+        return grant
+
+    serving = [
+        asyncio.create_task(one.serve_leases(named("one"), {0, 1})),
+        asyncio.create_task(other.serve_leases(named("other"), {2})),
+    ]
+    said: dict[int, str] = {}
+    async with asyncio.timeout(15):
+        while len(said) < 3:
+            for partition in range(3):
+                with suppress(BusUnavailable):
+                    word = LeaseAsked(holder="router-0", epoch="1", lines=())
+                    said[partition] = (await router.ask_lease(word, 0.2, partition=partition)).refused
+    assert said == {0: "one", 1: "one", 2: "other"}
+    with pytest.raises(BusUnavailable):
+        await router.ask_lease(LeaseAsked(holder="router-0", epoch="1", lines=()), 0.2, partition=3)
+    for each in serving:
+        each.cancel()
+    await asyncio.gather(*serving, return_exceptions=True)
+
+
+async def test_a_new_durable_reader_begins_where_it_is_told_and_then_keeps_its_place(world: World) -> None:
+    worker, meter = await world.bus("worker"), await world.bus("meter")
+    for number in range(6):
+        worker.publish(tokens(f"r{number}"))
+    assert await worker.flush(10.0) == 0
+    first = Reading().consume(meter, [TOKENS], "meter-1", after_sequence=3)
+    assert [each.stream_sequence for each in await first.until(3)] == [4, 5, 6]
+
+    async def acked() -> bool:
+        return (await meter.progress([TOKENS], "meter-1")).acked == 6
+
+    await eventually_so(acked, "all is acked")
+    await first.stop()
+    worker.publish(tokens("r6"))
+    again = Reading().consume(meter, [TOKENS], "meter-1", after_sequence=1)
+    assert [each.stream_sequence for each in await again.until(1)] == [7]
+    await again.stop()

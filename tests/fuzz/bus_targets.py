@@ -16,7 +16,7 @@ from services.mesh.subjects import (
     CHANNELS,
     CONTROL_TEMPLATE,
     GAPS_TEMPLATE,
-    LEASES_SUBJECT,
+    LEASES_TEMPLATE,
     Channel,
     channel_at,
     subject_of,
@@ -142,7 +142,7 @@ class GapTarget(_Restless):
 class LeaseTarget(_Restless):
     """`tw.leases`: what the meter answers to any bytes that ask for credit; those that come together, together."""
 
-    name = f"nats {LEASES_SUBJECT}"
+    name = f"nats {LEASES_TEMPLATE}"
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -159,7 +159,7 @@ class LeaseTarget(_Restless):
     async def _answer(self) -> None:
         while self._waiting:
             taken, self._waiting = self._waiting, []
-            handler = self._world.broker.leases
+            handler = self._world.broker.leases.get(0)
             assert handler is not None, "the meter serves leases as long as it runs"
             answers = await answer_leases(handler, [body for body, _ in taken])
             for (_, asked), answer in zip(taken, answers, strict=True):

@@ -87,9 +87,7 @@ class _LosesAcks:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._bus, name)
 
-    async def consume(
-        self, channels: Sequence[Channel], durable: str, handler: BatchHandler, *, batch: int = 256
-    ) -> None:
+    async def consume(self, channels: Sequence[Channel], durable: str, handler: BatchHandler, **rest: Any) -> None:
         left = self._acks
 
         async def handle(messages: Sequence[Delivered]) -> None:
@@ -99,7 +97,7 @@ class _LosesAcks:
                 left -= 1
                 raise ConnectionError("the ack was lost")
 
-        await self._bus.consume(channels, durable, handle, batch=batch)
+        await self._bus.consume(channels, durable, handle, **rest)
 
 
 async def test_a_batch_whose_ack_was_lost_is_billed_once(tmp_path: Path) -> None:

@@ -1,11 +1,14 @@
-"""Two meters on one set of books: whichever is killed, the other goes on, and the books are as if none had been."""
+"""Two meters on one set of books: they share its tenants out, whichever is killed the other goes on, and the books are
+as if there had been one, and nobody had been killed.
+"""
 
 import asyncio
 import os
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +16,16 @@ import pytest
 from services.cli.readiness import free_ports, probe
 from services.mesh.clock import SystemClock
 from services.mesh.errors import SettingInvalid
+from services.mesh.events import Funding
+from services.mesh.holds import Bound, RequestCredit
+from services.mesh.lessee import Lessees
 from services.mesh.lifecycle import Lifecycle
 from services.mesh.memory_bus import MemoryBroker
 from services.mesh.nats.bus import NatsBus
 from services.mesh.nats.server import NatsServer
+from services.mesh.paying import Paid, Payer, Slice
+from services.mesh.price_book import PriceBook
+from services.mesh.price_calendar import PriceCalendar
 from services.mesh.rpc import open_channel
 from services.mesh.settings import MeshSettings, MeterSettings, NatsSettings, load_settings
 from services.mesh.telemetry import start_telemetry
@@ -32,10 +41,11 @@ from tests.unit.meter.facts import admitted, entry, finished, tokens
 from tokenworks.v1 import metering_pb2 as metering
 from tokenworks.v1 import metering_pb2_grpc
 
-pytestmark = pytest.mark.mesh
+pytestmark = [pytest.mark.mesh, pytest.mark.timeout(400)]  # dead meters have some seconds to come back
 
 REQUESTS = 60
-DEADLINE_S = 30.0
+TENANTS = ("initech", "umbrella", "globex", "acme")  # partitions 0, 6, 10, 14
+DEADLINE_S = 90.0
 
 
 class MeterProcess:
@@ -49,7 +59,7 @@ class MeterProcess:
             "TOKENWORKS_METER_PORT": str(self.grpc_port),
             "TOKENWORKS_METER_HTTP_PORT": str(self._http_port),
             "TOKENWORKS_METER_DATABASE_URL": database,
-            "TOKENWORKS_METER_HOLDING_TTL_S": "1",
+            "TOKENWORKS_METER_HOLDING_TTL_S": "3",
             "TOKENWORKS_MESH_DATA_DIR": str(folder),
             "TOKENWORKS_NATS_URL": nats,
         }
@@ -88,6 +98,53 @@ async def _meters(tmp_path: Path, nats: str, database: str) -> AsyncIterator[tup
             await each.end(signal.SIGKILL)
 
 
+@dataclass
+class Surroundings:
+    """A worker, a router, and a client of the meters."""
+
+    router: NatsBus
+    worker: NatsBus
+    stub: metering_pb2_grpc.MeterStub
+
+    def publish(self, request_id: str, tenant: str, funding: tuple[Funding, ...]) -> None:
+        """One request of 15 tokens; its worker reports it together with another tenant's."""
+        self.router.publish(replace(admitted(request_id, tenant=tenant), funding=funding))
+        mine = replace(entry(request_id, 0, 10, tenant=tenant), funding=funding)
+        self.worker.publish(tokens(mine, entry("", 0, 1, tenant="nobody")))
+        self.worker.publish(tokens(entry(request_id, 10, 5, tenant=tenant, last=True)))
+        self.router.publish(replace(finished(request_id, 15, tenant=tenant), funding=funding))
+
+    async def booked(self, requests: int) -> None:
+        async def so() -> bool:
+            asked = metering.GetUsageRequest()
+            total = (await self.stub.GetUsage(asked, timeout=DEADLINE_S, wait_for_ready=True)).total
+            return bool(total.finished_requests == requests and total.generated_tokens == 15 * requests)
+
+        await eventually(so, f"{requests} requests are booked", DEADLINE_S)
+
+    async def same_as_rebuilt(self, url: str, folder: Path) -> None:
+        """The books are those that one meter makes of the streams."""
+        chosen = load_settings()
+        with closing(Database(url)) as live, closing(Database(f"sqlite:///{folder}/rebuilt.db")) as rebuilt:
+            await rebuild(self.router, rebuilt, chosen.prices, rate_card(chosen), SystemClock())
+            assert differences(live, rebuilt, since_unix_ms=0) == []
+
+
+@asynccontextmanager
+async def _surroundings(nats: str, *meters: MeterProcess) -> AsyncIterator[Surroundings]:
+    async with AsyncExitStack() as stack:
+        buses = []
+        for service in ("router", "worker"):
+            telemetry = start_telemetry(service, f"{service}-0")
+            bus = NatsBus(NatsSettings(url=nats), service, f"{service}-0", telemetry, SystemClock())
+            await bus.connect()
+            stack.push_async_callback(bus.close)
+            buses.append(bus)
+        addresses = ",".join(f"127.0.0.1:{each.grpc_port}" for each in meters)
+        channel = await stack.enter_async_context(open_channel(addresses))
+        yield Surroundings(*buses, metering_pb2_grpc.MeterStub(channel))  # type: ignore[no-untyped-call]  # generated
+
+
 async def test_a_killed_meter_is_succeeded_and_the_books_are_exact(
     tmp_path: Path, nats_server: NatsServer, postgres: str
 ) -> None:
@@ -98,32 +155,11 @@ async def test_a_killed_meter_is_succeeded_and_the_books_are_exact(
         await first.says("ready")
         await second.start()
         await second.says("stands by")
-        buses = {}
-        for service in ("worker", "router"):
-            telemetry = start_telemetry(service, f"{service}-0")
-            settings = NatsSettings(url=nats_server.url)
-            buses[service] = NatsBus(settings, service, f"{service}-0", telemetry, SystemClock())
-            await buses[service].connect()
-            stack.push_async_callback(buses[service].close)
-        channel = await stack.enter_async_context(
-            open_channel(f"127.0.0.1:{first.grpc_port},127.0.0.1:{second.grpc_port}")
-        )
-        stub = metering_pb2_grpc.MeterStub(channel)  # type: ignore[no-untyped-call]  # generated
+        around = await stack.enter_async_context(_surroundings(nats_server.url, first, second))
+        booked = around.booked
 
         def publish(number: int) -> None:
-            request_id = f"r-{number}"
-            buses["router"].publish(admitted(request_id))
-            buses["worker"].publish(tokens(entry(request_id, 0, 10)))
-            buses["worker"].publish(tokens(entry(request_id, 10, 5, last=True)))
-            buses["router"].publish(finished(request_id, 15))
-
-        async def booked(requests: int) -> None:
-            async def so() -> bool:
-                asked = metering.GetUsageRequest()
-                total = (await stub.GetUsage(asked, timeout=DEADLINE_S, wait_for_ready=True)).total
-                return bool(total.finished_requests == requests and total.generated_tokens == 15 * requests)
-
-            await eventually(so, f"{requests} requests are booked", DEADLINE_S)
+            around.publish(f"r-{number}", TENANTS[number % len(TENANTS)], ())
 
         for number in range(REQUESTS // 3):
             publish(number)
@@ -141,12 +177,61 @@ async def test_a_killed_meter_is_succeeded_and_the_books_are_exact(
         await first.says("ready")
         await booked(REQUESTS)
 
-        settings_of = load_settings(nats=NatsSettings(url=nats_server.url))
-        live, rebuilt = Database(url), Database(f"sqlite:///{tmp_path}/rebuilt.db")
-        stack.callback(live.close)
-        stack.callback(rebuilt.close)
-        await rebuild(buses["router"], rebuilt, settings_of.prices, rate_card(settings_of), SystemClock())
-        assert differences(live, rebuilt, since_unix_ms=0) == []
+        await around.same_as_rebuilt(url, tmp_path)
+
+
+async def test_two_meters_share_tenants_with_budgets_and_the_books_are_exact_when_one_is_killed(
+    tmp_path: Path, nats_server: NatsServer, postgres: str
+) -> None:
+    url = await asyncio.to_thread(new_database, postgres, "shared")
+    async with AsyncExitStack() as stack:
+        first, second = await stack.enter_async_context(_meters(tmp_path, nats_server.url, url))
+        await first.start()
+        await first.says("ready")
+        await second.start()
+        await second.says("this one books partitions 8-15")
+        around = await stack.enter_async_context(_surroundings(nats_server.url, first, second))
+        lessees = Lessees("router-0", around.router, SystemClock(), linger_ms=500)
+        for talking in (lessees.run(), lessees.listen()):
+            stack.callback(asyncio.create_task(talking).cancel)
+        rates = PriceCalendar(PriceBook()).at(0).rates("llama-3.1-8b", "", "standard")
+        budgets = {}
+        for tenant in TENANTS:  # just enough for all
+            limit = (100 + 15) * REQUESTS // len(TENANTS)
+            asked = metering.SetBudgetRequest(tenant=tenant, unit="tokens", limit=limit)
+            budgets[tenant] = (await around.stub.SetBudget(asked, timeout=DEADLINE_S)).state.budget
+
+        async def serve(number: int) -> None:
+            tenant = TENANTS[number % len(TENANTS)]
+            bound = Bound(budgets[tenant], "", "tokens", "once", hard=True)
+            credit = RequestCredit([bound], rates, told={})
+            payer = Payer(lessees.of(tenant), SystemClock())
+
+            async def paid() -> bool:
+                return await payer.pay(credit, Slice(100, 100, 15, 15), 1.0) in (Paid.AT_ONCE, Paid.AFTER_A_WAIT)
+
+            await eventually(paid, f"{tenant} has credit", DEADLINE_S)
+            around.publish(f"r-{number}", tenant, credit.funding())
+
+        third = REQUESTS // 3
+        await asyncio.gather(*map(serve, range(third)))
+        await around.booked(third)
+        await asyncio.gather(*map(serve, range(third, 2 * third)))  # some of these are under way as it dies
+        await second.end(signal.SIGKILL)
+        await asyncio.gather(*map(serve, range(2 * third, REQUESTS - 8)))
+        await around.booked(REQUESTS - 8)
+        await second.start()
+        await second.says("this one books partitions 8-15")
+        await asyncio.gather(*map(serve, range(REQUESTS - 8, REQUESTS)))
+        await around.booked(REQUESTS)
+
+        async def spent() -> bool:
+            found = (await around.stub.ListBudgets(metering.ListBudgetsRequest(), timeout=DEADLINE_S)).budgets
+            accounts = [each.accounts[0] for each in found]
+            return len(accounts) == len(TENANTS) and not any(each.held or each.remaining for each in accounts)
+
+        await eventually(spent, "all budgets are spent to their last token", DEADLINE_S)
+        await around.same_as_rebuilt(url, tmp_path)
 
 
 async def test_a_meter_that_slept_through_its_time_books_no_more(

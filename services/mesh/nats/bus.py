@@ -8,7 +8,8 @@ is done with a message is in `reading.py`.
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -42,6 +43,7 @@ from services.mesh.nats.inflow import ConnectionLost, PlainInflow
 from services.mesh.nats.links import CALL_S, FAILURES, PENDING_BYTES, PENDING_MESSAGES, Link, Links
 from services.mesh.nats.sending import Sender, send_left_behind
 from services.mesh.nats.streams import ephemeral, reconcile_consumer
+from services.mesh.partitions import ALL
 from services.mesh.publishing import MESSAGE_ID, Publisher
 from services.mesh.reading import (
     DEAD_REASON,
@@ -58,12 +60,12 @@ from services.mesh.reading import (
 from services.mesh.settings import NatsSettings
 from services.mesh.spool import Spooled
 from services.mesh.subjects import (
-    LEASES_SUBJECT,
     Channel,
     Delivery,
     control_subject,
     dead_subject,
     gaps_subject,
+    leases_subject,
 )
 from services.mesh.telemetry import Telemetry
 
@@ -113,12 +115,18 @@ class NatsBus:
         return await self._publisher.flush(timeout_s)
 
     async def consume(
-        self, channels: Sequence[Channel], durable: str, handler: BatchHandler, *, batch: int = 256
+        self,
+        channels: Sequence[Channel],
+        durable: str,
+        handler: BatchHandler,
+        *,
+        batch: int = 256,
+        after_sequence: int = 0,
     ) -> None:
         stream = stream_of(channels, durable)
 
         async def read(link: Link) -> None:
-            await reconcile_consumer(link.js, stream, channels, durable)
+            await reconcile_consumer(link.js, stream, channels, durable, after_sequence)
             bury = partial(self._bury, link, durable)
             reader = DurableReader(durable, handler, self._counts, bury, batch=batch, retry_s=_REDELIVER_S)
             async with link.pulled(stream, durable, batch) as inflow:
@@ -213,19 +221,23 @@ class NatsBus:
 
         await self._links.on_every(f"control of {worker}", read)
 
-    async def ask_lease(self, asked: LeaseAsked, timeout_s: float) -> LeaseGranted:
+    async def ask_lease(self, asked: LeaseAsked, timeout_s: float, *, partition: int = 0) -> LeaseGranted:
         try:
             async with asyncio.timeout(timeout_s):
                 link = await self._links.next()
-                reply = await link.client.request(LEASES_SUBJECT, encode_lease(asked), timeout=timeout_s)
+                reply = await link.client.request(leases_subject(partition), encode_lease(asked), timeout=timeout_s)
             return decode_lease_granted(reply.data)
         except (ValueError, *FAILURES) as error:
             raise BusUnavailable(f"no meter answered {asked.holder!r} within {timeout_s:g} s: {error!r}") from error
 
-    async def serve_leases(self, handler: LeaseHandler) -> None:
+    async def serve_leases(self, handler: LeaseHandler, partitions: Iterable[int] = ALL) -> None:
+        subjects = [leases_subject(each) for each in sorted(partitions)]
+
         async def read(link: Link) -> None:
             inflow = PlainInflow()
-            async with link.subscribed(LEASES_SUBJECT, inflow):
+            async with AsyncExitStack() as stack:
+                for subject in subjects:
+                    await stack.enter_async_context(link.subscribed(subject, inflow))
                 while True:
                     requests = [each for each in await inflow.take(_LEASES_AT_ONCE) if each.reply]
                     for request, answer in zip(

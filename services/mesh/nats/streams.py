@@ -61,8 +61,13 @@ async def reconcile_stream(js: JetStreamContext, stream: Stream, settings: NatsS
         raise
 
 
-async def reconcile_consumer(js: JetStreamContext, stream: str, channels: Sequence[Channel], durable: str) -> None:
+async def reconcile_consumer(
+    js: JetStreamContext, stream: str, channels: Sequence[Channel], durable: str, after_sequence: int = 0
+) -> None:
     """Makes the consumer of a durable reader as the table says; one that is there keeps its place.
+
+    Args:
+        after_sequence: where a new one begins.
 
     Raises:
         SettingInvalid: the server has one of that name which cannot be changed to this.
@@ -81,6 +86,13 @@ async def reconcile_consumer(js: JetStreamContext, stream: str, channels: Sequen
         max_deliver=-1,
     )
     try:
+        try:
+            found = (await js.consumer_info(stream, durable)).config
+        except nats.js.errors.NotFoundError:
+            if after_sequence:
+                config.deliver_policy, config.opt_start_seq = api.DeliverPolicy.BY_START_SEQUENCE, after_sequence + 1
+        else:  # where it began cannot be changed any more
+            config.deliver_policy, config.opt_start_seq = found.deliver_policy, found.opt_start_seq
         await js.add_consumer(stream, config)
     except nats.js.errors.APIError as error:
         if error.err_code != _CONSUMER_CANNOT_CHANGE:

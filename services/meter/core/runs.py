@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 from services.mesh.entries import facts, funded
 from services.mesh.events import MODELLED, Funding, TokenEntry, TokensGenerated
+from services.mesh.partitions import ALL, partition_of
 from services.meter.core.amounts import MS_PER_MINUTE, Place
 from services.meter.core.requests import Key, Segment
 
@@ -113,10 +114,12 @@ class Runs:
 
     Args:
         funded: whether anybody wants to know what is held for requests.
+        partitions: of the tenants that are looked at.
     """
 
-    def __init__(self, *, funded: bool = False) -> None:
+    def __init__(self, *, funded: bool = False, partitions: frozenset[int] = ALL) -> None:
         self._funded = funded
+        self._partitions = None if partitions == ALL else partitions
         self._by_report: dict[tuple[Place, bool, int], dict[Key, Run]] = {}
         self.runs: list[Run] = []
         self.ends: list[End] = []
@@ -127,7 +130,8 @@ class Runs:
         return (run.key for run in self.runs)
 
     def fold(self, event: TokensGenerated) -> int:
-        """Takes a report in; the tokens in it."""
+        """Takes a report in; the tokens in it, whosesoever."""
+        some = self._partitions
         place = Place(event.worker, event.pool, event.accelerator)
         measured = event.energy_source not in ("", MODELLED)
         report = place, measured, event.at_unix_ms // MS_PER_MINUTE
@@ -138,6 +142,8 @@ class Runs:
         for request_id, tenant, start, count, prompt, cached_prompt, device_ns, energy_uj, last in facts(event.entries):
             tokens += count
             position += 1
+            if some is not None and partition_of(tenant) not in some:
+                continue
             if device_ns > _MAX_DEVICE_NS or energy_uj > _MAX_ENERGY_UJ or not request_id:
                 self._refuse(event.worker, request_id, device_ns, energy_uj)
                 continue

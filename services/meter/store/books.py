@@ -1,18 +1,24 @@
 """The writing side of the store: what was booked before, and transactions that book more.
 
 In: entries, touched requests and marks of one batch of events. Out: rows, written together or not at all. Called from
-one thread. One meter writes a set of books: `Books` takes them over when it opens, and from then on the transactions of
-a meter that had them before fail.
+one thread.
+
+Two kinds of transactions, each with its fence. Those of a *shard* (`store/shards.py`) book what belongs to its tenants:
+they lock its row first, fail when another meter books it now, and say whether another wrote it meanwhile, for then what
+is in memory is old. Those of the *house* change what is nobody's partition: they fail when another meter leads now.
 """
 
+import secrets
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from enum import Enum, auto
 from types import MappingProxyType
 from typing import Final
 
 from sqlalchemy import Connection, Table, delete, func, select, update
 
 from services.mesh.errors import InvariantBroken
+from services.mesh.partitions import ALL
 from services.mesh.price_book import PriceBook
 from services.mesh.price_calendar import OpenedBook, Rerating
 from services.meter.core.amounts import Amounts
@@ -24,23 +30,38 @@ from services.meter.core.requests import Key, Request
 from services.meter.core.usage import DIMENSIONS, MINUTES_BY_UNIT, UsageKey, spent_by_tenant
 from services.meter.store import hours, rows, schema
 from services.meter.store.audit import audited
-from services.meter.store.bulk import Bulk, upsert
+from services.meter.store.bulk import Bulk, in_order, upsert
 from services.meter.store.credit import CreditStore
 from services.meter.store.database import Database
 from services.meter.store.dropped import DETAIL, Dropped, all_dropped, hour_of, put_hour
 from services.meter.store.hours import next_hour, rolled_before, usage_hours
+from services.meter.store.shards import FIRST, Shard, all_shards, durable_of, parsed, shards, split_off, written
 from services.meter.store.sums import whole_sum
 
 _KEYS_PER_QUERY: Final = 500
 _MINUTES: Final = MINUTES_BY_UNIT["hour"]
 
 
-class Books:
-    """The books in `database`, written by `writer` from now on."""
+class Role(Enum):
+    """What a meter is to the books that it opens."""
 
-    def __init__(self, database: Database, writer: str) -> None:
+    SOLE = auto()  # from now on it books the shard, and leads; whoever did before does no more
+    HOLDER = auto()  # it books the shard, as the shard's row says
+    LEADER = auto()  # it leads, as `state` says; a guest of every shard
+    GUEST = auto()  # it changes single things of a shard that another books
+
+
+class Books:
+    """One shard of the books in `database`, and the house, as `writer` writes them."""
+
+    def __init__(self, database: Database, writer: str, shard: int = FIRST, role: Role = Role.SOLE) -> None:
         self._engine = database.writer
         self._writer = writer
+        self.shard = shard
+        self._role = role
+        # Of this object, not of the process: what is in memory is kept by it.
+        self._author = f"{writer}#{secrets.token_hex(4)}"
+        self.in_order = in_order(self._engine.dialect)
         dialect = self._engine.dialect
         self.put_marks = upsert(dialect, schema.publishers)
         self.put_positions = upsert(dialect, schema.positions)
@@ -53,39 +74,92 @@ class Books:
         self.put_reratings = upsert(dialect, schema.reratings)
         self.put_limits = upsert(dialect, schema.tenants, kept=("spent_nusd",))
         with self._engine.begin() as connection:
-            connection.execute(update(schema.state).values(writer=writer))
+            all_shards(connection)
+            if role is Role.SOLE:
+                connection.execute(update(schema.state).values(writer=writer))
+                connection.execute(update(shards).where(shards.c.shard == shard).values(writer=writer))
             self.rolled_before = rolled_before(connection)  # hours; what is booked in them is added to them as well
             self.detail_from = hour_of(connection, DETAIL)  # hours; of those below only sums are kept
 
     @contextmanager
     def transaction(self) -> Iterator["Transaction"]:
-        """Commits what the block wrote; an exception in it undoes everything.
+        """Of the shard. Commits what the block wrote; an exception in it undoes everything.
 
         Raises:
-            InvariantBroken: another meter has taken over these books.
+            InvariantBroken: another meter books this shard now.
+        """
+        mine = shards.c.shard == self.shard
+        with self._engine.begin() as connection:
+            row = connection.execute(select(shards).where(mine).with_for_update()).one()
+            if row.writer != self._writer and self._role in (Role.SOLE, Role.HOLDER):
+                raise InvariantBroken(
+                    f"the books were taken over by {row.writer or 'nobody'}, {self._writer} writes shard"
+                    f" {self.shard} no more"
+                )
+            transaction = Transaction(connection, self, parsed(row.partitions))
+            if row.author != self._author:
+                connection.execute(update(shards).where(mine).values(author=self._author))
+                self.rolled_before = rolled_before(connection)
+                self.detail_from = hour_of(connection, DETAIL)
+                transaction.others_wrote = True
+            yield transaction
+
+    @contextmanager
+    def house(self, *, tell: bool = False) -> Iterator["Transaction"]:
+        """Of what is nobody's partition. Commits what the block wrote; an exception in it undoes everything.
+
+        Args:
+            tell: whoever books a shard reads anew what it keeps in memory; none of them is in a transaction meanwhile.
+
+        Raises:
+            InvariantBroken: another meter leads now.
         """
         with self._engine.begin() as connection:
             writer = connection.execute(select(schema.state.c.writer).with_for_update()).scalar_one()
             if writer != self._writer:
                 raise InvariantBroken(f"the books were taken over by {writer}, {self._writer} writes no more")
+            if tell:
+                others = select(shards.c.shard).where(shards.c.author != self._author)
+                # One after the other: two that lock all of them must do so in the same order.
+                for shard in connection.execute(others.order_by(shards.c.shard).with_for_update()).scalars().all():
+                    connection.execute(update(shards).where(shards.c.shard == shard).values(author=""))
             yield Transaction(connection, self)
+
+    @contextmanager
+    def reading(self) -> Iterator["Transaction"]:
+        """To look at the shard as it is, whoever books it; nothing may be written."""
+        with self._engine.begin() as connection:
+            found = connection.execute(select(shards.c.partitions).where(shards.c.shard == self.shard)).scalar_one()
+            yield Transaction(connection, self, parsed(found))
 
 
 class Transaction:
-    """What one batch reads and writes."""
+    """What one batch reads and writes.
 
-    def __init__(self, connection: Connection, books: Books) -> None:
+    Attributes:
+        partitions: of the shard.
+        others_wrote: since the last transaction of these `Books`.
+    """
+
+    def __init__(self, connection: Connection, books: Books, partitions: frozenset[int] = ALL) -> None:
         self._connection = connection
         self._books = books
-        self.credit = CreditStore(connection)
+        self.partitions = partitions
+        self.others_wrote = False
+        self.credit = CreditStore(connection, partitions)
 
     @property
     def connection(self) -> Connection:
         return self._connection
 
+    def shards(self) -> list[Shard]:
+        return all_shards(self._connection)
+
     def latest_marks(self, most: int) -> list[tuple[Source, Mark]]:
         """The marks that were changed last, the latest last; at most so many."""
-        latest = select(schema.publishers).order_by(schema.publishers.c.changed_unix_ms.desc()).limit(most)
+        table = schema.publishers
+        mine = select(table).where(table.c.shard == self._books.shard)
+        latest = mine.order_by(table.c.changed_unix_ms.desc()).limit(most)
         return [rows.mark_of(row) for row in self._connection.execute(latest).mappings()][::-1]
 
     def marks(self, sources: Sequence[Source]) -> list[tuple[Source, Mark]]:
@@ -94,12 +168,14 @@ class Transaction:
         names = sorted({publisher for publisher, _ in wanted})
         found: list[tuple[Source, Mark]] = []
         for start in range(0, len(names), _KEYS_PER_QUERY):
-            some = select(table).where(table.c.publisher.in_(names[start : start + _KEYS_PER_QUERY]))
+            some = select(table).where(
+                table.c.shard == self._books.shard, table.c.publisher.in_(names[start : start + _KEYS_PER_QUERY])
+            )
             found += map(rows.mark_of, self._connection.execute(some).mappings())
         return [each for each in found if each[0] in wanted]
 
     def forget_marks(self, before_unix_ms: int) -> None:
-        """Drops marks of publishers, and dead holders of credit, of which the streams hold nothing any more."""
+        """Drops marks of publishers in all shards, and dead holders of credit, that the streams hold nothing of."""
         self._connection.execute(delete(schema.publishers).where(schema.publishers.c.changed_unix_ms < before_unix_ms))
         self.credit.forget(before_unix_ms)
 
@@ -129,13 +205,17 @@ class Transaction:
     ) -> None:
         """Appends the entries, adds their `usage`, and stores what they follow from: requests, marks, positions."""
         connection, books = self._connection, self._books
-        books.put_marks.write(connection, [rows.of_mark(source, seen, now_unix_ms) for source, seen in marks])
+        books.put_marks.write(
+            connection, [rows.of_mark(books.shard, source, seen, now_unix_ms) for source, seen in marks]
+        )
         books.put_positions.write(connection, list(positions.items()))
         books.put_requests.write(connection, [rows.of_request(each) for each in requests if each.reported])
         books.put_segments.write(
             connection,
             [rows.of_segment(each.key, segment) for each in requests for segment in each.segments.values()],
         )
+        if entries and books.in_order:
+            connection.exec_driver_sql(books.in_order)
         books.add_entries.write(
             connection,
             [(now_unix_ms, each.request_id, each.tenant, *each.place, each.minute, *each.amounts) for each in entries],
@@ -152,6 +232,25 @@ class Transaction:
     def audited(self, keys: Collection[Key]) -> dict[Key, Audited]:
         """What the books say of the requests, each with the ledger's lines."""
         return audited(self._connection, keys)
+
+    def give(self, given: frozenset[int], writer: str, durables: Mapping[str, int]) -> int:
+        """Has another meter book some partitions, or all of the shard; the shard's number.
+
+        Args:
+            durables: positions from which the readers of a new shard begin; all before is booked.
+        """
+        connection, shard = self._connection, self._books.shard
+        mine = shards.c.shard == shard
+        if given == self.partitions:
+            connection.execute(update(shards).where(mine).values(writer=writer, author=""))
+            return shard
+        assert given < self.partitions, (given, self.partitions)
+        connection.execute(update(shards).where(mine).values(partitions=written(self.partitions - given)))
+        number = split_off(connection, shard, given, writer)
+        self._books.put_positions.write(
+            connection, [(durable_of(name, number), position) for name, position in durables.items()]
+        )
+        return number
 
     def correct(self, request: Request, entries: Sequence[Entry], now_unix_ms: int) -> None:
         """Appends the entries and stores the request as it is now; `usage` and `tenants` are left to `add_up_again`."""

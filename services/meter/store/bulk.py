@@ -18,6 +18,8 @@ from services.meter.store.arrays import array_of
 
 Values = tuple[Any, ...]  # in the order of the table's columns, without those that the database numbers
 
+_APPENDING: Final = 0x746B776C  # PostgreSQL's advisory lock
+
 _INSERT: Final[dict[str, Callable[[Table], sqlite.Insert | postgresql.Insert]]] = {
     "sqlite": sqlite.insert,
     "postgresql": postgresql.insert,
@@ -55,6 +57,12 @@ class Bulk:
             columns = zip(*some, strict=True)
             arrays = {name: write(column) for (name, write), column in zip(self._arrays, columns, strict=True)}
             connection.exec_driver_sql(self.text, arrays)
+
+
+def in_order(dialect: Dialect) -> str:
+    """What a transaction says before it appends to the ledger, so that lines are committed in the order of their ids:
+    whoever reads on from an id would pass over what comes in below it. Empty where transactions are one at a time."""
+    return f"SELECT pg_advisory_xact_lock({_APPENDING})" if dialect.name == "postgresql" else ""
 
 
 def upsert(dialect: Dialect, table: Table, *, added: Sequence[str] = (), kept: Sequence[str] = ()) -> Bulk:

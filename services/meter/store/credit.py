@@ -13,6 +13,7 @@ from sqlalchemy import Boolean, Column, Connection, Index, Table, Text, delete, 
 
 from services.mesh.credit import Account
 from services.mesh.events import BudgetTerms
+from services.mesh.partitions import ALL, partition_of, partition_of_funder
 from services.meter.core.funded import Held
 from services.meter.core.leases import Changed, Lease
 from services.meter.core.requests import Key
@@ -20,6 +21,7 @@ from services.meter.store.bulk import upsert
 from services.meter.store.schema import integer, metadata, text
 
 _KEYS_PER_QUERY: Final = 500
+_NUMBERING: Final = 0x746B776D  # PostgreSQL's advisory lock
 
 
 budgets = Table(
@@ -87,10 +89,26 @@ funded = Table(
 
 
 class CreditStore:
-    """What one transaction reads and writes of it."""
+    """What one transaction reads and writes of it; of the tenants of these partitions."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, partitions: frozenset[int] = ALL) -> None:
         self._connection = connection
+        self._partitions = partitions
+
+    def _mine(self, tenant: str) -> bool:
+        return partition_of(tenant) in self._partitions
+
+    def _funds_mine(self, funder: str) -> bool:
+        """Whether its holder holds credit of these partitions; one that names none may hold any."""
+        partition = partition_of_funder(funder)
+        return partition is None or partition in self._partitions
+
+    def _elsewhere(self) -> set[int]:
+        """Budgets of other tenants."""
+        if self._partitions == ALL:
+            return set()
+        found = self._connection.execute(select(budgets.c.budget, budgets.c.tenant))
+        return {row.budget for row in found if not self._mine(row.tenant)}
 
     def budgets(self) -> list[tuple[str, BudgetTerms]]:
         """Those that stand, each with its tenant."""
@@ -111,10 +129,13 @@ class CreditStore:
                 ),
             )
             for row in found
+            if self._mine(row.tenant)
         ]
 
     def last_budget(self) -> int:
-        """The highest number that a budget ever had; 0 before the first."""
+        """The highest number a budget ever had; 0 before the first. Others wait until this transaction ends."""
+        if self._connection.dialect.name == "postgresql":
+            self._connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_NUMBERING})")
         found = self._connection.execute(select(budgets.c.budget).order_by(budgets.c.budget.desc()).limit(1))
         return found.scalar() or 0
 
@@ -142,20 +163,29 @@ class CreditStore:
         found = self._connection.execute(
             select(accounts).where((accounts.c.starts == 0) | (accounts.c.starts >= since_s))
         )
-        return [(Account(row.budget, row.subject, row.starts), row.spent, row.reached) for row in found]
+        others = self._elsewhere()
+        return [
+            (Account(row.budget, row.subject, row.starts), row.spent, row.reached)
+            for row in found
+            if row.budget not in others
+        ]
 
     def leases(self) -> list[tuple[Account, str, Lease]]:
+        others = self._elsewhere()
         return [
             (Account(row.budget, row.subject, row.starts), row.funder, Lease(row.granted, row.returned, row.closed))
             for row in self._connection.execute(select(leases))
+            if row.budget not in others
         ]
 
     def lingers_ms(self) -> dict[str, int]:
         """How long what each funder has funded may take to come to light."""
-        return {row.funder: row.linger_ms for row in self._connection.execute(select(holders))}
+        found = self._connection.execute(select(holders))
+        return {row.funder: row.linger_ms for row in found if self._funds_mine(row.funder)}
 
     def closed_funders(self) -> list[str]:
-        return list(self._connection.execute(select(closed_funders.c.funder)).scalars())
+        found = self._connection.execute(select(closed_funders.c.funder)).scalars()
+        return [funder for funder in found if self._funds_mine(funder)]
 
     def write(self, changed: Changed, now_unix_ms: int) -> None:
         connection = self._connection
@@ -187,7 +217,7 @@ class CreditStore:
 
     def open_requests(self) -> dict[Key, Held]:
         found = self._connection.execute(select(funded).where(funded.c.is_open.is_(True)))
-        return {(row.request_id, row.tenant): _held(row.body) for row in found}
+        return {(row.request_id, row.tenant): _held(row.body) for row in found if self._mine(row.tenant)}
 
     def requests(self, keys: Iterable[Key]) -> dict[Key, Held]:
         """Those of the requests that anything was held for."""

@@ -19,6 +19,7 @@ _BUSY_TIMEOUT_MS: Final = 5_000
 _CACHE_KIB: Final = 16_384
 _CONNECT_S: Final = 10
 _STATEMENT_MS: Final = 60_000
+_IDLE_MS: Final = 10_000
 
 
 class Database:
@@ -93,6 +94,9 @@ def _options(url: URL, *, connections: int, read_only: bool) -> dict[str, Any]:
         server_settings = f"-c statement_timeout={_STATEMENT_MS}"
         if read_only:
             server_settings += " -c default_transaction_read_only=on"
+        else:
+            # A process that was stopped within a transaction has locks, which others wait for.
+            server_settings += f" -c idle_in_transaction_session_timeout={_IDLE_MS}"
         options["pool_pre_ping"] = True
         options["connect_args"] = {"connect_timeout": _CONNECT_S, "options": server_settings}
     return options

@@ -1,9 +1,9 @@
-"""Who writes the books: one meter at a time, for a time that it keeps renewing, so that another may stand by.
+"""Who leads the meters on one set of books: one at a time, for a time that it keeps renewing; others stand by.
 
 In: the database's URL, and who wants the books. Out: whether they are its own. PostgreSQL: a row with an end, by the
 server's clock alone; renewing does not wait for what is being booked, for it locks another row than that does. The end
 only says when others may try. What makes it safe is the fence: whoever takes the books puts its name into `state`,
-which every transaction of `Books` reads and locks, so one that was only slow finds that they are no longer its own.
+which every transaction of `Books.house` reads and locks, so one that was only slow finds that it leads no more.
 SQLite is for one meter: it locks a file beside the database, which the kernel frees however the process ends.
 """
 
@@ -20,8 +20,8 @@ from services.meter.store import schema
 from services.meter.store.database import Database, parse_url
 
 BOOKS: Final = "books"
-_CONNECT_S: Final = 5
-_STATEMENT_MS: Final = 5_000
+CONNECT_S: Final = 5
+STATEMENT_MS: Final = 5_000
 _table: Final = schema.holdings
 
 
@@ -34,13 +34,13 @@ class Holding:
     """
 
     def __init__(self, url: str, writer: str, ttl_s: float) -> None:
-        settings = f"-c statement_timeout={_STATEMENT_MS}"
+        settings = f"-c statement_timeout={STATEMENT_MS}"
         self._engine = create_engine(
             parse_url(url),
             pool_size=1,
             max_overflow=0,
             pool_pre_ping=True,
-            connect_args={"connect_timeout": _CONNECT_S, "options": settings},
+            connect_args={"connect_timeout": CONNECT_S, "options": settings},
         )
         self._writer = writer
         self._earlier = f"{writer.rpartition(':')[0]}:"
@@ -48,8 +48,8 @@ class Holding:
 
     def take(self) -> str:
         """Takes the books if nobody has them; who has them, empty when it is this meter."""
-        free = or_(_table.c.until_unix_ms < _now_ms(), _table.c.writer.startswith(self._earlier, autoescape=True))
-        values = {"writer": self._writer, "until_unix_ms": _now_ms() + self._ttl_ms}
+        free = or_(_table.c.until_unix_ms < now_ms(), _table.c.writer.startswith(self._earlier, autoescape=True))
+        values = {"writer": self._writer, "until_unix_ms": now_ms() + self._ttl_ms}
         with self._engine.begin() as connection:
             mine = _table.c.what == BOOKS
             if connection.execute(update(_table).where(mine, free).values(values)).rowcount:
@@ -63,7 +63,7 @@ class Holding:
         """Whether the books are still this meter's; then for another while."""
         mine = (_table.c.what == BOOKS) & (_table.c.writer == self._writer)
         with self._engine.begin() as connection:
-            renewed = update(_table).where(mine).values(until_unix_ms=_now_ms() + self._ttl_ms)
+            renewed = update(_table).where(mine).values(until_unix_ms=now_ms() + self._ttl_ms)
             return connection.execute(renewed).rowcount == 1
 
     def release(self) -> None:
@@ -95,8 +95,8 @@ class FileLock:
             os.close(self._file)
             raise SettingInvalid(
                 f"meter.database_url = sqlite:///{database}: another meter writes these books (process {holder}), and a"
-                " SQLite file has one. Stop that one, or keep the books in PostgreSQL, where meters stand by for each"
-                " other"
+                " SQLite file has one. Stop that one, or keep the books in PostgreSQL, where meters share"
+                " them"
             ) from None
         os.ftruncate(self._file, 0)
         os.pwrite(self._file, str(os.getpid()).encode(), 0)
@@ -111,6 +111,6 @@ def is_shared(database: Database) -> bool:
     return database.writer.dialect.name == "postgresql"
 
 
-def _now_ms() -> ColumnElement[int]:
+def now_ms() -> ColumnElement[int]:
     """By the server's clock, whichever meter asks."""
     return cast(func.extract("epoch", func.clock_timestamp()) * 1000, BigInteger)

@@ -18,10 +18,10 @@ _NO_FINISH: Final = Finish(0, 0, "", "", NOWHERE, 0, 0, 0.0, 0.0, 0.0, False, ""
 _PLACE: Final = Finish._fields.index("place")
 
 
-def of_mark(source: Source, mark: Mark, now_unix_ms: int) -> Values:
+def of_mark(shard: int, source: Source, mark: Mark, now_unix_ms: int) -> Values:
     publisher, epoch = source
     missing = Ranges((number, number + 1) for number in sorted(mark.missing))
-    return publisher, epoch, mark.high_water, str(missing), now_unix_ms, mark.tokens
+    return shard, publisher, epoch, mark.high_water, str(missing), now_unix_ms, mark.tokens
 
 
 def mark_of(row: Stored) -> tuple[Source, Mark]:

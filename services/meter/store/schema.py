@@ -1,7 +1,7 @@
 """The tables of the books. Portable: integers of 64 bits, text, doubles and booleans; no engine's own types.
 What is changed here is also written as a revision: docs/decisions/0032-alembic-and-shared-books.md says how.
 
-publishers   high-water mark per publisher and epoch, written with the effect of what it counts
+publishers   high-water mark per shard, publisher and epoch, written with the effect of what it counts
 positions    how far each durable reader's stream is booked, written with the effect as well
 requests     one row per request: who, what, admission, end
 segments     one row per request and place: what was made there, what is booked
@@ -13,8 +13,9 @@ tenants      what each tenant was billed in all, and its budget
 price_books  every price book that is known, by label
 reratings    that requests of some time are priced by the books as known later, and whether all were settled so
 budgets, budget_accounts, leases, credit_holders, closed_funders, funded_requests  credit, see credit.py
-holdings     who has the books, and until when it does without renewing, see holding.py
-state        one row: which meter writes these books; a version that programs from before Alembic refuse
+holdings     which meters are there, and which one leads, until when they do without renewing, see holding.py
+shards       who books which partitions of tenants, see shards.py
+state        one row: which meter does what is nobody's partition; a version that programs from before Alembic refuse
 """
 
 from sqlalchemy import BigInteger, Boolean, Column, Double, Index, Integer, MetaData, String, Table, Text
@@ -42,6 +43,7 @@ def _amounts() -> list[Column[int]]:
 publishers = Table(
     "publishers",
     metadata,
+    integer("shard", key=True),
     text("publisher", key=True),
     text("epoch", key=True),
     integer("high_water"),

@@ -12,9 +12,10 @@ from sqlalchemy import Column, Connection, MetaData, String, Table, inspect, sel
 
 from services.mesh.errors import SettingInvalid
 from services.meter.store import schema
+from services.meter.store.shards import make_first
 from services.meter.store.tables import metadata
 
-HEAD: Final = "0011"  # the newest of migrations/versions
+HEAD: Final = "0012"  # the newest of migrations/versions
 BY_ALEMBIC: Final = 6  # what `state.schema_version` says since its revisions count
 _FOLDER: Final = Path(__file__).parent / "migrations"
 _ONE_AT_A_TIME: Final = 0x746B776B  # the advisory lock under which PostgreSQL's tables are made
@@ -41,6 +42,7 @@ def bring_up_to_date(connection: Connection, name: str) -> None:
         connection.execute(_version.insert().values(version_num=HEAD))
         connection.execute(schema.state.insert().values(id=1, schema_version=BY_ALEMBIC, writer=""))
         connection.execute(schema.holdings.insert().values(what="books", writer="", until_unix_ms=0))
+        make_first(connection)
         return
     if not there.has_table(_version.name):
         version = connection.execute(select(schema.state.c.schema_version)).scalar_one()

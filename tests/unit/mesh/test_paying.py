@@ -27,7 +27,7 @@ class Meter:
         self.asked_in_vain = asyncio.Event()
         self._words = 0
 
-    async def ask_lease(self, word: LeaseAsked, timeout_s: float) -> LeaseGranted:
+    async def ask_lease(self, word: LeaseAsked, timeout_s: float, *, partition: int = 0) -> LeaseGranted:
         self._words += 1
         if not self.there.is_set():
             if self._words == 5:
@@ -54,7 +54,7 @@ class Meter:
 @asynccontextmanager
 async def paying(meter: Meter) -> AsyncIterator[tuple[Payer, RequestCredit]]:
     clock = SystemClock()
-    lessee = Lessee("router-0", cast("Bus", meter), clock)
+    lessee = Lessee("router-0", cast("Bus", meter), clock, partition=0)
     credit = RequestCredits().begin(("r", "acme"), [Bound(1, "", Unit.TOKENS, "once", True)], Rates(0, 0, 0))
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(lessee.run())

@@ -28,6 +28,8 @@ class Streams:
 class Books:
     """Books with one dead funder."""
 
+    shard = 0
+
     def __init__(self) -> None:
         self.asked = asyncio.Event()
         self.closed = asyncio.Event()
