@@ -61,7 +61,7 @@ class MeshPolicy:
         Args:
             workers: hear the plans.
             planned: with the optimizer's plans in force; without, the router alone decides.
-            settings: of the router; the usual ones when None.
+            settings: of the router; the usual ones, with the scenario's weights of tenants, when None.
         """
         promises = by_name(scenario.classes)
         self._scenario = scenario
@@ -75,7 +75,7 @@ class MeshPolicy:
         )
         self._estimates = Estimates()
         self._rng = Random(f"{scenario.seed}/mesh")
-        self.settings = settings or RouterSettings()
+        self.settings = settings or RouterSettings(tenant_weights=dict(scenario.tenant_weights))
         self._admittance: Admittance[_Case] = Admittance(
             Fairness(self.settings.tenant_weights),
             most_queue_s=self.settings.worker_queue_s,

@@ -107,6 +107,7 @@ class Scenario:
         headroom: of the forecast demand, that targets keep free.
         steps_ahead: engine steps that are worked out in one go at most, where only the same requests decode; what comes
             of a run does not depend on it.
+        tenant_weights: as `router.tenant_weights`, > 0; 1 for those that are not named.
     """
 
     fleet: Fleet
@@ -124,6 +125,7 @@ class Scenario:
     headroom: float = ElasticSettings().headroom
     steps_ahead: int = 32
     events: tuple[Event, ...] = field(default=())
+    tenant_weights: Mapping[str, float] = field(default_factory=dict)
 
     def not_yet_there(self, catalogue: Catalogue) -> list[tuple[str, Accelerator]]:
         """Workers that elastic pools may have beside the fleet's.
