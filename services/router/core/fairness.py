@@ -20,7 +20,7 @@ from enum import Enum
 from math import exp
 from typing import Final
 
-_FADES_S: Final = 3.0
+_FADES_S: Final = 10.0
 _WITHIN: Final = 0.95  # of its part; those who all take what they get are not told apart by chance
 _LOOK_EVERY_S: Final = 0.25
 _WANTS_S: Final = 1.0  # so long after one of its requests waited a tenant is taken to want more than it gets
