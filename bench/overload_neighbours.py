@@ -46,7 +46,8 @@ _WEIGHTS: Final = {"three": 3.0, "one": 1.0}
 
 def drawn_fleets(count: int, seed: int) -> list[str]:
     """Fleets drawn at random, none beyond what a run can take."""
-    rng, fleets = Random(f"{seed}/fleets"), []
+    rng = Random(f"{seed}/fleets")
+    fleets: list[str] = []
     while len(fleets) < count:
         kinds = rng.sample(_KINDS, rng.randint(2, 4))
         fleet = ", ".join(f"{rng.randint(1, 4)} {kind}" for kind in kinds)
@@ -125,7 +126,9 @@ def _mine(requests: Iterable[TwinRequest]) -> list[TwinRequest]:
 
 def _sort_in(requests: Iterable[TwinRequest], ttfts_s: dict[str, list[list[float]]]) -> None:
     """Adds one seed's blocks."""
-    blocks = {name: [[] for _ in range(int(_LENGTH_S / _BLOCK_S) + 1)] for name in ttfts_s}
+    blocks: dict[str, list[list[float]]] = {
+        name: [[] for _ in range(int(_LENGTH_S / _BLOCK_S) + 1)] for name in ttfts_s
+    }
     for each in requests:
         for name in (each.promise.name, "all") if each.first_s else ():
             blocks[name][int(each.arrival_s / _BLOCK_S)].append(each.ttft_s)
