@@ -111,7 +111,9 @@ class MeshPolicy:
     def heard(self, event: WorkerHeartbeat | LatencyObserved, now_s: float) -> None:
         if isinstance(event, WorkerHeartbeat):
             self._fleet.heartbeat(event, now_s, UNIX_MS + int(now_s * 1000))
-            self._fleet.linked(event.worker, True, now_s)
+            known = self._fleet.worker(event.worker)
+            if known is not None and not known.linked:
+                self._fleet.linked(event.worker, True, now_s)
         else:
             self._fleet.latency(event, now_s)
         if self._planned:
