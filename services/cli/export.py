@@ -58,10 +58,10 @@ def focus(
     with command(as_json) as output:
         from services.cli.access import read_access
         from services.cli.peers import Peers
-        from services.cli.table_files import check_suffix
+        from services.cli.table_files import check_path
         from tokenworks.v1 import exports_pb2 as exports
 
-        check_suffix(into)
+        check_path(into)
         from_ms, to_ms = _times(since, until, utc=True)
         request = exports.StreamChargesRequest(from_unix_ms=from_ms, to_unix_ms=to_ms, tenants=tenants or ())
 
@@ -137,10 +137,10 @@ def check(
 
 
 def _records_asked(into: Path, since: str, until: str, tenants: list[str] | None) -> "exports.StreamRequest":
-    from services.cli.table_files import check_suffix
+    from services.cli.table_files import check_path
     from tokenworks.v1 import exports_pb2 as exports
 
-    check_suffix(into)
+    check_path(into)
     from_ms, to_ms = _times(since, until, utc=False)
     return exports.StreamRequest(from_unix_ms=from_ms, to_unix_ms=to_ms, tenants=tenants or ())
 

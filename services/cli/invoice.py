@@ -83,11 +83,11 @@ def write_csv(found: "exports.Invoice", path: Path) -> None:
     """Its lines, one a row; amounts in dollars to the nano-dollar. What it is to be paid by is the last row."""
     from decimal import Decimal
 
-    from services.cli.table_files import Column, Kind, check_suffix, table_file
+    from services.cli.table_files import Column, Kind, check_path, table_file
 
     if path.suffix != ".csv":
         raise CommandFailed(f"{path} does not end in .csv")
-    check_suffix(path)
+    check_path(path)
     texts = ("invoice", "tenant", "month", "line", "model", "slo_class", "token_kind", "corrected_month", "description")
     columns = [
         *(Column(name, Kind.TEXT) for name in texts),

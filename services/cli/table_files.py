@@ -57,10 +57,14 @@ def text_of(value: Value) -> str:
             return str(value)
 
 
-def check_suffix(path: Path) -> None:
-    """Raises CommandFailed: the name says neither CSV nor Parquet, or pyarrow is not there."""
+def check_path(path: Path) -> None:
+    """Raises CommandFailed: the name says neither CSV nor Parquet, its folder or pyarrow is not there."""
     if path.suffix not in SUFFIXES:
         raise CommandFailed(f"{path} ends in neither of {' or '.join(SUFFIXES)}, which says what is written")
+    if not path.parent.is_dir():
+        raise CommandFailed(
+            f"{path} is to be in {path.parent}, which is no folder; make it first, or name another file"
+        )
     if path.suffix == ".parquet":
         _pyarrow()
 
@@ -72,7 +76,7 @@ def table_file(path: Path, columns: Sequence[Column], about: dict[str, str] | No
     Args:
         about: metadata, where the format has some.
     """
-    check_suffix(path)
+    check_path(path)
     scratch = path.with_name(path.name + ".part")
     try:
         if path.suffix == ".csv":
@@ -90,7 +94,7 @@ def table_file(path: Path, columns: Sequence[Column], about: dict[str, str] | No
 
 def read_texts(path: Path) -> Iterator[dict[str, str | None]]:
     """A table file's rows as texts by column, None where there is nothing; some rows in memory at a time."""
-    check_suffix(path)
+    check_path(path)
     if path.suffix == ".csv":
         with path.open(encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
