@@ -36,38 +36,38 @@ def running(mesh: LocalMesh, worker: str) -> set[str]:
 async def test_urgent_streams_leave_a_worker_slowed_tenfold_and_hardly_a_new_one_goes_there(
     start_mesh: StartMesh,
 ) -> None:
-    mesh = await start_mesh(*(simulated(each, "nvidia-l4") for each in WORKERS), mesh=SETTINGS, slo=SLO)
+    slow, fast = WORKERS
+    mesh = await start_mesh(simulated(slow, "nvidia-l4"), mesh=SETTINGS, slo=SLO)
+    await mesh.stop_part("optimizer")  # it would soon learn that the only worker of its pool is like that
     clients = {direct: mesh.client(direct=direct) for direct in (True, False)}
     async with AsyncExitStack() as stack:
-        # Those that wait without complaint keep both engines stepping.
-        patient = [asked(clients[True], f"lake {each}", 4000) for each in range(6)]
-        urgent = [(asked(clients[each % 2 == 0], f"river {each // 2}", slo_class="urgent")) for each in range(8)]
-        for stream in patient:
-            await stack.enter_async_context(stream)
-        begun = [(await anext(stream)).text for stream in (*patient, *urgent)][len(patient) :]
-        urgent_ids = {each.request_id for each in urgent}
-        slow = max(WORKERS, key=lambda each: len(running(mesh, each)))
-        fast = next(each for each in WORKERS if each != slow)
+        # Those that wait without complaint keep the engine stepping.
+        patient = [await stack.enter_async_context(asked(clients[True], f"lake {each}", 4000)) for each in range(3)]
+        urgent = [asked(clients[each % 2 == 0], f"river {each // 2}", slo_class="urgent") for each in range(8)]
+        firsts = await asyncio.gather(*[anext(stream) for stream in (*urgent, *patient)])
         await mesh.inject(slow, inference_pb2.InjectFaultRequest.KIND_SLOW, factor=10.0)
         finishing = asyncio.gather(*[stream.text() for stream in urgent])
+        await mesh.start_worker(simulated(fast, "nvidia-l4"))
+        await mesh.wait_for_workers(2)
+        urgent_ids = {each.request_id for each in urgent}
 
         async def left() -> bool:
             return not running(mesh, slow) & urgent_ids
 
-        await eventually(left, "every urgent stream has left", 4 * DEADLINE_S)
+        await eventually(left, "every urgent stream has left")
         fresh = [asked(clients[each % 2 == 0], f"new {each}", 1, slo_class="urgent") for each in range(40)]
         await asyncio.gather(*[stream.text() for stream in fresh])
         there = sum(stream.result is not None and stream.result.segments[0].worker == slow for stream in fresh)
         assert there < 0.2 * len(fresh)
-        assert running(mesh, slow) & {each.request_id for each in patient}, "who is not late stays"
-        texts = [first + rest for first, rest in zip(begun, await finishing, strict=True)]
+        assert running(mesh, slow) == {each.request_id for each in patient}, "who is not late stays"
+        texts = [first.text + rest for first, rest in zip(firsts, await finishing, strict=False)]
 
     assert texts[0::2] == texts[1::2], "direct and relayed say the same"
     results = [stream.result for stream in urgent if stream.result is not None]
-    assert {each.completion_tokens for each in results} == {TOKENS}
-    moved = [each for each in results if [one.worker for one in each.segments] == [slow, fast]]
-    ways = {urgent.index(stream) % 2 for stream in urgent if stream.result in moved}
-    assert ways == {0, 1}, "direct ones moved, and relayed ones"
+    assert [each.completion_tokens for each in results] == len(urgent) * [TOKENS]
+    moved = [[one.worker for one in each.segments] == [slow, fast] for each in results]
+    assert any(moved[0::2]), "direct ones moved"
+    assert any(moved[1::2]), "relayed ones moved"
 
     async def billed() -> bool:
         bills = [await mesh.bill(each.request_id) for each in results]
