@@ -182,7 +182,7 @@ class _ServerConnection(Http2Connection):
     def on_request(self, stream: int, headers: Headers, ended: bool) -> None:
         fields = dict(headers)
         if not fields.get(b"content-type", b"").startswith(CONTENT_TYPE):
-            with suppress(ngh2.StreamProtocolError):
+            with suppress(ngh2.NGH2Error):
                 self.h2.send_response(stream, [(b":status", b"415")], end_stream=True)
                 self.reset_when_sent(stream)
             return

@@ -113,7 +113,7 @@ class ServerCall:
         if self._opened or self._over:
             return
         self._opened = True
-        with suppress(ngh2.StreamProtocolError):  # its closing is among the events to come
+        with suppress(ngh2.NGH2Error):  # the stream or the connection is over: events tell of it
             self._connection.h2.send_response(self._stream, _OPENING + headers_of(metadata))
             if not with_next:
                 self._connection.flush_soon()
@@ -131,7 +131,7 @@ class ServerCall:
         connection = self._connection
         try:
             connection.h2.send_data(self._stream, framed(message))
-        except ngh2.StreamProtocolError:
+        except ngh2.NGH2Error:
             return False
         if self._pushed:
             connection.flush_gathered()

@@ -84,7 +84,7 @@ class GrpcStream(Http2Connection):
             return
         try:
             self.h2.send_data(self._stream, framed(message))
-        except ngh2.StreamProtocolError:
+        except ngh2.NGH2Error:
             return  # the peer has ended the call, which the next events tell
         self.flush_soon()
         if self._unsent_since is None:

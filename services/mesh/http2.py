@@ -32,11 +32,15 @@ _FRAME_BYTES: Final = 1 << 20
 _KEEPALIVE_S: Final = 4.0  # of silence, then a ping
 _PING_S: Final = 4.0  # to answer it
 _MOST_STREAMS: Final = 100_000
+# Told to peers, some of which refuse a call with more by themselves: a block beyond 64 KiB ends the whole connection in
+# libnghttp2.
+_HEADERS_BYTES: Final = 60 << 10
 _SETTINGS: Final = {
     ngh2.Setting.ENABLE_PUSH: 0,
     ngh2.Setting.MAX_CONCURRENT_STREAMS: _MOST_STREAMS,
     ngh2.Setting.INITIAL_WINDOW_SIZE: _STREAM_WINDOW_BYTES,
     ngh2.Setting.MAX_FRAME_SIZE: _FRAME_BYTES,
+    ngh2.Setting.MAX_HEADER_LIST_SIZE: _HEADERS_BYTES,
 }
 # A client that goes away with thousands of calls resets each of them; libnghttp2 takes 1,000 at once by default.
 _CONFIGURATION: Final = ngh2.Configuration(stream_reset_rate_limit=(100_000, 1_000), glitch_rate_limit=(100_000, 1_000))
@@ -220,7 +224,7 @@ class Http2Connection(asyncio.Protocol):
             if self.h2.queued_body_size(stream):
                 later.append(stream)
             else:
-                with suppress(ngh2.StreamProtocolError):  # it is closed already
+                with suppress(ngh2.NGH2Error):  # it is closed already
                     self.h2.reset_stream(stream, ngh2.ErrorCode.NO_ERROR)
         self._to_reset = later
         return self.h2.data_to_send()

@@ -33,6 +33,7 @@ _MOST_REQUESTS: Final = 6  # of a call whose requests are a stream
 _RAW_PART: Final = 0.04  # of the messages: changed below gRPC, on a connection of their own
 _SHORT_PART: Final = 0.03  # of the calls: with next to no time
 _RAW_WAIT_S: Final = 0.05
+_MOST_HEADER_BYTES: Final = 60_000  # what is longer ends its connection, and every call on it
 # What grpcio's client says of a stream that its server has ended, with a status, before all was written.
 _WRITTEN_TO_LATE: Final = "Internal error from Core"
 _OURS: Final = "tokenworks."
@@ -160,7 +161,9 @@ class GrpcTarget:
         if rng.random() > 0.05:
             metadata.append(("authorization", f"Bearer {self._world.key}"))
         if self._path.endswith("Worker/Generate") and rng.random() > 0.05:
-            metadata.append((METADATA_KEY, self._placement(bodies, rng)))
+            placement = self._placement(bodies, rng)
+            if len(placement) < _MOST_HEADER_BYTES:
+                metadata.append((METADATA_KEY, placement))
         if rng.random() < 0.1:
             metadata.append(("traceparent", rng.choice((TRACEPARENT, "00-00-00-00", "x" * 300, ""))))
         if rng.random() < 0.1:

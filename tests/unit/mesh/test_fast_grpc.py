@@ -180,6 +180,22 @@ async def test_a_header_with_a_blank_at_an_end_is_the_callers_error(channel: grp
     assert await again == b"x"
 
 
+async def test_headers_without_measure_end_their_own_connection_only(
+    server: FastGrpcServer, channel: grpc.aio.Channel, echo: Echo
+) -> None:
+    beside: Any = channel.unary_stream("/test.Echo/Wait")(b"", timeout=DEADLINE_S)
+    await echo.next_call()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", [("grpc.use_local_subchannel_pool", 1)]) as other:
+        once = other.unary_unary("/test.Echo/Once")
+        assert await once(b"x", metadata=(("authorization", "x" * 60_000),), timeout=DEADLINE_S) == b"x"
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await once(b"x", metadata=(("authorization", "x" * 70_000),), timeout=DEADLINE_S)
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+        assert await once(b"y", timeout=DEADLINE_S, wait_for_ready=True) == b"y"
+    assert not beside.done()
+    beside.cancel()
+
+
 async def test_a_path_that_is_no_text_ends_nothing(server: FastGrpcServer, channel: grpc.aio.Channel) -> None:
     # grpcio's own server stops taking calls for good at such a path.
     literal = b"".join(
