@@ -124,7 +124,7 @@ async def running_optimizer(
             stack.push_async_callback(each.close)
         settings = load_settings(
             mesh=MeshSettings(data_dir=folder, secret=secret, drain_grace_s=1.0),
-            optimizer=OptimizerSettings(port=0, http_port=0, interval_s=INTERVAL_S, mode=mode, **(changes or {})),
+            optimizer=OptimizerSettings(port=0, http_port=0, mode=mode, **{"interval_s": INTERVAL_S} | (changes or {})),
             elastic=elastic or ElasticSettings(),
         )
         life = Lifecycle("optimizer")

@@ -254,16 +254,14 @@ async def test_a_plan_says_when_its_news_was_heard_and_its_span_begins_then(tmp_
     spans = InMemorySpanExporter()
     telemetry = start_telemetry("optimizer", "optimizer-0", exporter=spans)
     began_ms = time.time_ns() // 1_000_000
-    async with running_optimizer(tmp_path, telemetry=telemetry) as optimizer:
-        joined: list[str] = []
-        while len(joined) < 100:
-            joined.append(f"w{len(joined)}")
-            optimizer.join(joined[-1], H100)
+    async with running_optimizer(tmp_path, telemetry=telemetry, changes={"interval_s": 60.0}) as optimizer:
+        for workers in (1, 2):
+            optimizer.join(f"w{workers}", H100)
             plan = await optimizer.plan_is(
-                lambda plan: bool(plan.pools) and plan.pools[0].workers == len(joined), "a plan for the newcomer"
+                lambda plan, workers=workers: bool(plan.pools) and plan.pools[0].workers == workers,
+                "a plan for the newcomer",
             )
-            if plan.evidence.trigger == "fleet":  # else an interval had just passed, and it is no news any more
-                break
+    assert plan.evidence.trigger == "fleet"
     await asyncio.to_thread(telemetry.shutdown)
     assert began_ms <= plan.evidence.seen_unix_ms <= plan.made_unix_ms
     solved = [span for span in spans.get_finished_spans() if (span.attributes or {}).get(names.PLAN) == plan.name]

@@ -91,8 +91,9 @@ async def reconcile_consumer(
         except nats.js.errors.NotFoundError:
             if after_sequence:
                 config.deliver_policy, config.opt_start_seq = api.DeliverPolicy.BY_START_SEQUENCE, after_sequence + 1
-        else:  # where it began cannot be changed any more
-            config.deliver_policy, config.opt_start_seq = found.deliver_policy, found.opt_start_seq
+        else:
+            if found.deliver_policy is api.DeliverPolicy.BY_START_SEQUENCE:  # where it began cannot be changed any more
+                config.deliver_policy, config.opt_start_seq = found.deliver_policy, found.opt_start_seq
         await js.add_consumer(stream, config)
     except nats.js.errors.APIError as error:
         if error.err_code != _CONSUMER_CANNOT_CHANGE:
