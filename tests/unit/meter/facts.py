@@ -170,7 +170,7 @@ def lives(draw: st.DrawFn) -> list[Event]:
                     worker=worker,
                     accelerator=accelerator,
                     prompt_tokens=draw(st.sampled_from([0, prompt_tokens])),
-                    outcome=draw(st.sampled_from(list(Outcome))),
+                    outcome=draw(st.sampled_from([each for each in Outcome if each != Outcome.WRITTEN_OFF])),
                     at_unix_ms=at_ms + 1000,
                 )
             )
