@@ -21,7 +21,7 @@ from services.router.core.known_worker import KnownWorker, Placed
 from services.router.core.plans import PlanInForce
 from services.router.core.policy import Decision, decide
 from services.router.core.records import DecisionRecord
-from services.router.core.request import Asked
+from services.router.core.request import Asked, Promise
 from services.router.core.scores import Ask
 from services.router.core.tally import Tally
 from services.router.measures import Measures
@@ -95,17 +95,30 @@ class Placing:
             trial=self._fleet.trial_of(asked.model, asked.request_id),
         )
 
-    def decide(self, asked: Asked, ask: Ask, max_queue_s: float | None = None) -> Decision:
+    def urgency(self, promise: Promise, prompt_tokens: int, waited_s: float) -> int:
+        """The priority of a request that has waited so long; see `Promises.urgency`."""
+        return self._fleet.promises.urgency(promise, promise.ttft_promise_s(prompt_tokens) - waited_s)
+
+    def decide(self, asked: Asked, ask: Ask, max_queue_s: float | None = None, least_spare: float = 0.0) -> Decision:
         """A decision for the request: no span, no record.
 
         Args:
             max_queue_s: instead of the usual one.
+            least_spare: see `policy.decide`.
 
         Raises:
             NoWorker, PromptTooLong, QueueFull: see `policy.decide`.
         """
         most_s = self.max_queue_s if max_queue_s is None else max_queue_s
-        return decide(self._fleet, asked.model, ask, max_queue_s=most_s, now_s=self._clock.monotonic_s(), rng=self._rng)
+        return decide(
+            self._fleet,
+            asked.model,
+            ask,
+            max_queue_s=most_s,
+            now_s=self._clock.monotonic_s(),
+            rng=self._rng,
+            least_spare=least_spare,
+        )
 
     def carried_out(self, asked: Asked, ask: Ask, decision: Decision) -> Placed:
         """The request is on its way to the decision's worker."""

@@ -88,9 +88,10 @@ class Passage:
         started_s = perf_counter()
         self.ask = ask = self._placing.ask(self.asked, self._excluded, self._made_tokens)
         self.prompt_tokens = ask.prompt_tokens
-        ask.promise = as_it_stands(self.promise, waited_s, standing)
+        urgency = self._placing.urgency(self.promise, ask.prompt_tokens, waited_s)
+        ask.promise = as_it_stands(self.promise, waited_s, standing, urgency)
         self.decision, prospect = foresee(
-            lambda max_queue_s: self._placing.decide(self.asked, ask, max_queue_s),
+            lambda max_queue_s, least_spare: self._placing.decide(self.asked, ask, max_queue_s, least_spare),
             waited_s,
             most_queue_s=self._most_queue_s,
             max_queue_s=self._placing.max_queue_s,

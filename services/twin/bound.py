@@ -1,4 +1,5 @@
-"""How much load a fleet could carry at all: the fluid bound, which no policy passes.
+"""How much load a fleet could carry at all: the fluid bound, which no policy passes for
+long (what may wait for a minute is still served when a short trace has come to its end).
 
 In: the trace's requests with their classes, the fleet. Out: the greatest factor by which arrivals can be sped up when
 work is a fluid: every class is spread over the pools in the best way, every device is busy all the time at the cheapest

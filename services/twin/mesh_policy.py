@@ -181,8 +181,19 @@ class MeshPolicy:
             excluded=frozenset(avoid),
         )
 
-    def decide(self, asked: Asked, ask: Ask, max_queue_s: float, now_s: float) -> Decision:
-        return decide(self._fleet, asked.model, ask, max_queue_s=max_queue_s, now_s=now_s, rng=self._rng)
+    def decide(self, asked: Asked, ask: Ask, max_queue_s: float, now_s: float, least_spare: float = 0.0) -> Decision:
+        return decide(
+            self._fleet,
+            asked.model,
+            ask,
+            max_queue_s=max_queue_s,
+            now_s=now_s,
+            rng=self._rng,
+            least_spare=least_spare,
+        )
+
+    def urgency(self, promise: Promise, left_s: float) -> int:
+        return self._fleet.promises.urgency(promise, left_s)
 
     def decided(self, request: TwinRequest, asked: Asked, decision: Decision) -> None:
         """`placed` is to follow."""
@@ -263,9 +274,10 @@ class _Case:
 
     def look(self, waited_s: float, standing: Standing) -> Prospect:
         now_s = self.arrived_s + waited_s
-        ask = self.policy.ask(self.request, self.asked, as_it_stands(self.promise, waited_s, standing))
+        urgency = self.policy.urgency(self.promise, self.promise.ttft_promise_s(self.prompt_tokens) - waited_s)
+        ask = self.policy.ask(self.request, self.asked, as_it_stands(self.promise, waited_s, standing, urgency))
         self.decision, foreseen = foresee(
-            lambda max_queue_s: self.policy.decide(self.asked, ask, max_queue_s, now_s),
+            lambda max_queue_s, least_spare: self.policy.decide(self.asked, ask, max_queue_s, now_s, least_spare),
             waited_s,
             most_queue_s=self.policy.settings.worker_queue_s,
             max_queue_s=_MAX_QUEUE_S,

@@ -10,6 +10,8 @@ a step, prompts get what time they leave, and never less than what reading the w
 a device that memory bounds, prompts are computed in that time and cost nothing more.
 
 The batch is bounded where decodes alone would fill that time.
+
+A pool for which nothing is planned yet, as when a mesh starts, gets the tightest promise that its devices can keep.
 """
 
 from collections.abc import Mapping
@@ -45,10 +47,13 @@ def _of_pool(problem: Problem, shares: Shares, pool: Pool, model: str) -> Knobs:
     for each, rps in planned:
         tpot_s = problem.promises[each.key.slo_class].tpot_s
         by_promise[tpot_s] = by_promise.get(tpot_s, 0.0) + rps
+    timing = pool.stations[model].timing
+    if not total_rps:
+        steps_s = [each.tpot_s * problem.target_utilisation for each in problem.promises.values()]
+        return Knobs(min((each for each in steps_s if each > timing.decode_base_s), default=0.0))
     tight = [tpot_s for tpot_s, rps in by_promise.items() if rps > _SMALLEST_PART * total_rps]
     if not tight:
         return Knobs()
-    timing = pool.stations[model].timing
     step_s = min(tight) * problem.target_utilisation
     kv_tokens = sum(rps * (each.prompt_tokens + each.completion_tokens / 2) for each, rps in planned) / total_rps
     each_s = timing.decode_s_per_sequence + timing.decode_s_per_kv_token * kv_tokens

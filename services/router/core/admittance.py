@@ -21,8 +21,8 @@ from services.router.core.request import Promise
 from services.router.core.waiting import Waiting, WaitingRoom
 
 _EXPECTED_PART: Final = 0.5  # of its patience that a request may be expected to wait
-_OWN_PART: Final = 0.5  # of its promise, at most, that a request's own computation counts for
-_IN_TIME: Final = 0.8  # of its promise that a request is predicted to need at most: predictions err
+_OWN_PART: Final = 0.1  # of its promise, at most, that a request's own computation counts for
+_IN_TIME: Final = 0.8  # of what is left of its promise that a request is predicted to need at most: predictions err
 _LOOKS: Final = 2  # requests of one class that may turn out not to go, before the others of it must wait
 _SWEEP_EVERY_S: Final = 0.1
 _LEAST_RETRY_S: Final = 0.25
@@ -105,12 +105,12 @@ class Admittance(Generic[C]):
                 pass  # so it waits, if it may
             else:
                 _check_deadline(case, prospect, case.time_left_s)
-                if prospect.goes(self._most_queue_s, standing):
+                if prospect.goes(standing):
                     self._go(case, prospect, now_s)
                     return None
         patient = is_patient(promise)
         wait_s = room.wait_s(tenant, promise, patient, now_s)
-        patience_s = self._most_wait_s if patient else promise.ttft_s
+        patience_s = self._most_wait_s if patient else promise.ttft_promise_s(case.prompt_tokens)
         if case.time_left_s is not None:
             if wait_s >= case.time_left_s:
                 raise _unreachable(case, wait_s)
@@ -191,7 +191,7 @@ class Admittance(Generic[C]):
             if not waiting.patient and self._is_late(case, prospect, waited_s):
                 room.leave(waiting)
                 yield case, self._gave_up(room, waiting, now_s)
-            elif prospect.goes(self._most_queue_s, standing):
+            elif prospect.goes(standing):
                 room.leave(waiting)
                 self._go(case, prospect, now_s, waited_s)
                 yield case, None
@@ -202,7 +202,7 @@ class Admittance(Generic[C]):
         promised_s = case.promise.ttft_promise_s(case.prompt_tokens)
         # Its own computation counts in part: one that is late by that alone is late wherever and whenever it goes.
         own_s = min(prospect.own_s, promised_s * _OWN_PART)
-        return waited_s + min(prospect.queue_s, self._most_queue_s) + own_s > promised_s * _IN_TIME
+        return min(prospect.queue_s, self._most_queue_s) + own_s > (promised_s - waited_s) * _IN_TIME
 
     def _go(self, case: C, prospect: Prospect, now_s: float, waited_s: float = 0.0) -> None:
         case.go(waited_s)

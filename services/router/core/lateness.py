@@ -10,6 +10,9 @@ rather than go:
     keeping its promise is worth less than what it is expected to break of the promises of those it joins: then the
     worker is at its best already, and one more makes it worse.
 
+Where another worker has room, it goes there, unless waiting for the best one keeps its promise more probably: a long
+prompt waits for a fast device rather than be late on a slow one at once.
+
 A request whose promise is broken anyway and that breaks nobody else's goes: it only costs itself.
 """
 
@@ -27,6 +30,8 @@ _OF_NO_MATTER: Final = 0.02  # of what the request's promise is worth
 _LEAST_SPARE: Final = 0.1  # of KV cache and batch slots, kept for tenants within their share
 _FAVOUR: Final = 3.0  # how much longer a queue may be for one of them
 _SOME_HARM: Final = 0.3  # of what is kept, that may be broken where tenants within their share may be who suffers
+_QUEUED_PART: Final = 0.02  # of what its class promises for which a request may always be queued
+_AS_PROBABLE: Final = 0.8
 _OLDEST_BEAT_S: Final = 0.5
 _ABOUT_AS_GOOD: Final = 1.25
 _LEAST_LEFT: Final = 0.1
@@ -45,6 +50,7 @@ class Prospect:
         of_no_matter_usd: so much harm is none.
         device_usd: what it is expected to cost in device-seconds.
         score_usd: what it is expected to cost in all.
+        most_queue_s: the longest predicted queue for it to go.
         spare: the part of the worker's KV cache or batch slots that it would leave free, the lesser of both.
     """
 
@@ -55,27 +61,24 @@ class Prospect:
     of_no_matter_usd: float
     device_usd: float
     score_usd: float
+    most_queue_s: float
     spare: float
 
     @property
     def ttft_s(self) -> float:
         return self.queue_s + self.own_s
 
-    def goes(self, most_queue_s: float, standing: Standing) -> bool:
-        """Whether it goes now.
-
-        Args:
-            most_queue_s: the longest predicted queue for it to go.
-        """
+    def goes(self, standing: Standing) -> bool:
+        """Whether it goes now."""
         if standing is Standing.WITHIN:
-            return self.queue_s <= most_queue_s * _FAVOUR
-        if self.queue_s > most_queue_s or self.spare < _LEAST_SPARE:
+            return self.queue_s <= self.most_queue_s * _FAVOUR
+        if self.queue_s > self.most_queue_s or self.spare < _LEAST_SPARE:
             return False
         worth_usd = self.kept_usd * (_SOME_HARM if standing is Standing.ABOVE else 1.0)
         return self.harm_usd <= max(worth_usd, self.of_no_matter_usd)
 
 
-def prospect(decision: Decision, now_s: float) -> Prospect:
+def prospect(decision: Decision, most_queue_s: float, now_s: float) -> Prospect:
     """The prospect of a request at the worker that was picked for it."""
     terms, worker, promise = decision.outlook, decision.worker, decision.shortlist.ask.promise
     rank = rank_of(promise.priority)
@@ -91,6 +94,7 @@ def prospect(decision: Decision, now_s: float) -> Prospect:
         of_no_matter_usd=promise.miss_usd * _OF_NO_MATTER,
         device_usd=max(0.0, terms.score_usd - terms.risk_usd),
         score_usd=terms.score_usd,
+        most_queue_s=most_queue_s,
         spare=_spare(decision),
     )
 
@@ -106,7 +110,7 @@ def _spare(decision: Decision) -> float:
 
 
 def foresee(
-    decide: Callable[[float], Decision],
+    decide: Callable[[float, float], Decision],
     waited_s: float,
     *,
     most_queue_s: float,
@@ -118,37 +122,37 @@ def foresee(
     where room at the best one did not come about.
 
     Args:
-        decide: picks among the workers that are predicted to queue it no longer than so many seconds.
+        decide: picks among the workers that are predicted to queue it no longer than so many seconds, and to have
+            so much of their KV cache and batch slots left.
         waited_s: how long it has waited for room.
 
     Raises:
         TokenworksError: as `policy.decide`.
     """
-    best = decide(max_queue_s)
-    foreseen = prospect(best, now_s)
-    if foreseen.goes(most_queue_s, standing):
+    best = decide(max_queue_s, 0.0)
+    most_queue_s = max(most_queue_s, best.shortlist.ask.promise.ttft_s * _QUEUED_PART)
+    foreseen = prospect(best, most_queue_s, now_s)
+    if foreseen.goes(standing):
         return best, foreseen
     try:
-        roomy = decide(most_queue_s + _OLDEST_BEAT_S / 2)
+        roomy = decide(most_queue_s + _OLDEST_BEAT_S / 2, 0.0 if standing is Standing.WITHIN else _LEAST_SPARE)
     except QueueFull:
         return best, foreseen
-    there = prospect(roomy, now_s)
+    there = prospect(roomy, most_queue_s, now_s)
+    if there.kept_usd < foreseen.kept_usd * _AS_PROBABLE:
+        return best, foreseen
     if waited_s < most_queue_s and there.score_usd > foreseen.score_usd * _ABOUT_AS_GOOD:
         return best, foreseen
     return roomy, there
 
 
-def as_it_stands(promise: Promise, waited_s: float, standing: Standing) -> Promise:
-    """What is left of a promise for a request that has waited; its priority, lower is sooner, puts those who take more
-    than their share after all others in their worker's queue."""
-    above = standing is Standing.ABOVE
-    if not waited_s and not above:
+def as_it_stands(promise: Promise, waited_s: float, standing: Standing, urgency: int) -> Promise:
+    """What is left of a promise for a request that has waited; its priority, lower is sooner, is its `urgency`
+    (`Promises.urgency`), and puts those who take more than their share after all others in their worker's queue."""
+    priority = urgency + YIELDING if standing is Standing.ABOVE else urgency
+    if not waited_s and priority == promise.priority:
         return promise
-    return replace(
-        promise,
-        ttft_s=max(promise.ttft_s - waited_s, promise.ttft_s * _LEAST_LEFT),
-        priority=promise.priority + YIELDING if above else promise.priority,
-    )
+    return replace(promise, ttft_s=max(promise.ttft_s - waited_s, promise.ttft_s * _LEAST_LEFT), priority=priority)
 
 
 def is_patient(promise: Promise) -> bool:

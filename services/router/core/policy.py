@@ -11,7 +11,8 @@
     shadow         the same seconds * what one more device-second there is worth to others: as the plan says, and as it
                    rises between plans with how much of the worker's time is promised (`arrivals`).
     SLO risk       what a late answer costs the house * the probability that TTFT or TPOT passes its promise, plus the
-                   same for the requests it joins, as far as it makes them later. Beyond certainty it goes on growing
+                   same for the requests it joins, as far as it makes them later. A late answer costs what its class
+                   says, and a multiple of what computing it takes. Beyond certainty it goes on growing
                    with lateness, so that among late workers the least late wins.
     prefix saving  the device-seconds that its cached prefix saves, in the same dollars.
 
@@ -126,11 +127,14 @@ def make_ready(promises: Promises) -> None:
     lowest(CANDIDATES)
 
 
-def decide(fleet: Fleet, model: str, ask: Ask, *, max_queue_s: float, now_s: float, rng: Random) -> Decision:
+def decide(
+    fleet: Fleet, model: str, ask: Ask, *, max_queue_s: float, now_s: float, rng: Random, least_spare: float = 0.0
+) -> Decision:
     """Picks a worker that serves `model`.
 
     Args:
         max_queue_s: a worker predicted to queue the request longer is not picked.
+        least_spare: 0 to 1; nor is one that would have less of its KV cache or of its batch slots left.
 
     Raises:
         Unsupported: no worker of the model has an engine that can do what the request asks for.
@@ -152,12 +156,14 @@ def decide(fleet: Fleet, model: str, ask: Ask, *, max_queue_s: float, now_s: flo
         raise _outside(table, ask.confines)
     fleet.write_down(now_s)
     if ask.trial is None:
-        return _decide(fleet, table, ask, max_queue_s=max_queue_s, now_s=now_s, rng=rng)
+        return _decide(fleet, table, ask, max_queue_s, least_spare, now_s=now_s, rng=rng)
     with table.dearer(ask.trial.dearer_usd_per_s(table.pool_names)):
-        return _decide(fleet, table, ask, max_queue_s=max_queue_s, now_s=now_s, rng=rng)
+        return _decide(fleet, table, ask, max_queue_s, least_spare, now_s=now_s, rng=rng)
 
 
-def _decide(fleet: Fleet, table: ModelTable, ask: Ask, *, max_queue_s: float, now_s: float, rng: Random) -> Decision:
+def _decide(
+    fleet: Fleet, table: ModelTable, ask: Ask, max_queue_s: float, least_spare: float, *, now_s: float, rng: Random
+) -> Decision:
     promises = fleet.promises
     silent = fleet.bus_silent(now_s)  # then sessions tell who lives
     around = Circumstances(
@@ -166,6 +172,7 @@ def _decide(fleet: Fleet, table: ModelTable, ask: Ask, *, max_queue_s: float, no
         -inf if silent else now_s - fleet.heartbeat_timeout_s,
         silent,
         [row for row, each in enumerate(table.serving) if each.worker.name in ask.excluded] if ask.excluded else (),
+        least_spare,
     )
     field = _Field(fleet, table, ask, around, now_s)
     rank(table, ask, promises, around)

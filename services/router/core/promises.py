@@ -21,10 +21,22 @@ class Promises:
         distinct = sorted({each.tpot_s for each in classes.values()})
         bands = min(_MOST_BANDS, len(distinct))
         self.band_tpots_s = tuple(distinct[index * len(distinct) // bands] for index in range(bands))
+        self._others = [(each.ttft_s, each.priority) for each in classes.values()]
         self._band = {
             name: max(index for index, tpot_s in enumerate(self.band_tpots_s) if tpot_s <= each.tpot_s)
             for name, each in classes.items()
         }
+
+    def urgency(self, promise: Promise, left_s: float) -> int:
+        """The priority of a request that is to give its first token within `left_s`: its class's; or where its long
+        prompt leaves it more time than a less urgent class promises for a short one, only that one's. So an urgent
+        class's long prompts, which take seconds, don't pass all others until these are late.
+        """
+        priority = promise.priority
+        for ttft_s, other in self._others:
+            if promise.ttft_s < ttft_s < left_s and other > priority:
+                priority = other
+        return priority
 
     def band_of(self, slo_class: str) -> int:
         return self._band[slo_class]

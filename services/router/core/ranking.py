@@ -19,7 +19,8 @@ from services.router.core.promises import Promises
 from services.router.core.scores import ASKED, Ask, Terms, work_out
 from services.router.core.table import ModelTable, Singles, figure_names
 
-_AROUND: Final = ("must_take", "max_queue_s")  # of `Circumstances`
+_AROUND: Final = ("must_take", "max_queue_s", "most_taken")  # of `Circumstances`
+_UNBOUNDED: Final = 1e9
 
 
 @dataclass(slots=True)
@@ -32,6 +33,7 @@ class Circumstances:
         heard_since_s: nor one that was not heard since.
         must_be_linked: nor, if so, one to which no session stands.
         excluded: rows that failed the request already.
+        least_spare: above 0, nor one that would have less of its KV cache or of its batch slots left.
     """
 
     prompt_tokens: int
@@ -39,13 +41,19 @@ class Circumstances:
     heard_since_s: float
     must_be_linked: bool = False
     excluded: Collection[int] = ()
+    least_spare: float = 0.0
+
+    @property
+    def most_taken(self) -> float:
+        """Of a worker's KV cache and of its batch slots."""
+        return 1.0 - self.least_spare if self.least_spare > 0 else _UNBOUNDED
 
 
 def rank(table: ModelTable, ask: Ask, promises: Promises, around: Circumstances) -> None:
     """Works out the table's `usd`, infinite where a row is not feasible, and `soonest_s`."""
     table.write_cached(ask.cached, ask.prompt_tokens - 1)
     loop = ranking_loop(promises.band_tpots_s)
-    given = (*ask.numbers(), around.prompt_tokens, around.max_queue_s)
+    given = (*ask.numbers(), around.prompt_tokens, around.max_queue_s, around.most_taken)
     loop(table.address, table.capacity, table.whole_rows, given, table.results_at)
     usd = table.usd
     if table.silent_since(around.heard_since_s):
@@ -69,7 +77,10 @@ def ranking_loop(band_tpots_s: Sequence[float]) -> Loop:
 
     def ranked(of: Any) -> tuple[Any, Any]:
         terms = work_out(of, band_tpots_s, FUNCTIONS)
-        closed = (of.room_tokens <= of.must_take) | (terms.queue_s > of.max_queue_s)
+        taken = FUNCTIONS.maximum(of.kv_tokens, 0.0) + FUNCTIONS.maximum(of.growth_tokens, 0.0) + of.length
+        used = of.running + FUNCTIONS.maximum(of.waiting, 0.0) + 1
+        full = (taken > of.most_taken * of.kv_capacity_tokens) | (used > of.most_taken * of.max_batch)
+        closed = (of.room_tokens <= of.must_take) | (terms.queue_s > of.max_queue_s) | full
         return FUNCTIONS.where(closed, inf, terms.score_usd), terms.soonest_s
 
     return Loop(ranked, figure_names(len(band_tpots_s)), (*ASKED, *_AROUND))

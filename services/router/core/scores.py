@@ -21,8 +21,14 @@ from services.router.core.table import figure_names
 
 HOP_S: Final = 0.002  # router to worker and back
 _LOGISTIC: Final = 1.702  # with which a logistic curve follows the normal one within 0.01
-_SIGMA: Final = 0.25  # relative error of a predicted latency
+_SIGMA: Final = 0.25  # relative error of a predicted TTFT
 _SIGMA_S: Final = 0.003  # and its absolute part: scheduling, network
+# The same of TPOT, which is a mean of many steps, and steps are bounded.
+_SIGMA_TPOT: Final = 0.1
+_SIGMA_TPOT_S: Final = 0.002
+# Times what computing a request costs that a late answer costs, beside what its class says: so the promises of long
+# prompts, which few devices can keep, are not given up for being dear to keep.
+_WASTED: Final = 10.0
 _LATENESS: Final = 0.1  # of a miss, per promise that an answer is late
 _LEAST_S: Final = 1e-9  # a fit may find that one more sequence adds nothing
 _LEAST_CHUNK: Final = 16.0  # tokens
@@ -149,19 +155,19 @@ def work_out(of: Any, band_tpots_s: Sequence[float], f: Any) -> Terms:
     batch = f.maximum(there.batch, _batch_within(of, there, each_s, f))
     decode_s = (there.weights_s / batch + each_s) * (of.answer - 1)
 
-    late_ttft, later_ttft = _held_against(ttft_s, of.ttft_promise_s, f)
-    late_tpot, later_tpot = _held_against(tpot_s, of.tpot_promise_s, f)
-    late_tpot = of.gaps * late_tpot
+    late_ttft, late_tpot = _late(ttft_s, of.ttft_promise_s, f), of.gaps * _late_tpot(tpot_s, of.tpot_promise_s, f)
     miss = late_ttft + late_tpot - late_ttft * late_tpot
-    risk_usd = of.miss_usd * (miss + _LATENESS * (later_ttft + of.gaps * later_tpot))
+    later = _later(ttft_s, of.ttft_promise_s, f) + of.gaps * _later(tpot_s, of.tpot_promise_s, f)
+    miss_usd = of.miss_usd + _WASTED * of.usd_per_s * (alone_s + decode_s)
+    risk_usd = miss_usd * (miss + _LATENESS * later)
     own_usd = risk_usd
     kept_tpot_s = _kept_tpot_s(of, there, f)
     joined_s = kept_tpot_s + each_s
     then_tpot_s = f.minimum(joined_s + fresh_s / of.mean_answer, f.maximum(joined_s, there.limit_s))
     spared = 1 - of.precedes * of.yielding  # those who take more than their share are not
     for band, tpot_promise_s in enumerate(band_tpots_s):
-        later = _late(then_tpot_s, tpot_promise_s, f) - _late(kept_tpot_s, tpot_promise_s, f)
-        risk_usd = risk_usd + getattr(of, f"at_stake_usd_{band}") * spared * later
+        more = _late_tpot(then_tpot_s, tpot_promise_s, f) - _late_tpot(kept_tpot_s, tpot_promise_s, f)
+        risk_usd = risk_usd + getattr(of, f"at_stake_usd_{band}") * spared * more
     score_usd = (fresh_s + decode_s) * usd_per_s + risk_usd
     soonest_s = ahead_s + there.token_s * of.prompt
     return Terms(
@@ -308,14 +314,19 @@ def _wait_s(of: Any, there: _AsItIs, before: Any, step_s: Any, f: Any) -> Any:
     return of.long_answer * step_s * f.maximum(short_slots, kv_share)
 
 
-def _held_against(predicted_s: Any, promise_s: Any, f: Any) -> tuple[Any, Any]:
-    """How probably a predicted latency passes its promise, and how much later it is."""
-    return _late(predicted_s, promise_s, f), f.maximum(predicted_s / promise_s, 1.0) - 1.0
+def _later(predicted_s: Any, promise_s: Any, f: Any) -> Any:
+    """By what part of the promise a predicted latency passes it."""
+    return f.maximum(predicted_s / promise_s, 1.0) - 1.0
 
 
 def _late(predicted_s: Any, promise_s: Any, f: Any) -> Any:
-    """Probability, 0 to 1, that a latency predicted with `_SIGMA` passes its promise."""
+    """Probability, 0 to 1, that a TTFT predicted with `_SIGMA` passes its promise."""
     return f.logistic(_LOGISTIC * (predicted_s - promise_s) / (_SIGMA * predicted_s + _SIGMA_S))
+
+
+def _late_tpot(predicted_s: Any, promise_s: Any, f: Any) -> Any:
+    """Probability, 0 to 1, that a TPOT predicted with `_SIGMA_TPOT` passes its promise."""
+    return f.logistic(_LOGISTIC * (predicted_s - promise_s) / (_SIGMA_TPOT * predicted_s + _SIGMA_TPOT_S))
 
 
 def _where(condition: bool, then: float, otherwise: float) -> float:

@@ -54,5 +54,8 @@ def test_a_class_that_hardly_comes_to_a_pool_does_not_set_its_pace() -> None:
     assert knobs(PROBLEM, shares, MODEL)["nvidia-l4"].step_s == 0.5 * 0.85
 
 
-def test_a_pool_that_nothing_is_planned_for_stays_as_it_is_set_up() -> None:
-    assert knobs(PROBLEM, {}, MODEL) == dict.fromkeys(DEVICES, Knobs())
+def test_a_pool_that_nothing_is_planned_for_yet_keeps_the_tightest_promise_that_it_can() -> None:
+    asked = knobs(PROBLEM, {}, MODEL)
+    assert asked == {"nvidia-h100-sxm": Knobs(0.03 * 0.85), "nvidia-l4": Knobs(0.5 * 0.85)}
+    weights_s = PROBLEM.pools[1].stations[MODEL].timing.decode_base_s
+    assert 0.03 * 0.85 < weights_s < 0.5 * 0.85  # which an L4 reads for each step

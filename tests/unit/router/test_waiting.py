@@ -41,6 +41,7 @@ class FakeCase:
             of_no_matter_usd=0.0,
             device_usd=COST_USD,
             score_usd=COST_USD,
+            most_queue_s=0.1,
             spare=0.5,
         )
 
@@ -230,8 +231,17 @@ def test_who_spends_most_and_gets_all_it_asks_for_is_not_held_back() -> None:
 
 def test_what_is_left_of_a_promise_shrinks_and_excess_comes_last_at_workers() -> None:
     promise = PROMISES.classes["interactive"]
-    assert as_it_stands(promise, 0.0, Standing.EVEN) is promise
-    assert as_it_stands(promise, 0.2, Standing.EVEN).ttft_s == pytest.approx(0.3)
-    assert as_it_stands(promise, 0.0, Standing.ABOVE).priority > max(
+    urgency = promise.priority
+    assert as_it_stands(promise, 0.0, Standing.EVEN, urgency) is promise
+    assert as_it_stands(promise, 0.2, Standing.EVEN, urgency).ttft_s == pytest.approx(0.3)
+    assert as_it_stands(promise, 0.0, Standing.EVEN, urgency + 1).priority == urgency + 1
+    assert as_it_stands(promise, 0.0, Standing.ABOVE, urgency).priority > max(
         each.priority for each in PROMISES.classes.values()
     )
+
+
+def test_a_long_prompt_of_an_urgent_class_is_as_urgent_as_the_time_it_has() -> None:
+    interactive, standard = PROMISES.classes["interactive"], PROMISES.classes["standard"]
+    assert PROMISES.urgency(interactive, interactive.ttft_s) == interactive.priority
+    assert PROMISES.urgency(interactive, standard.ttft_s + 0.1) == standard.priority
+    assert PROMISES.urgency(standard, standard.ttft_s) == standard.priority
