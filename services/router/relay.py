@@ -153,18 +153,19 @@ class Relay:
         self.segments[-1].count += tokens
         return self._mailbox.put(data, tokens)
 
-    def open_stream(self, plan: str) -> wire.OpenStream:
+    def open_stream(self, plan: str) -> wire.SessionRequest:
         """The order to a worker: the request, and the tokens that exist already."""
-        stream = wire.OpenStream(
-            request=self.request,
-            tenant=self.asked.tenant,
-            traceparent=self.traceparent,
-            plan=plan,
-            ttft_promise_s=self.promise.ttft_promise_s(self.prompt_tokens),
-            tpot_promise_s=self.promise.tpot_s,
-            priority=self.promise.priority,
-            deadline_ms=0 if self.deadline_s is None else max(1, round((self.deadline_s - self._now()) * 1000)),
-        )
+        order = wire.SessionRequest()
+        stream = order.open  # written where it is sent from: prompts are long, and made up apart it would be copied
+        stream.request.CopyFrom(self.request)
+        stream.tenant = self.asked.tenant
+        stream.traceparent = self.traceparent
+        stream.plan = plan
+        stream.ttft_promise_s = self.promise.ttft_promise_s(self.prompt_tokens)
+        stream.tpot_promise_s = self.promise.tpot_s
+        stream.priority = self.promise.priority
+        if self.deadline_s is not None:
+            stream.deadline_ms = max(1, round((self.deadline_s - self._now()) * 1000))
         if self.credit is not None:
             stream.funds.CopyFrom(funds_of(self.credit))
         if self.journal.next_index:
@@ -176,7 +177,7 @@ class Relay:
             stream.resumed_token_ids.ids.extend(ids if len(tokenizers) == 1 else ())
             stream.resumed_tokenizer = ",".join(tokenizers)
             stream.resumed_text = text
-        return stream
+        return order
 
     def wire_segments(self, last_tokens: int) -> Iterator[wire.Segment]:
         """Who made which tokens, the `last_tokens` of the message to come included."""

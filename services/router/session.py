@@ -64,12 +64,12 @@ class WorkerSession:
         """Those with a stream here."""
         return list(self._recipients.values())
 
-    def open(self, recipient: Recipient, stream: wire.OpenStream) -> int:
+    def open(self, recipient: Recipient, order: wire.SessionRequest) -> int:
         """Opens a stream and gives it its number; if the worker can't be reached, the recipient loses it."""
         self._last_number += 1
-        stream.stream = self._last_number
+        order.open.stream = self._last_number
         self._recipients[self._last_number] = recipient
-        self._say(wire.SessionRequest(open=stream))
+        self._say(order)
         return self._last_number
 
     def cancel(self, number: int, reason: str) -> None:
