@@ -110,6 +110,7 @@ class Load:
         )
         heard = Heard(time.monotonic())
         refused = wrong = ""
+        unfunded = False
         async with generation:
             try:
                 async for piece in generation:
@@ -141,6 +142,7 @@ class Load:
             worker=result.segments[0].worker if result is not None and result.segments else "",
             refused_because=refused,
             wrong=wrong,
+            unfunded=unfunded,
         )
 
     async def _learn(self, number: int) -> int:

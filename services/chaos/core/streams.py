@@ -37,6 +37,7 @@ class Outcome:
         calls: made for it: 1 when nothing broke.
         refused_because: the reason's name where nothing was delivered and the mesh said that it would not serve it.
         wrong: what is not as it should be, in words; empty when all is well.
+        unfunded: it ended with its budget.
     """
 
     request_id: str
@@ -54,6 +55,13 @@ class Outcome:
     worker: str = ""
     refused_because: str = ""
     wrong: str = ""
+    unfunded: bool = False
+
+    @property
+    def left_more_behind(self) -> bool:
+        """Whether it may have been sent more than it has: it went on elsewhere, and its budget ended it there before it
+        was as far. What was sent is billed."""
+        return self.unfunded and self.calls > 1
 
 
 @dataclass(slots=True)

@@ -57,6 +57,15 @@ def test_a_stream_that_is_out_of_credit_may_end_early_and_may_not_say_anything_e
     assert "character 2" in wrong_with(heard((0, 2, "a x")), "a b c", 2, cut_short=True)
 
 
+def test_what_was_sent_to_a_client_that_had_gone_on_and_ran_out_of_credit_there_may_be_more_than_it_has() -> None:
+    sent = replace(BILL, delivered_tokens=12, price_nusd=120)
+    left = replace(WELL, calls=2, unfunded=True)
+    assert not check_conservation([left], {"r1": sent}).violations
+    assert check_conservation([replace(left, calls=1)], {"r1": sent}).violations
+    assert check_conservation([replace(left, unfunded=False)], {"r1": sent}).violations
+    assert check_conservation([left], {"r1": replace(BILL, delivered_tokens=9)}).violations
+
+
 @pytest.mark.parametrize(
     ("pieces", "expected", "told", "says"),
     [
