@@ -92,7 +92,7 @@ async def reconcile_consumer(
             if after_sequence:
                 config.deliver_policy, config.opt_start_seq = api.DeliverPolicy.BY_START_SEQUENCE, after_sequence + 1
         else:
-            if found.deliver_policy is api.DeliverPolicy.BY_START_SEQUENCE:  # where it began cannot be changed any more
+            if found.deliver_policy == api.DeliverPolicy.BY_START_SEQUENCE:  # where it began cannot be changed any more
                 config.deliver_policy, config.opt_start_seq = found.deliver_policy, found.opt_start_seq
         await js.add_consumer(stream, config)
     except nats.js.errors.APIError as error:
