@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import update
+from sqlalchemy import select, update
 
-from services.mesh.bus import Delivered
+from services.mesh.bus import Delivered, EventId
 from services.mesh.clock import SystemClock
 from services.mesh.errors import SettingInvalid
 from services.mesh.events import CreditChanged, Event, PriceBookOpened, TokensGenerated
 from services.mesh.memory_bus import MemoryBroker
 from services.mesh.price_book import Price, PriceBook
-from services.mesh.subjects import ADMITTED, FINISHED, TOKENS
+from services.mesh.subjects import ADMITTED, FINISHED, TOKENS, subject_of
 from services.meter.bookkeeper import Bookkeeper
 from services.meter.core.costs import RateCard
 from services.meter.rebuild import Rebuilt, rebuild
@@ -148,3 +148,21 @@ async def test_a_price_book_in_the_stream_that_cannot_be_read_is_named(tmp_path:
     with pytest.raises(SettingInvalid, match="list@7"):
         await _rebuilt(broker, database)
     database.close()
+
+
+def test_a_place_that_all_has_moved_on_from_is_no_difference(tmp_path: Path) -> None:
+    nowhere, somewhere = finished("r", 0, worker="", accelerator="", outcome="cancelled"), finished("r", 5)
+    told = [
+        Delivered(EventId("router-0.requests", "e", number), event, subject_of(event), stream_sequence=number)
+        for number, event in enumerate((nowhere, somewhere), start=1)
+    ]
+    one_by_one, at_once = Database(f"sqlite:///{tmp_path}/1.db"), Database(f"sqlite:///{tmp_path}/2.db")
+    keeper = Bookkeeper(one_by_one, "meter-0:1", BOOK, CARD, START_MS)
+    for each in told:
+        keeper.book([each], START_MS)
+    Bookkeeper(at_once, "meter-0:1", BOOK, CARD, START_MS).book(told, START_MS)
+    with one_by_one.reader.connect() as here, at_once.reader.connect() as there:
+        assert [len(each.execute(select(schema.segments)).all()) for each in (here, there)] == [2, 1]
+    assert differences(one_by_one, at_once, since_unix_ms=0) == []
+    for database in (one_by_one, at_once):
+        database.close()
