@@ -80,7 +80,7 @@ async def test_a_nats_server_killed_under_load_harms_no_client_and_the_books_are
         async with NatsOperator(access.nats) as nats:
             for stream in STREAMS:
                 assert (await nats.ask(f"STREAM.INFO.{stream.name}"))["config"]["num_replicas"] == 3
-        before = await _settled(peers, 0)
+        before = await _settled(peers, 1)  # the first text, which a start asks for
         asking = [asyncio.create_task(_ask(client, number, over)) for number in range(_STREAMS)]
         node = _server_in(folder)
         assert node is not None
