@@ -21,6 +21,7 @@ _CALLERS_FAULT: Final = frozenset(
     }
 )
 _ELSEWHERE: Final = frozenset({"PromptTooLong", "UnknownModel"})  # one worker's word, not the mesh's
+_STILL_RUNS: Final = "DuplicateRequest"  # the call that was left is not known to be over yet
 _BROKEN: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN})
 
 
@@ -47,6 +48,8 @@ def mend(failure: CallError, asked: Asked, *, begun: bool) -> Mend:
         if failure.code in _CALLERS_FAULT and failure.reason not in _ELSEWHERE:
             return Mend.GIVE_UP
         return Mend.ELSEWHERE
+    if begun and failure.reason == _STILL_RUNS:
+        return Mend.WAIT
     if asked is Asked.FOR_A_PLACE:
         if failure.code is grpc.StatusCode.UNIMPLEMENTED:
             return Mend.RELAY
