@@ -64,6 +64,7 @@ def test_what_was_sent_to_a_client_that_had_gone_on_and_ran_out_of_credit_there_
     assert check_conservation([replace(left, calls=1)], {"r1": sent}).violations
     assert check_conservation([replace(left, unfunded=False)], {"r1": sent}).violations
     assert check_conservation([left], {"r1": replace(BILL, delivered_tokens=9)}).violations
+    assert "by nobody" in str(check_conservation([left], {"r1": replace(sent, generated_tokens=11)}).violations)
 
 
 @pytest.mark.parametrize(
