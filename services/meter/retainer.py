@@ -15,6 +15,7 @@ from services.mesh.clock import Clock
 from services.mesh.errors import InvariantBroken, QueueFull
 from services.mesh.settings import Settings
 from services.meter.bookkeeper import Bookkeeper
+from services.meter.core.presence import MS_PER_HOUR
 from services.meter.core.requests import Key
 from services.meter.receivers import receiver_name
 from services.meter.store.books import Transaction
@@ -29,7 +30,6 @@ _EVERY_S: Final = 600.0
 _REST_S: Final = 0.05
 _LOOKED_AT_ONCE: Final = 2000  # requests
 _DROPPED_AT_ONCE: Final = 500
-_MS_PER_HOUR: Final = 3_600_000
 
 
 class Retainer:
@@ -66,7 +66,7 @@ class Retainer:
 
     async def let_go(self) -> int:
         """One pass: how many requests are gone."""
-        wanted_hour = self._clock.unix_ms() // _MS_PER_HOUR - self._keep_hours
+        wanted_hour = self._clock.unix_ms() // MS_PER_HOUR - self._keep_hours
         progress = await self._reading.run(partial(self._dropper.progress, wanted_hour))
         before = progress.before
         if not before:

@@ -12,6 +12,7 @@ from typing import Any, Final
 from sqlalchemy import Column, ColumnElement, Connection, Table, select
 
 from services.meter.core.amounts import Amounts
+from services.meter.core.presence import MS_PER_HOUR
 from services.meter.core.usage import DIMENSIONS
 from services.meter.store import schema
 from services.meter.store.database import Database
@@ -32,7 +33,7 @@ def differences(live: Database, rebuilt: Database, *, since_unix_ms: int) -> lis
     """
     findings: list[str] = []
     with live.reader.connect() as here, rebuilt.reader.connect() as there:
-        dropped_before_ms = hour_of(here, DETAIL) * 3_600_000
+        dropped_before_ms = hour_of(here, DETAIL) * MS_PER_HOUR
         since_unix_ms = max(since_unix_ms, dropped_before_ms)
         old = _old(here, since_unix_ms) | _old(there, since_unix_ms)
         for table in (schema.requests, schema.segments):

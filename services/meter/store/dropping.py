@@ -17,6 +17,7 @@ from sqlalchemy import ColumnElement, Connection, and_, delete, func, or_, selec
 
 from services.meter.core.amounts import Amounts
 from services.meter.core.journal import Subject
+from services.meter.core.presence import MS_PER_HOUR
 from services.meter.core.requests import Key
 from services.meter.store import schema
 from services.meter.store.bill_tables import bill_hours, postings
@@ -29,7 +30,6 @@ from services.meter.store.hours import rolled_before
 from services.meter.store.invoice_tables import invoices, told_events
 from services.meter.store.sums import whole_sum
 
-_MS_PER_HOUR: Final = 3_600_000
 _HOURS_PER_DAY: Final = 24
 _MINUTES: Final = 60
 _OF_REQUESTS: Final = (schema.entries, schema.segments, schema.requests)
@@ -74,7 +74,7 @@ class DetailDropper:
 
     def candidates(self, last: Key, before_hour: int, limit: int) -> tuple[list[Key], Key | None]:
         """Of the next `limit` requests in the order of their keys, those that ended in time; the last one looked at."""
-        table, before_ms = schema.requests, before_hour * _MS_PER_HOUR
+        table, before_ms = schema.requests, before_hour * MS_PER_HOUR
         keys = (table.c.request_id, table.c.tenant)
         query = select(*keys, table.c.finished, table.c.finished_unix_ms, table.c.admitted_unix_ms)
         with self._engine.begin() as connection:

@@ -12,6 +12,7 @@ from typing import Any, Final
 from sqlalchemy import Select, Table, delete, func, select, update
 
 from services.meter.core.amounts import Amounts
+from services.meter.core.presence import MS_PER_HOUR
 from services.meter.core.usage import DIMENSIONS, MINUTES_BY_UNIT
 from services.meter.store import schema
 from services.meter.store.bill_tables import bill_hours, postings
@@ -84,7 +85,7 @@ class HourRoller:
         """
         bills, rolled = bill_hours.c, rolled_hours.c
         changed = rolled.hour.is_(None) | rolled.stale | (rolled.last_line != bills.last_line)
-        yesterday = now_unix_ms // 3_600_000 - 24
+        yesterday = now_unix_ms // MS_PER_HOUR - 24
         again = rolled.unknown & (rolled.rolled_unix_ms < now_unix_ms - ask_again_ms) & (bills.hour >= yesterday)
         query = (
             select(bills.hour, bills.first_line, bills.last_line)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -51,9 +51,16 @@ async def looks(heart: Heart, count: int) -> None:
             await asyncio.sleep(0)
 
 
+def as_channel(channel: FakeChannel) -> grpc.aio.Channel:
+    return cast("grpc.aio.Channel", channel)
+
+
 def heart_of(channel: FakeChannel, gave_up: list[str]) -> tuple[Heart, Callable[[], None]]:
-    heart = Heart(channel)  # type: ignore[arg-type]
-    give_up = lambda: gave_up.append("r-1")  # noqa: E731
+    heart = Heart(as_channel(channel))
+
+    def give_up() -> None:
+        gave_up.append("r-1")
+
     heart.add(give_up)
     return heart, give_up
 
@@ -115,8 +122,8 @@ async def test_where_no_stream_runs_nobody_is_asked(channel: FakeChannel) -> Non
 async def test_an_address_is_forgotten_with_its_last_stream() -> None:
     pulse, channel = Pulse(), FakeChannel()
     first, second = (lambda: None), (lambda: None)
-    heart = pulse.begin("a:1", channel, first)  # type: ignore[arg-type]
-    assert pulse.begin("a:1", channel, second) is heart  # type: ignore[arg-type]
+    heart = pulse.begin("a:1", as_channel(channel), first)
+    assert pulse.begin("a:1", as_channel(channel), second) is heart
     pulse.end("a:1", first)
     assert (len(pulse), len(heart)) == (1, 1)
     for _ in range(2):
