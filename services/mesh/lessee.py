@@ -69,7 +69,7 @@ class Lessee:
         self, holds: Sequence[Hold], least: Sequence[Hold], stuck: Callable[[Account], int], wait_s: float
     ) -> bool:
         """Waits until the purse can pay the holds; or the meter has no more; or, once it has answered, until the purse
-        can pay the least that would do; or the time is over. False where a meter has answered nothing meanwhile.
+        can pay the least that would do; or the time is over. False where no meter is known to have answered this.
 
         Args:
             stuck: what is held of an account for the request that waits.
