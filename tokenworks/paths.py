@@ -4,6 +4,7 @@ In: a request, and what of the mesh can be reached. Out: `Leg`s, each one call t
 placements, or no worker was ever reached from here, requests are relayed for a while before placements are tried again.
 """
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -78,6 +79,20 @@ class WorkerUnreachable(Exception):
         self.leg = leg
 
 
+class RouterSilent(Exception):
+    """The router at `address` was asked for a place, and neither answers nor shows that it lives."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(f"{address} is silent, and does not answer either")
+        self.address = address
+
+
+def being_cancelled() -> bool:
+    """Whether it is the task that runs which is to end, and not only what it waits for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 class Paths:
     """One client's ways.
 
@@ -143,6 +158,7 @@ class Paths:
 
         Raises:
             grpc.aio.AioRpcError: the router placed nothing.
+            RouterSilent: it says nothing, and there is another one.
             WorkerUnreachable: it named a worker that can't be reached from here.
         """
         metadata = (self.authorization, (TRACEPARENT, traceparent))
@@ -155,7 +171,7 @@ class Paths:
         request.deadline_ms = min(_MOST_DEADLINE_MS, max(1, round(timeout_s * 1000)))
         asking = self.router.Place(request, timeout=min(timeout_s, _PLACE_WITHIN_S), metadata=metadata)
         calling(asking)
-        placement: wire.Placement = await asking
+        placement = await self._placement(asking)
         self._silent = 0
         address = placement.address
         leg = Leg(
@@ -195,11 +211,37 @@ class Paths:
         """Placements lead nowhere from here: requests are relayed for a while."""
         self._relay_until_s = self._now_s() + _RELAY_FOR_S
 
-    def next_router(self) -> bool:
-        """The router could not serve: asks the next from here on; False when all of them were asked lately."""
-        self._current = (self._current + 1) % len(self._addresses)
-        self._silent += 1
+    def next_router(self, failed: str) -> bool:
+        """The router at that address could not serve: the next is asked from here on, unless another stream has seen
+        to it; False when all of them were asked lately."""
+        if failed == self.address:
+            self._current = (self._current + 1) % len(self._addresses)
+            self._silent += 1
         return self._silent < len(self._addresses)
+
+    async def _placement(self, asking: Any) -> wire.Placement:
+        """The router's answer, as long as it lives; where it is the only one, it is waited for in any case."""
+        if len(self._addresses) == 1:
+            alone: wire.Placement = await asking
+            return alone
+        address, left = self.address, False
+
+        def leave() -> None:
+            nonlocal left
+            left = True
+            asking.cancel()
+
+        heart = self._pulse.begin(address, self.channel, leave)
+        try:
+            placement: wire.Placement = await asking
+        except asyncio.CancelledError:
+            if left and not being_cancelled():
+                raise RouterSilent(address) from None
+            raise
+        finally:
+            self._pulse.end(address, leave)
+        heart.heard += 1
+        return placement
 
     def _listen(self, leg: Leg, channel: grpc.aio.Channel) -> None:
         """Watches over the other end of a leg until it is released."""

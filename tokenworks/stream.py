@@ -19,7 +19,7 @@ import grpc
 
 from tokenworks.errors import CallError, GenerateError, error_of
 from tokenworks.mending import Asked, Mend, mend
-from tokenworks.paths import Leg, Paths, WorkerUnreachable
+from tokenworks.paths import Leg, Paths, RouterSilent, WorkerUnreachable, being_cancelled
 from tokenworks.tracing import RequestTrace
 from tokenworks.v1 import inference_pb2 as wire
 
@@ -153,6 +153,8 @@ class Generation:
         self._relayed = False
         self._avoided: list[str] = []
         self._place_lost = False
+        self._router = ""  # whom the last call asked, for a place or for tokens
+        self._left: set[str] = set()  # routers, for their silence
         self._breaks = 0
         self._broke_at_s: float | None = None  # None while it runs
         self._waits = 0
@@ -178,14 +180,18 @@ class Generation:
                 self._leg = error.leg
                 await self._mend(CallError("Unreachable", str(error), code=grpc.StatusCode.UNAVAILABLE), error)
                 continue
+            except RouterSilent as error:
+                self._left.add(error.address)
+                await self._mend(_silent(error.address), error)
+                continue
             except grpc.aio.AioRpcError as error:
                 await self._mend(error_of(error), error)
                 continue
             except asyncio.CancelledError:
-                if self._closed and not _being_cancelled():
+                if self._closed and not being_cancelled():
                     break  # another task closed this stream
-                if self._leg is not None and self._leg.given_up and not _being_cancelled():
-                    silent = _silent(self._leg)
+                if self._leg is not None and self._leg.given_up and not being_cancelled():
+                    silent = _silent(self._leg.address)
                     await self._mend(silent, silent)
                     continue
                 await self.aclose()
@@ -229,6 +235,7 @@ class Generation:
             raise self._failed("RequestTimedOut", "the deadline passed", grpc.StatusCode.DEADLINE_EXCEEDED, None)
         self._sent_at_s = self._sent_at_s or now_s
         self.attempts += 1
+        self._router = self._paths.address
         return await self._paths.open(
             self._what_is_missing(now_s),
             self._trace.traceparent,
@@ -274,7 +281,8 @@ class Generation:
         tried_enough = (
             self._breaks > _MOST_BREAKS or now_s > (self._broke_at_s or now_s) + _MEND_FOR_S
             if mending
-            else how is Mend.WAIT and self.attempts >= self._max_attempts
+            # One that is only slow would have answered in the end: that it was left costs no attempt.
+            else how is Mend.WAIT and self.attempts >= self._max_attempts + len(self._left)
         )
         if how is Mend.GIVE_UP or tried_enough:
             raise self._failed(named.reason, named.message, named.code, named.retry_after_s) from error
@@ -285,7 +293,8 @@ class Generation:
                 self.attempts -= 1
         elif how is Mend.WAIT:
             relay_broke = begun and asked is Asked.A_ROUTER
-            if not (relay_broke or named.reason in _ANOTHER_ROUTER_MAY) or not self._paths.next_router():
+            another = relay_broke or named.reason in _ANOTHER_ROUTER_MAY
+            if not another or not self._paths.next_router(self._router):
                 await self._wait(named, error, mending=mending)
 
     def _broke(self, leg: Leg, named: CallError, how: Mend) -> Mend:
@@ -383,12 +392,7 @@ class Generation:
         self._trace.failed(reason, message)
 
 
-def _silent(leg: Leg) -> CallError:
+def _silent(address: str) -> CallError:
     return CallError(
-        "Unreachable", f"{leg.address} is silent, and does not answer either", code=grpc.StatusCode.UNAVAILABLE
+        "Unreachable", f"{address} is silent, and does not answer either", code=grpc.StatusCode.UNAVAILABLE
     )
-
-
-def _being_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

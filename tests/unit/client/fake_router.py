@@ -95,6 +95,8 @@ class FakeRouter(Script, rpc.RouterServicer):
     placed: list[wire.GenerateRequest] = field(default_factory=list)
     place_calls: int = 0
     on_place: Callable[[], None] = lambda: None
+    frozen: bool = False  # it places nothing before `thaw`
+    thaw: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def Generate(self, request: wire.GenerateRequest, context: Any) -> AsyncIterator[wire.GenerateResponse]:
         self._authenticate(context)
@@ -104,6 +106,9 @@ class FakeRouter(Script, rpc.RouterServicer):
     async def Place(self, request: wire.GenerateRequest, context: Any) -> wire.Placement:
         self._authenticate(context)
         self.place_calls += 1
+        if self.frozen:
+            self.on_place()
+            await self._thawed()
         if self.no_places:
             raise self.no_places.popleft()
         if not self.placements:
@@ -111,6 +116,13 @@ class FakeRouter(Script, rpc.RouterServicer):
         self.placed.append(request)
         self.on_place()
         return self.placements.pop(0) if len(self.placements) > 1 else self.placements[0]
+
+    async def _thawed(self) -> None:
+        try:
+            await self.thaw.wait()
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
 
     async def Explain(self, request: wire.ExplainRequest, context: Any) -> wire.Explanation:
         self._authenticate(context)

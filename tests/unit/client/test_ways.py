@@ -265,6 +265,63 @@ async def test_relayed_stream_leaves_a_router_that_is_frozen_and_goes_on_through
         assert sound.requests[0].resume_from == 2
 
 
+@pytest.mark.usefixtures("nobody_answers")
+async def test_request_leaves_a_router_that_is_frozen_before_it_is_placed_and_is_placed_by_another():
+    worker = FakeWorker(worker="l4-0")
+    frozen = FakeRouter(frozen=True)
+    async with AsyncExitStack() as stack:
+        sound, _ = await direct_mesh(stack, worker)
+        addresses = [await stack.enter_async_context(serving(each)) for each in (frozen, sound)]
+        client = await stack.enter_async_context(Client(addresses, KEY, max_attempts=1))
+        streams = [client.generate(text="a", max_tokens=2) for _ in range(3)]
+        assert await asyncio.gather(*(each.text() for each in streams)) == ["w0 w1 "] * 3
+        assert client.address == addresses[1], "one of them went on to it, and the others followed"
+        assert {each.request_id for each in sound.placed} == {each.request_id for each in streams}
+        assert [each.place_lost for each in sound.placed] == [True] * 3, "the frozen one may have placed it"
+        await asyncio.wait_for(frozen.cancelled.wait(), 30)
+
+
+async def test_request_waits_for_a_router_that_is_slow_and_answers(monkeypatch):
+    answered, ask = asyncio.Semaphore(0), pulse._ask
+
+    async def counted(channel: grpc.aio.Channel) -> None:
+        await ask(channel)
+        answered.release()
+
+    monkeypatch.setattr(pulse, "LOOK_EVERY_S", SOON_S)
+    monkeypatch.setattr(pulse, "ANSWER_LOOKS", 10**6)  # however slow this machine is
+    monkeypatch.setattr(pulse, "_ask", counted)
+    monkeypatch.setattr(paths, "_PLACE_WITHIN_S", 600.0)
+    slow = FakeRouter(frozen=True)
+    async with serving(slow) as one, serving(FakeRouter()) as other, Client((one, other), KEY) as client:
+        stream = client.generate(text="a", max_tokens=2)
+        placing = asyncio.create_task(anext(stream))
+        async with asyncio.timeout(60):
+            for _ in range(5):
+                await answered.acquire()
+        assert not placing.done()
+        assert (stream.attempts, client.address) == (1, one)
+        await stream.aclose()
+        with pytest.raises(StopAsyncIteration):
+            await placing
+
+
+@pytest.mark.usefixtures("nobody_answers")
+async def test_the_only_router_is_waited_for_however_silent_it_is():
+    worker, placing = FakeWorker(), asyncio.Event()
+    async with AsyncExitStack() as stack:
+        router, client = await direct_mesh(stack, worker)
+        router.frozen = True
+        router.on_place = placing.set
+        stream = client.generate(text="a", max_tokens=2)
+        text = asyncio.create_task(stream.text())
+        await asyncio.wait_for(placing.wait(), 30)
+        assert len(client._paths._pulse) == 0, "nobody asks whether it lives"
+        router.thaw.set()
+        assert await text == "w0 w1 "
+        assert stream.attempts == 1
+
+
 async def test_stream_stays_at_a_worker_that_is_silent_and_answers(monkeypatch):
     answered, ask = asyncio.Semaphore(0), pulse._ask
 
