@@ -171,7 +171,11 @@ class RequestAdmitted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestFinished:
-    """The deliverer's witness: what reached the client, from `delivered_from`, `delivered_count` tokens."""
+    """The deliverer's witness: what reached the client, from `delivered_from`, `delivered_count` tokens.
+
+    Attributes:
+        delivered_from: what is before it the client had when it came to this deliverer, so that is delivered too.
+    """
 
     request_id: str
     router: str

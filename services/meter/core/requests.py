@@ -239,7 +239,8 @@ class Request:
 
     def note_finished(self, event: RequestFinished) -> None:
         end = event.delivered_from + event.delivered_count
-        self.delivered.add(event.delivered_from, end)
+        # Whoever goes on with an answer was told by its client what that has, and the one who delivered it may be dead.
+        self.delivered.add(0, end)
         finish = Finish(
             end,
             event.at_unix_ms,
