@@ -1,16 +1,21 @@
 """What budgets add to a first token, and to the tokens after it: the same requests with none, and under six at once.
 
-    python -m bench.budget_ttft [--requests 1200] [--rounds 12] [--tokens 32] [--out budget_ttft]
+    python -m bench.budget_ttft [--requests 1200] [--rounds 24] [--tokens 32] [--long-tokens 512] [--out budget_ttft]
 
 In: nothing but this checkout; a real mesh of simulated accelerators is started and stopped here. Out: a table, and
 `bench/results/<out>.json`. Rounds with and without budgets take turns, so that what else runs on the machine falls on
-both alike; relayed and direct requests are measured apart. One request runs at a time: it is the path that is timed.
-The router's CPU time per request stands beside it, which other programs disturb less.
+both alike, and the added TTFT is told with its interval over pairs of neighbouring rounds; relayed and direct requests
+are measured apart. One request runs at a time: it is the path that is timed.
+
+CPU time stands beside it, by kind of process, since other programs disturb it less than they do TTFT: per request, and
+per token as what answers of `long-tokens`, which are paid for in several slices, take more than short ones.
 """
 
 import argparse
 import statistics
 import tempfile
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,8 +32,10 @@ from tokenworks import Client
 from tokenworks.v1 import metering_pb2 as metering
 
 _TENANT: Final = "local"
-_WARM_UP: Final = 40
+_WARM_UP: Final = 10
 _MANY: Final = 10**15
+_FEWER_LONG: Final = 4
+_KINDS: Final = ("router", "worker", "meter", "nats-server")
 _PERIODS: Final = ("once", "minute", "hour", "day", "month")
 
 
@@ -41,12 +48,24 @@ def _budgets(*, lift: bool) -> list[metering.SetBudgetRequest]:
     ]
 
 
+@dataclass(slots=True)
+class _Part:
+    """Requests of one length, all with budgets or all without; `rounds`: the median TTFT of each round, ms."""
+
+    streams: list[Streamed] = field(default_factory=list)
+    rounds: list[float] = field(default_factory=list)
+    cpu_s: Counter[str] = field(default_factory=Counter)
+
+    def cpu_ms(self, kind: str) -> float:
+        """Per request."""
+        return self.cpu_s[kind] / len(self.streams) * 1000
+
+
 async def measure(
-    access: Access, mesh: psutil.Process, *, direct: bool, requests: int, rounds: int, tokens: int
+    access: Access, mesh: psutil.Process, *, direct: bool, requests: int, rounds: int, tokens: int, long_tokens: int
 ) -> dict[str, Any]:
     """One way: relayed or direct."""
-    results: dict[bool, list[Streamed]] = {False: [], True: []}
-    router_s = {False: 0.0, True: 0.0}
+    parts = {(funded, length): _Part() for funded in (False, True) for length in (tokens, long_tokens)}
     async with (
         Client(access.router, access.keys[_TENANT], direct=direct, max_attempts=1) as client,
         Peers(access) as peers,
@@ -54,62 +73,97 @@ async def measure(
         await client.connected()
         number = 0
         for round_ in range(rounds):
-            funded = bool(round_ % 2)
-            if round_:
-                for each in _budgets(lift=not funded):
-                    await peers.set_budget(each)
-            for counted in (False, True):
-                before = cpu_s_by_kind(mesh)
-                for _ in range(requests // rounds if counted else _WARM_UP):
+            funded = _funded(round_)
+            for each in _budgets(lift=not funded) if funded != _funded(round_ - 1) else ():
+                await peers.set_budget(each)
+            for length, count in ((tokens, requests // rounds), (long_tokens, requests // rounds // _FEWER_LONG)):
+                part = parts[funded, length]
+                for _ in range(_WARM_UP):
                     number += 1
-                    streamed = await stream(client, number, tokens)
-                    if counted:
-                        results[funded].append(streamed)
-                if counted:
-                    router_s[funded] += (cpu_s_by_kind(mesh) - before)["router"]
-        for each in _budgets(lift=True) if rounds % 2 == 0 else ():
-            await peers.set_budget(each)
-    failed = [each.failure for some in results.values() for each in some if each.failure]
-    ttft_ms = {funded: [each.ttft_s * 1000 for each in some if each.ttft_s] for funded, some in results.items()}
-    rest_us = {
-        funded: [(each.e2e_s - each.ttft_s) / max(1, tokens - 1) * 1e6 for each in some if not each.failure]
-        for funded, some in results.items()
-    }
+                    await stream(client, number, tokens)
+                before, some = cpu_s_by_kind(mesh), list[Streamed]()
+                for _ in range(count):
+                    number += 1
+                    some.append(await stream(client, number, length))
+                part.cpu_s += cpu_s_by_kind(mesh) - before
+                part.streams += some
+                part.rounds.append(statistics.median(each.ttft_s * 1000 for each in some))
+    return _figures(parts, tokens, long_tokens)
+
+
+def _funded(round_: int) -> bool:
+    """Without, with, with, without: what drifts falls on both alike, and the last round lifts them."""
+    return round_ % 4 in (1, 2)
+
+
+def _figures(parts: dict[tuple[bool, int], _Part], tokens: int, long_tokens: int) -> dict[str, Any]:
+    failed = [each.failure for part in parts.values() for each in part.streams if each.failure]
     figures: dict[str, Any] = {
-        "requests": sum(map(len, results.values())),
+        "requests": sum(len(part.streams) for part in parts.values()),
         "failed": len(failed),
         "failures": failed[:3],
     }
+    short = {funded: parts[funded, tokens] for funded in (False, True)}
     for name, funded in (("without", False), ("with", True)):
-        figures[f"ttft_p50_ms_{name}"] = round(statistics.median(ttft_ms[funded]), 3)
-        figures[f"itl_p50_us_{name}"] = round(statistics.median(rest_us[funded]), 1)
-        figures[f"router_cpu_ms_per_request_{name}"] = round(router_s[funded] / len(results[funded]) * 1000, 3)
-    figures["added_ttft_p50_ms"] = round(figures["ttft_p50_ms_with"] - figures["ttft_p50_ms_without"], 3)
+        part = short[funded]
+        ttfts_ms = [each.ttft_s * 1000 for each in part.streams if each.ttft_s]
+        rest_us = [(each.e2e_s - each.ttft_s) / max(1, tokens - 1) * 1e6 for each in part.streams if not each.failure]
+        figures[f"ttft_p50_ms_{name}"] = round(statistics.median(ttfts_ms), 3)
+        figures[f"itl_p50_us_{name}"] = round(statistics.median(rest_us), 1)
+        figures[f"cpu_ms_per_request_{name}"] = {kind: round(part.cpu_ms(kind), 3) for kind in _KINDS}
+    added_ms = [with_ - without for without, with_ in zip(short[False].rounds, short[True].rounds, strict=True)]
+    middle_ms = statistics.mean(added_ms)
+    figures["added_ttft_p50_ms"] = round(middle_ms, 3)
+    figures["added_ttft_p50_ms_95"] = round(1.96 * statistics.stdev(added_ms) / len(added_ms) ** 0.5, 3)
     figures["added_itl_p50_us"] = round(figures["itl_p50_us_with"] - figures["itl_p50_us_without"], 1)
+    per_token_us = {
+        funded: {
+            kind: (parts[funded, long_tokens].cpu_ms(kind) - parts[funded, tokens].cpu_ms(kind))
+            / (long_tokens - tokens)
+            * 1000
+            for kind in _KINDS
+        }
+        for funded in (False, True)
+    }
+    figures["added_cpu_ms_per_request"] = {
+        kind: round(short[True].cpu_ms(kind) - short[False].cpu_ms(kind), 3) for kind in _KINDS
+    }
+    figures["added_cpu_us_per_token"] = {
+        kind: round(per_token_us[True][kind] - per_token_us[False][kind], 2) for kind in _KINDS
+    }
     return figures
 
 
 def show(found: dict[str, dict[str, Any]]) -> None:
-    table = Table("", "TTFT p50 without", "with budgets", "added", "per token, added", "router CPU per request")
+    table = Table("", "TTFT p50 without", "with budgets", "added", "per token, added")
     for way, each in found.items():
         table.add_row(
             way,
             f"{each['ttft_p50_ms_without']:.2f} ms",
             f"{each['ttft_p50_ms_with']:.2f} ms",
-            f"{each['added_ttft_p50_ms']:+.2f} ms",
+            f"{each['added_ttft_p50_ms']:+.2f} ± {each['added_ttft_p50_ms_95']:.2f} ms",
             f"{each['added_itl_p50_us']:+.0f} µs",
-            f"{each['router_cpu_ms_per_request_without']:.2f} → {each['router_cpu_ms_per_request_with']:.2f} ms",
         )
+    Console().print(table)
+    table = Table("CPU time", *_KINDS)
+    for way, each in found.items():
+        without, with_ = each["cpu_ms_per_request_without"], each["cpu_ms_per_request_with"]
+        table.add_row(f"{way}, per request", *(f"{without[kind]:.2f} → {with_[kind]:.2f} ms" for kind in _KINDS))
+        added = each["added_cpu_us_per_token"]
+        table.add_row(f"{way}, per token, added", *(f"{added[kind]:+.2f} µs" for kind in _KINDS))
     Console().print(table)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--requests", type=int, default=1200)
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=24, help="a multiple of 4")
     parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--long-tokens", type=int, default=512)
     parser.add_argument("--out", default="budget_ttft", help="name of the result")
     options = parser.parse_args()
+    if options.rounds % 4 or options.requests < options.rounds * _FEWER_LONG:
+        parser.error("--rounds must be a multiple of 4, and --requests at least four times as many")
     found = {}
     with tempfile.TemporaryDirectory(prefix="tw-bench-") as folder, local_mesh(Path(folder)) as (access, mesh):
         for way in ("relayed", "direct"):
@@ -121,6 +175,7 @@ def main() -> None:
                     requests=options.requests,
                     rounds=options.rounds,
                     tokens=options.tokens,
+                    long_tokens=options.long_tokens,
                 )
             )
     show(found)
