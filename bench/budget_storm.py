@@ -32,8 +32,11 @@ _PROMPT: Final = list(range(20))
 _LONGEST: Final = 600
 _READY_S: Final = 60.0
 _CALL_S: Final = 5.0
-_SETTLE_S: Final = 90.0
-_QUIET_S: Final = 20.0  # without a token more, when the budget is used up or stuck
+_SETTLE_S: Final = 600.0
+# Without a token more, but with refusals: then the budget is stuck. A dead router's credit may take 12 s to come back,
+# and what a dead meter had taken from the stream comes again after 10; a machine that is busy takes its time as well.
+_QUIET_S: Final = 60.0
+_REFUSED: Final = "CreditExhausted"
 _LEAST_USABLE: Final = 0.99
 
 
@@ -63,6 +66,8 @@ class Outcome:
     meters_killed: int = 0
     ended: dict[str, int] = field(default_factory=dict)  # streams, by why
     seconds: float = 0.0
+    used_up_s: float = 0.0  # from the last kill until all that could be used was
+    stuck: str = ""  # what the meter said of the budget, where not all of it was usable
 
     @property
     def overspent(self) -> bool:
@@ -156,6 +161,13 @@ class _Mesh:
                 return int(answer.total.prompt_tokens + answer.total.delivered_tokens)
             await asyncio.sleep(0.2)
 
+    async def budget_state(self) -> str:
+        """What is spent, held and left, in words."""
+        request = metering_pb2.ListBudgetsRequest(tenant="storm")
+        answer = await self._until(lambda meter: meter.ListBudgets(request, timeout=_CALL_S))
+        accounts = [each for budget in answer.budgets for each in budget.accounts]
+        return "; ".join(f"spent {each.spent:,}, held {each.held:,}, left {each.remaining:,}" for each in accounts)
+
     async def _until(self, ask: Callable[[Any], Awaitable[Any]]) -> Any:
         async with asyncio.timeout(_READY_S), grpc.aio.insecure_channel(self.meter_address) as channel:
             meter: Any = metering_pb2_grpc.MeterStub(channel)  # type: ignore[no-untyped-call]  # generated
@@ -236,6 +248,8 @@ async def run(seed: int, storm: Storm) -> Outcome:
             await callers.ready()
             await _use_up(callers, mesh, outcome, storm.streams)
             outcome.billed = await mesh.billed_tokens()
+            if outcome.usable < _LEAST_USABLE:
+                outcome.stuck = await mesh.budget_state()
     outcome.seconds = time.monotonic() - started_s
     return outcome
 
@@ -253,16 +267,22 @@ async def _kill(mesh: _Mesh, storm: Storm, rng: Random, outcome: Outcome) -> Non
 
 async def _use_up(callers: _Callers, mesh: _Mesh, outcome: Outcome, streams: int) -> None:
     over = asyncio.Event()
-    callers.took_s = time.monotonic()
-    ends_s = time.monotonic() + _SETTLE_S
+    started_s = callers.took_s = time.monotonic()
+    refused_before, took_s = outcome.ended.get(_REFUSED, 0), callers.took_s
     async with asyncio.TaskGroup() as calls:
         for _ in range(max(8, streams // 8)):
             calls.create_task(callers.call(over))
-        while time.monotonic() < min(ends_s, callers.took_s + _QUIET_S):
+        while time.monotonic() < started_s + _SETTLE_S:
             await asyncio.sleep(0.25)
+            refused = outcome.ended.get(_REFUSED, 0)
+            if callers.took_s != took_s:
+                refused_before, took_s = refused, callers.took_s
+            if time.monotonic() > took_s + _QUIET_S and refused > refused_before:
+                break
             # What is left when it does not pay for a prompt and a token, nobody can be let in by.
             if outcome.limit - await mesh.billed_tokens() <= len(_PROMPT):
                 break
+        outcome.used_up_s = callers.took_s - started_s
         over.set()
 
 
@@ -288,9 +308,12 @@ async def _run_all(runs: int, seed: int, storm: Storm) -> list[Outcome]:
         outcomes.append(outcome)
         print(
             f"seed {outcome.seed}: billed {outcome.billed:,} of {outcome.limit:,} tokens ({outcome.usable:.2%});"
-            f" {outcome.routers_killed} routers and {outcome.meters_killed} meters killed; {outcome.seconds:.0f} s",
+            f" {outcome.routers_killed} routers and {outcome.meters_killed} meters killed; {outcome.seconds:.0f} s,"
+            f" {outcome.used_up_s:.0f} s of them after the last kill",
             flush=True,
         )
+        if outcome.stuck:
+            print(f"  the meter says: {outcome.stuck}; streams ended: {outcome.ended}", flush=True)
     return outcomes
 
 

@@ -8,13 +8,17 @@ both alike, and the added TTFT is told with its interval over pairs of neighbour
 are measured apart. One request runs at a time: it is the path that is timed.
 
 CPU time stands beside it, by kind of process, since other programs disturb it less than they do TTFT: per request, and
-per token as what answers of `long-tokens`, which are paid for in several slices, take more than short ones.
+per token as what answers of `long-tokens`, which are paid for in several slices, take more than short ones. What the
+mesh takes while it idles is measured first, and taken off by the second.
 """
 
 import argparse
+import asyncio
 import statistics
 import tempfile
+import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -35,6 +39,7 @@ _TENANT: Final = "local"
 _WARM_UP: Final = 10
 _MANY: Final = 10**15
 _FEWER_LONG: Final = 4
+_IDLE_S: Final = 5.0
 _KINDS: Final = ("router", "worker", "meter", "nats-server")
 _PERIODS: Final = ("once", "minute", "hour", "day", "month")
 
@@ -55,10 +60,19 @@ class _Part:
     streams: list[Streamed] = field(default_factory=list)
     rounds: list[float] = field(default_factory=list)
     cpu_s: Counter[str] = field(default_factory=Counter)
+    wall_s: float = 0.0
 
-    def cpu_ms(self, kind: str) -> float:
-        """Per request."""
-        return self.cpu_s[kind] / len(self.streams) * 1000
+    def cpu_ms(self, kind: str, idle: Mapping[str, float]) -> float:
+        """Per request, beyond what the process takes a second without any."""
+        return (self.cpu_s[kind] - idle[kind] * self.wall_s) / len(self.streams) * 1000
+
+
+async def _idle(mesh: psutil.Process) -> dict[str, float]:
+    """CPU seconds a second of each kind of process while nothing is asked for."""
+    before, started_s = cpu_s_by_kind(mesh), time.perf_counter()
+    await asyncio.sleep(_IDLE_S)
+    spent = cpu_s_by_kind(mesh) - before
+    return {kind: spent[kind] / (time.perf_counter() - started_s) for kind in _KINDS}
 
 
 async def measure(
@@ -71,7 +85,7 @@ async def measure(
         Peers(access) as peers,
     ):
         await client.connected()
-        number = 0
+        idle, number = await _idle(mesh), 0
         for round_ in range(rounds):
             funded = _funded(round_)
             for each in _budgets(lift=not funded) if funded != _funded(round_ - 1) else ():
@@ -81,14 +95,15 @@ async def measure(
                 for _ in range(_WARM_UP):
                     number += 1
                     await stream(client, number, tokens)
-                before, some = cpu_s_by_kind(mesh), list[Streamed]()
+                before, started_s, some = cpu_s_by_kind(mesh), time.perf_counter(), list[Streamed]()
                 for _ in range(count):
                     number += 1
                     some.append(await stream(client, number, length))
                 part.cpu_s += cpu_s_by_kind(mesh) - before
+                part.wall_s += time.perf_counter() - started_s
                 part.streams += some
                 part.rounds.append(statistics.median(each.ttft_s * 1000 for each in some))
-    return _figures(parts, tokens, long_tokens)
+    return _figures(parts, idle, tokens, long_tokens)
 
 
 def _funded(round_: int) -> bool:
@@ -96,12 +111,15 @@ def _funded(round_: int) -> bool:
     return round_ % 4 in (1, 2)
 
 
-def _figures(parts: dict[tuple[bool, int], _Part], tokens: int, long_tokens: int) -> dict[str, Any]:
+def _figures(
+    parts: dict[tuple[bool, int], _Part], idle: Mapping[str, float], tokens: int, long_tokens: int
+) -> dict[str, Any]:
     failed = [each.failure for part in parts.values() for each in part.streams if each.failure]
     figures: dict[str, Any] = {
         "requests": sum(len(part.streams) for part in parts.values()),
         "failed": len(failed),
         "failures": failed[:3],
+        "idle_cpu_s_per_s": {kind: round(idle[kind], 4) for kind in _KINDS},
     }
     short = {funded: parts[funded, tokens] for funded in (False, True)}
     for name, funded in (("without", False), ("with", True)):
@@ -110,7 +128,7 @@ def _figures(parts: dict[tuple[bool, int], _Part], tokens: int, long_tokens: int
         rest_us = [(each.e2e_s - each.ttft_s) / max(1, tokens - 1) * 1e6 for each in part.streams if not each.failure]
         figures[f"ttft_p50_ms_{name}"] = round(statistics.median(ttfts_ms), 3)
         figures[f"itl_p50_us_{name}"] = round(statistics.median(rest_us), 1)
-        figures[f"cpu_ms_per_request_{name}"] = {kind: round(part.cpu_ms(kind), 3) for kind in _KINDS}
+        figures[f"cpu_ms_per_request_{name}"] = {kind: round(part.cpu_ms(kind, idle), 3) for kind in _KINDS}
     added_ms = [with_ - without for without, with_ in zip(short[False].rounds, short[True].rounds, strict=True)]
     middle_ms = statistics.mean(added_ms)
     figures["added_ttft_p50_ms"] = round(middle_ms, 3)
@@ -118,7 +136,7 @@ def _figures(parts: dict[tuple[bool, int], _Part], tokens: int, long_tokens: int
     figures["added_itl_p50_us"] = round(figures["itl_p50_us_with"] - figures["itl_p50_us_without"], 1)
     per_token_us = {
         funded: {
-            kind: (parts[funded, long_tokens].cpu_ms(kind) - parts[funded, tokens].cpu_ms(kind))
+            kind: (parts[funded, long_tokens].cpu_ms(kind, idle) - parts[funded, tokens].cpu_ms(kind, idle))
             / (long_tokens - tokens)
             * 1000
             for kind in _KINDS
@@ -126,7 +144,7 @@ def _figures(parts: dict[tuple[bool, int], _Part], tokens: int, long_tokens: int
         for funded in (False, True)
     }
     figures["added_cpu_ms_per_request"] = {
-        kind: round(short[True].cpu_ms(kind) - short[False].cpu_ms(kind), 3) for kind in _KINDS
+        kind: round(short[True].cpu_ms(kind, idle) - short[False].cpu_ms(kind, idle), 3) for kind in _KINDS
     }
     figures["added_cpu_us_per_token"] = {
         kind: round(per_token_us[True][kind] - per_token_us[False][kind], 2) for kind in _KINDS

@@ -22,7 +22,6 @@ from services.mesh.price_book import PriceBook
 from services.mesh.price_calendar import OpenedBook, PriceCalendar, Rerating
 from services.mesh.subjects import STREAMS
 from services.meter.booked import Booked, Noted, Remade, Rerated, settled
-from services.meter.core.amounts import MS_PER_MINUTE
 from services.meter.core.conservation import Audited
 from services.meter.core.costs import RateCard
 from services.meter.core.ledger import Entry, Ledger, keys_of
@@ -135,7 +134,7 @@ class Bookkeeper(KeptShard):
             usage = roll_up(entries)
             transaction.write(entries, usage, touched, (), now_unix_ms)
             self._count_again(transaction, keys, touched, entries)
-        ledger.release(touched)
+        ledger.release(touched, self.detail_from_unix_ms)
         return Rerated(entries, spent_by_tenant(usage))
 
     def within(self, write: Callable[[Transaction], None]) -> None:
@@ -147,11 +146,6 @@ class Bookkeeper(KeptShard):
         with self._books.house() as transaction:
             write(transaction)
 
-    @property
-    def detail_from_unix_ms(self) -> int:
-        """What is dated earlier is there in sums alone; 0: all is there."""
-        return self._books.detail_from * 60 * MS_PER_MINUTE
-
     def keep_detail_from(self, hour: int) -> None:
         """Says that of the hours below, since 1970, only sums are kept from now on; `drop_detail` then drops it."""
         with self._books.house(tell=True) as transaction:
@@ -159,8 +153,9 @@ class Bookkeeper(KeptShard):
         self._books.detail_from = hour
 
     def drop_detail(self, drop: Callable[[Transaction], Collection[Key]]) -> int:
-        """Drops some requests that are long over, in a transaction; how many."""
-        with self._books.house(tell=True) as transaction:
+        """Drops some requests that are long over, in a transaction; how many. Who books shards has none of them in
+        memory: it was told to forget by `keep_detail_from`, and keeps nothing that old from then on."""
+        with self._books.house(alone=True) as transaction:
             gone = drop(transaction)
         for key in gone:
             self._ledger.drop(key)
@@ -315,7 +310,7 @@ class Bookkeeper(KeptShard):
             positions = {durable: through} if durable and through else {}
             transaction.write(entries, usage, touched, marks.take_changed(), now_unix_ms, positions=positions)
             vault.store(transaction.credit)
-        ledger.release(touched)
+        ledger.release(touched, self.detail_from_unix_ms)
         marks.release()
         return Booked(
             entries=entries,

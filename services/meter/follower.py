@@ -5,16 +5,11 @@ elsewhere; spending to announce; usage to watch and to look for runaways in. Whe
 there is nothing to do.
 """
 
-import asyncio
-import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from services.mesh.bus import Bus
-from services.mesh.errors import BusUnavailable, QueueFull
 from services.mesh.partitions import partition_of
 from services.meter.announcer import Announcer
 from services.meter.bookkeeper import Bookkeeper
@@ -22,11 +17,10 @@ from services.meter.catch_up import READS
 from services.meter.core.amounts import Amounts
 from services.meter.core.usage import UsageKey
 from services.meter.feed import Feed
+from services.meter.passes import pass_on
 from services.meter.store.following import Following
 from services.meter.store.shards import durable_of
 from services.meter.thread import WorkThreads
-
-log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S: Final = 0.25
 
@@ -61,12 +55,7 @@ class Follower:
 
     async def run(self) -> None:
         """Looks until cancelled."""
-        while True:
-            try:
-                await self.look()
-            except (BusUnavailable, QueueFull, SQLAlchemyError) as error:
-                log.info("what other meters book is not known just now: %s", error)
-            await asyncio.sleep(_LOOK_EVERY_S)
+        await pass_on(self.look, _LOOK_EVERY_S, "looking at what other meters book")
 
     async def look(self) -> None:
         shards = await self._reading.run(self._following.shards)

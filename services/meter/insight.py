@@ -4,7 +4,6 @@ In: questions of insight.proto. Out: their answers, worked out from usage by the
 and a `SpendAnomalyFound` for each hour under way that goes out of the ordinary, once.
 """
 
-import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Final, NamedTuple
 from services.mesh.bus import Bus
 from services.mesh.clock import Clock
 from services.mesh.credit import month_of
-from services.mesh.errors import InvalidRequest, OutboxFull, QueueFull
+from services.mesh.errors import InvalidRequest, OutboxFull
 from services.mesh.events import SpendAnomalyFound
 from services.mesh.money import format_usd, usd_to_nusd
 from services.mesh.settings import MeterSettings
@@ -29,6 +28,7 @@ from services.meter.core.promised import outcome
 from services.meter.core.usage import CALLERS, DIMENSIONS, Grouping
 from services.meter.inquiry import grouping_of
 from services.meter.outlooks import MOST_DAYS, Outlooks
+from services.meter.passes import pass_on
 from services.meter.store.callers import CallerReader
 from services.meter.store.questions import Questions
 from services.meter.thread import WorkThreads
@@ -117,14 +117,7 @@ class Insight:
 
     async def run(self) -> None:
         """Says what goes out of the ordinary, until cancelled."""
-        while True:
-            try:
-                await self.watch()
-            except QueueFull as error:
-                log.info("spending is not looked at for now: %s", error)
-            except Exception:
-                log.exception("looking at spending failed")
-            await asyncio.sleep(_LOOK_EVERY_S)
+        await pass_on(self.watch, _LOOK_EVERY_S, "looking at spending")
 
     async def watch(self) -> list[SpendAnomalyFound]:
         """One look at the hour under way and the one before; what was found for the first time."""

@@ -16,6 +16,7 @@ from services.meter.booked import Overdue
 from services.meter.core.budgets import Credit
 from services.meter.core.ledger import Ledger
 from services.meter.core.marks import Marks
+from services.meter.core.presence import MS_PER_HOUR
 from services.meter.store.books import Books, Transaction
 from services.meter.vault import Vault
 
@@ -53,6 +54,11 @@ class KeptShard:
     def partitions(self) -> frozenset[int]:
         """Of the shard, as of the last transaction."""
         return self._partitions
+
+    @property
+    def detail_from_unix_ms(self) -> int:
+        """What is dated earlier is there in sums alone; 0: all is there."""
+        return self._books.detail_from * MS_PER_HOUR
 
     @contextmanager
     def _transaction(self) -> Iterator[Transaction]:
@@ -162,6 +168,7 @@ class KeptShard:
                 self._ledger.adopt(transaction.requests(self._ledger.absent(keys)))
             if dead or keys:
                 vault.close_overdue(dead, self._ledger.at_hand(keys))
+                self._ledger.release(self._ledger.at_hand(keys), self.detail_from_unix_ms)
 
         self.with_vault(close)
 

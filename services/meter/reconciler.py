@@ -21,7 +21,7 @@ from typing import Final
 
 from services.mesh.bus import Bus, Delivered
 from services.mesh.clock import Clock
-from services.mesh.errors import BusUnavailable, OutboxFull, QueueFull
+from services.mesh.errors import BusUnavailable
 from services.mesh.events import SequenceRange, WorkerHeartbeat
 from services.mesh.price_calendar import PriceCalendar
 from services.mesh.pricing import Rates
@@ -36,6 +36,7 @@ from services.meter.core.conservation import AT_ONCE, Audited, Counts, Finding, 
 from services.meter.core.requests import Key
 from services.meter.feed import Feed
 from services.meter.gaps import Gaps
+from services.meter.passes import pass_on
 from services.meter.repairs import MOST_AT_ONCE, Repairs
 from services.meter.store.audit import Audits, Summing, Sums
 from services.meter.thread import WorkThreads
@@ -111,7 +112,7 @@ class Reconciler:
         self._last_line = await self._reading.run(self._audits.last_line)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._bus.watch([FLEET], self._hear))
-            tasks.create_task(self._pass_on())
+            tasks.create_task(pass_on(self.reconcile, self._every_s, "the audit"))
 
     async def reconcile(self) -> None:
         """One pass."""
@@ -133,16 +134,6 @@ class Reconciler:
             checked.rounds += 1
             checked.round_ended_unix_ms = self._clock.unix_ms()
         self._audit.tell()
-
-    async def _pass_on(self) -> None:
-        while True:
-            try:
-                await self.reconcile()
-            except (BusUnavailable, OutboxFull, QueueFull) as error:
-                log.info("the audit waits: %s", error)
-            except Exception:
-                log.exception("a pass of the audit failed")
-            await asyncio.sleep(self._every_s)
 
     async def _hear(self, delivered: Delivered) -> None:
         event = delivered.event

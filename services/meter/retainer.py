@@ -12,11 +12,11 @@ from functools import partial
 from typing import Final
 
 from services.mesh.clock import Clock
-from services.mesh.errors import InvariantBroken, QueueFull
 from services.mesh.settings import Settings
 from services.meter.bookkeeper import Bookkeeper
 from services.meter.core.presence import MS_PER_HOUR
 from services.meter.core.requests import Key
+from services.meter.passes import pass_on
 from services.meter.receivers import receiver_name
 from services.meter.store.books import Transaction
 from services.meter.store.database import Database
@@ -55,14 +55,7 @@ class Retainer:
 
     async def run(self) -> None:
         """Passes until cancelled; one that fails is logged, and the next does what it did not."""
-        while True:
-            try:
-                await self.let_go()
-            except (InvariantBroken, QueueFull) as error:
-                log.info("detail is kept for now: %s", error)
-            except Exception:
-                log.exception("dropping detail failed")
-            await asyncio.sleep(_EVERY_S)
+        await pass_on(self.let_go, _EVERY_S, "dropping detail")
 
     async def let_go(self) -> int:
         """One pass: how many requests are gone."""

@@ -6,21 +6,17 @@ that questions over long times read neither minutes nor the ledger. Batch work, 
 while it lags, only slower.
 """
 
-import asyncio
-import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Final
 
 from services.mesh.clock import Clock
-from services.mesh.errors import InvariantBroken, QueueFull
 from services.meter.bookkeeper import Bookkeeper
 from services.meter.core.presence import MS_PER_HOUR
+from services.meter.passes import pass_on
 from services.meter.store.books import Transaction
 from services.meter.store.rolling import DueHour, HourRoller
 from services.meter.thread import WorkThreads
-
-log = logging.getLogger(__name__)
 
 _EVERY_S: Final = 30.0
 _HOURS_A_PASS: Final = 24
@@ -49,14 +45,7 @@ class Roller:
 
     async def run(self) -> None:
         """Passes until cancelled; one that fails is logged, and the next does what it did not."""
-        while True:
-            try:
-                await self.roll()
-            except (InvariantBroken, QueueFull) as error:
-                log.info("hours are not added up for now: %s", error)
-            except Exception:
-                log.exception("adding hours up by caller failed")
-            await asyncio.sleep(_EVERY_S)
+        await pass_on(self.roll, _EVERY_S, "adding hours up")
 
     async def roll(self) -> int:
         """One pass: how many hours were added up."""

@@ -10,7 +10,6 @@ Every pass, some seconds after the last:
 """
 
 import asyncio
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,7 +18,7 @@ from typing import Final
 
 from services.mesh.bus import Bus, Delivered
 from services.mesh.clock import Clock
-from services.mesh.errors import InvariantBroken, QueueFull
+from services.mesh.errors import InvariantBroken
 from services.mesh.events import WorkerHeartbeat, WorkerState
 from services.mesh.price_calendar import PriceCalendar
 from services.mesh.subjects import FLEET
@@ -34,11 +33,10 @@ from services.meter.core.journal import Account, Booked, Posting, difference
 from services.meter.core.presence import MS_PER_HOUR, Presence, Start, WorkerHour
 from services.meter.core.requests import Key
 from services.meter.core.volumes import Volume, adjustments, period_of
+from services.meter.passes import pass_on
 from services.meter.store.bill import BillHour, BillReader, BillWriter
 from services.meter.store.books import Transaction
 from services.meter.thread import WorkThreads
-
-log = logging.getLogger(__name__)
 
 BILL: Final = "bill"
 CREDIT: Final = "credit"
@@ -121,7 +119,7 @@ class Settler:
         self._line = max((each.last_line for each in self._hours.values()), default=0)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._bus.watch([FLEET], self._hear))
-            tasks.create_task(self._pass_on())
+            tasks.create_task(pass_on(self.settle, self._every_s, "the bill"))
 
     async def settle(self) -> None:
         """One pass."""
@@ -164,18 +162,6 @@ class Settler:
             for posting in postings
             if (posting.subject.request_id, posting.subject.tenant) == key
         ]
-
-    async def _pass_on(self) -> None:
-        while True:
-            try:
-                await self.settle()
-            except InvariantBroken as lost:
-                log.error("the bill is not booked: %s", lost)
-            except QueueFull as error:
-                log.info("the bill waits: %s", error)
-            except Exception:
-                log.exception("a pass of the settler failed")
-            await asyncio.sleep(self._every_s)
 
     async def _hear(self, delivered: Delivered) -> None:
         event = delivered.event

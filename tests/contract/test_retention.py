@@ -8,10 +8,12 @@ from functools import partial
 import pytest
 from sqlalchemy import Table, func, select
 
+from services.mesh.bus import Delivered, EventId
 from services.mesh.clock import FakeClock
 from services.mesh.errors import InvalidRequest
 from services.mesh.price_book import PriceBook
 from services.mesh.settings import CloudEventsSettings, MeterSettings, Settings
+from services.mesh.subjects import subject_of
 from services.meter.bookkeeper import Bookkeeper
 from services.meter.charging import Charging
 from services.meter.core.charges import Bounds
@@ -28,10 +30,12 @@ from services.meter.store.books import Transaction
 from services.meter.store.callers import CallerReader
 from services.meter.store.charges import ChargeReader
 from services.meter.store.database import Database
+from services.meter.store.dropping import DetailDropper
 from services.meter.store.exports import put_told
 from services.meter.store.invoices import InvoiceReader, issue
 from services.meter.store.questions import Questions
 from services.meter.store.rolling import HourRoller
+from services.meter.store.shards import shards
 from services.meter.thread import WorkThreads
 from tests.contract.conftest import NewUrl
 from tests.unit.meter.facts import MINUTE_MS, START_MS, admitted, entry, finished, tokens
@@ -105,6 +109,11 @@ def _let_go(books: Books, database: Database, *, now_ms: int, told_url: str = ""
     return asyncio.run(run())
 
 
+def _authors(database: Database) -> list[str]:
+    with database.reader.connect() as connection:
+        return list(connection.execute(select(shards.c.author)).scalars())
+
+
 def _rows(database: Database, table: Table) -> int:
     with database.reader.connect() as connection:
         return connection.execute(select(func.count()).select_from(table)).scalar_one()
@@ -164,6 +173,35 @@ def test_adding_up_again_goes_by_what_is_left(books: Books, database: Database) 
     assert _answers(books) == before
     for tenant, sums in _audited(database).items():
         assert check_sums(tenant, sums.lines, sums.usage, sums.spent_nusd) == []
+
+
+def test_whoever_books_keeps_its_memory_while_detail_is_dropped_and_nothing_old_in_it(
+    books: Books, database: Database
+) -> None:
+    _live(books, "r-0", 0)
+    start_ms = FIRST * HOUR_MS + 40 * MINUTE_MS
+    other = Bookkeeper(database, "meter-0:1", PriceBook(), CARD, START_MS)
+
+    def report(number: int, name: str, first: int) -> None:
+        event = tokens(entry(name, first, 5), at_unix_ms=start_ms)
+        other.book([Delivered(EventId("worker.w.tokens", "e2", number), event, subject_of(event))], START_MS)
+
+    before = FIRST // 24 * 24 + 24
+    books.keeper.keep_detail_from(before)
+    report(1, "r-late", 0)  # unfinished: it would stay in memory, were it not so old
+    report(2, "r-late", 5)
+    _live(books, "r-30", 30)
+    _close(books)
+    sums, authors = _audited(database), _authors(database)
+    dropper = DetailDropper(database, "")
+    keys = [("r-0", "acme"), ("r-late", "acme")]
+    assert books.keeper.drop_detail(partial(dropper.drop, keys=keys, before_hour=before)) == 2
+    assert _audited(database) == sums
+    assert _authors(database) == authors
+    report(3, "r-late", 10)
+    for tenant, each in _audited(database).items():
+        assert each.lines != sums[tenant].lines
+        assert check_sums(tenant, each.lines, each.usage, each.spent_nusd) == []
 
 
 def test_an_audit_under_way_begins_anew_when_lines_are_dropped(books: Books, database: Database) -> None:

@@ -170,14 +170,15 @@ class Ledger:
         """Forgets what is at hand of a request that the store has otherwise now."""
         self._requests.pop(key, None)
 
-    def release(self, stored: Iterable[Request]) -> None:
-        """Lets go of those that are stored and complete, and of the longest untouched beyond `max_kept`.
+    def release(self, stored: Iterable[Request], detail_from_unix_ms: int = 0) -> None:
+        """Lets go of those that are stored and complete, or so old that the store may drop them at any time; and of the
+        longest untouched beyond `max_kept`.
 
         A straggler's event makes them `absent`, so they are loaded again.
         """
         assert not self._touched, "settle and store first"
         for request in stored:
-            if request.closed:
+            if request.closed or request.latest_unix_ms < detail_from_unix_ms:
                 self._requests.pop(request.key, None)
         while len(self._requests) > self._max_kept:
             self._requests.popitem(last=False)

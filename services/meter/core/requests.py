@@ -26,7 +26,7 @@ from typing import Final, NamedTuple
 
 from services.mesh.events import Outcome, RequestAdmitted, RequestFinished
 from services.mesh.pricing import Rates
-from services.meter.core.amounts import NOTHING, NOWHERE, Amounts, Place
+from services.meter.core.amounts import MS_PER_MINUTE, NOTHING, NOWHERE, Amounts, Place
 from services.meter.core.attribution import Run, owners, price_by_place, tokens_by_place
 from services.meter.core.costs import Rate
 from services.meter.core.ranges import Ranges
@@ -217,6 +217,13 @@ class Request:
         if self.finish is not None and self.finish.admitted_unix_ms:
             return self.finish.admitted_unix_ms
         return self.admission.at_unix_ms if self.admission else 0
+
+    @property
+    def latest_unix_ms(self) -> int:
+        """When it ended or, where nobody has said, was let in; and the minute of its latest line where that is later.
+        The store drops no request before that is long ago."""
+        told = self.finish.at_unix_ms if self.finish is not None else self.admitted_unix_ms
+        return max(told, *(each.minute * MS_PER_MINUTE for each in self.segments.values()), 0)
 
     @property
     def booked(self) -> Amounts:

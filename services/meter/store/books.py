@@ -105,11 +105,12 @@ class Books:
             yield transaction
 
     @contextmanager
-    def house(self, *, tell: bool = False) -> Iterator["Transaction"]:
+    def house(self, *, tell: bool = False, alone: bool = False) -> Iterator["Transaction"]:
         """Of what is nobody's partition. Commits what the block wrote; an exception in it undoes everything.
 
         Args:
-            tell: whoever books a shard reads anew what it keeps in memory; none of them is in a transaction meanwhile.
+            alone: nobody who books a shard is in a transaction meanwhile.
+            tell: as `alone`, and they read anew what they keep in memory.
 
         Raises:
             InvariantBroken: another meter leads now.
@@ -118,11 +119,11 @@ class Books:
             writer = connection.execute(select(schema.state.c.writer).with_for_update()).scalar_one()
             if writer != self._writer:
                 raise InvariantBroken(f"the books were taken over by {writer}, {self._writer} writes no more")
+            if tell or alone:
+                # In order: two that lock all of them must do so in the same.
+                connection.execute(select(shards.c.shard).order_by(shards.c.shard).with_for_update()).all()
             if tell:
-                others = select(shards.c.shard).where(shards.c.author != self._author)
-                # One after the other: two that lock all of them must do so in the same order.
-                for shard in connection.execute(others.order_by(shards.c.shard).with_for_update()).scalars().all():
-                    connection.execute(update(shards).where(shards.c.shard == shard).values(author=""))
+                connection.execute(update(shards).where(shards.c.author != self._author).values(author=""))
             yield Transaction(connection, self)
 
     @contextmanager
