@@ -43,7 +43,7 @@
         services/worker/outgoing.py
  9. The relay passes bytes on, knows what came and what the client has taken, and goes on elsewhere when a worker fails.
         services/router/relay.py  services/router/messages.py  services/router/http_sinks.py
-    What is late at a worker that became slow, or stands still, is moved away from it.
+    What is late at a worker that became slow, or stands still, is moved away from it; and what a plan has elsewhere.
         services/router/moves.py
     A client goes on elsewhere by itself, with what it has, when a worker or a router fails it.
         tokenworks/stream.py  tokenworks/mending.py  tokenworks/pulse.py  services/router/core/resumes.py

@@ -22,7 +22,7 @@ from services.router.core.plans import PlanInForce
 from services.router.core.policy import Decision, decide
 from services.router.core.records import DecisionRecord
 from services.router.core.request import Asked, Promise
-from services.router.core.scores import Ask
+from services.router.core.scores import Ask, Terms, terms_of
 from services.router.core.tally import Tally
 from services.router.measures import Measures
 
@@ -119,6 +119,19 @@ class Placing:
             rng=self._rng,
             least_spare=least_spare,
         )
+
+    def staying(self, asked: Asked, worker: KnownWorker, made_tokens: int) -> Terms | None:
+        """The terms of what is left of a request on the worker that runs it, where its prompt is computed; None where
+        that serves the model no more."""
+        fleet = self._fleet
+        fleet.write_down(self._clock.monotonic_s())
+        table = fleet.models.get(asked.model)
+        row = table.row_of.get(worker.slot) if table is not None else None
+        if table is None or row is None:
+            return None
+        ask = self.ask(asked, made_tokens=made_tokens)
+        *figures, _ = table.figures[:, row].tolist()
+        return terms_of([*figures, ask.prompt_tokens], ask, fleet.promises.band_tpots_s)  # all of it is cached
 
     def carried_out(self, asked: Asked, ask: Ask, decision: Decision) -> Placed:
         """The request is on its way to the decision's worker."""

@@ -76,6 +76,36 @@ async def test_urgent_streams_leave_a_worker_slowed_tenfold_and_hardly_a_new_one
     await eventually(billed, "each token is billed once")
 
 
+async def test_streams_leave_a_pool_that_the_optimizer_has_no_work_for_any_more(start_mesh: StartMesh) -> None:
+    dear, cheap = "h100-0", "mi300x-0"
+    # Answers of a length that a class is expected to have before any has ended, and that take a while.
+    mesh = await start_mesh(simulated(dear, "nvidia-h100-sxm", speed=0.1), mesh=SETTINGS, slo=SLO)
+    clients = {direct: mesh.client(direct=direct) for direct in (True, False)}
+    streams = [asked(clients[each % 2 == 0], f"river {each // 2}", 400, deadline_s=300) for each in range(6)]
+    firsts = await asyncio.gather(*[anext(stream) for stream in streams])
+    fleet = mesh.parts["router"].running.fleet
+
+    async def planned() -> bool:
+        plan = fleet.plans.get(MODEL)
+        return plan is not None and plan.class_of("patient", 5, 400) is not None
+
+    await eventually(planned, "a plan has their class where they run, for want of another pool")
+    await mesh.start_worker(simulated(cheap, "amd-mi300x"))
+    texts = [first.text + await each.text() for first, each in zip(firsts, streams, strict=True)]
+    assert texts[0::2] == texts[1::2], "direct and relayed say the same"
+    results = [stream.result for stream in streams if stream.result is not None]
+    assert [each.completion_tokens for each in results] == len(streams) * [400]
+    made_by = [[one.worker for one in each.segments] for each in results]
+    assert [dear, cheap] in made_by[0::2], "direct ones moved"
+    assert [dear, cheap] in made_by[1::2], "relayed ones moved"
+
+    async def billed() -> bool:
+        bills = [await mesh.bill(each.request_id) for each in results]
+        return all(each.delivered_tokens == 400 and each.outcome == "length" for each in bills)
+
+    await eventually(billed, "each token is billed once")
+
+
 async def test_what_a_worker_is_told_to_send_elsewhere_goes_on_there(start_mesh: StartMesh) -> None:
     mesh = await start_mesh(*(simulated(each) for each in WORKERS), mesh=SETTINGS, slo=SLO)
     client = mesh.client(direct=True)

@@ -72,6 +72,8 @@ class PlanInForce:
     Attributes:
         traceparent: context of the span that published it.
         since_s: when it arrived, router's monotonic seconds.
+        left: workload classes with the pools that had work of theirs by earlier plans and have none by this one, which
+            has it elsewhere.
     """
 
     def __init__(self, plan: RoutingPlan, traceparent: str, since_s: float, before: "PlanInForce | None") -> None:
@@ -101,6 +103,7 @@ class PlanInForce:
                 self._shares[share.workload_class][share.pool] = share.share
         same = before is not None and before._bounds() == self._bounds()
         self._realised: list[_Placed] = before._realised if before and same else [_Placed() for _ in plan.classes]
+        self.left = self._left(before) if before else frozenset()
 
     def class_of(self, slo_class: str, prompt_tokens: int, completion_tokens: int, within: str = "") -> int | None:
         """The workload class a request falls into; None when the plan has none for it."""
@@ -120,6 +123,14 @@ class PlanInForce:
     def placed(self, workload_class: int, pool: str) -> None:
         """Notes where a request of a class went."""
         self._realised[workload_class].add(pool)
+
+    def _left(self, before: "PlanInForce") -> frozenset[tuple[int, str]]:
+        index_of = {bounds: index for index, bounds in enumerate(self._bounds())}
+        now = [index_of.get(bounds) for bounds in before._bounds()]  # classes come and go
+        had = {(index, pool) for index, shares in enumerate(before._shares) for pool, share in shares.items() if share}
+        left = {(found, pool) for index, pool in had | before.left if (found := now[index]) is not None}
+        served = {index for index, shares in enumerate(self._shares) if any(shares.values())}
+        return frozenset((index, pool) for index, pool in left if index in served and not self._shares[index].get(pool))
 
     def _bounds(self) -> list[tuple[object, ...]]:
         return [_bounds(each) for each in self._classes]
