@@ -24,6 +24,7 @@ class Departures:
 
     def __init__(self, gather_s: float = 0.0) -> None:
         self._gather_s = gather_s
+        self._loop: asyncio.AbstractEventLoop | None = None  # asking for it is a system call each time
         self._soon: list[Departing] = []
         self._gathered: list[Departing] = []
 
@@ -35,7 +36,9 @@ class Departures:
     def soon(self, connection: Departing) -> None:
         """At the end of this turn of the loop."""
         if not self._soon:
-            asyncio.get_running_loop().call_soon(self._leave_soon)
+            if self._loop is None:
+                self._loop = asyncio.get_running_loop()
+            self._loop.call_soon(self._leave_soon)
         self._soon.append(connection)
 
     def gathered(self, connection: Departing) -> None:

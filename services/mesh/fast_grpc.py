@@ -180,13 +180,13 @@ class _ServerConnection(Http2Connection):
         super().connection_made(transport)
 
     def on_request(self, stream: int, headers: Headers, ended: bool) -> None:
-        fields = dict(headers)
+        fields = dict(reversed(headers))
         if not fields.get(b"content-type", b"").startswith(CONTENT_TYPE):
             with suppress(ngh2.NGH2Error):
                 self.h2.send_response(stream, [(b":status", b"415")], end_stream=True)
                 self.reset_when_sent(stream)
             return
-        call = ServerCall(self, stream, headers, limit_bytes=self._server.max_message_bytes, peer=self._peer)
+        call = ServerCall(self, stream, headers, fields, limit_bytes=self._server.max_message_bytes, peer=self._peer)
         self._calls[stream] = call
         path = fields.get(b":path", b"")
         method = self._server.methods.get(path)

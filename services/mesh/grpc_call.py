@@ -7,7 +7,7 @@ by `abort`, by its caller's leaving or its deadline (both cancel it), or by a de
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import aclosing, suppress
 from inspect import isawaitable
 from typing import Any, Final, NoReturn
@@ -65,15 +65,17 @@ class ServerCall:
         connection: Http2Connection,
         stream: int,
         headers: Headers,
+        fields: Mapping[bytes, bytes],
         *,
         limit_bytes: int,
         peer: str,
     ) -> None:
-        fields = dict(headers)
+        """`fields`: the headers by name, of those of one name the first."""
         self.task: asyncio.Task[None] | None = None
         self._connection = connection
         self._stream = stream
         self._headers = headers
+        self._fields = fields
         self._peer = peer
         self._timeout = fields.get(b"grpc-timeout", b"")
         self._messages = Messages(limit_bytes, fields.get(b"grpc-encoding", b""))
@@ -95,6 +97,10 @@ class ServerCall:
             self._metadata = metadata_of(self._headers)
         return self._metadata
 
+    def first_value(self, key: str) -> str:
+        """The first value of a key that is not binary; empty when it was not sent."""
+        return self._fields.get(key.encode("ascii"), b"").decode("latin-1")
+
     def peer(self) -> str:
         return self._peer
 
@@ -102,7 +108,7 @@ class ServerCall:
         """Seconds until the caller's deadline; None where there is none."""
         if self._deadline is None:
             return None
-        return max(0.0, self._deadline.when() - asyncio.get_running_loop().time())
+        return max(0.0, self._deadline.when() - self._connection.loop.time())
 
     def set_trailing_metadata(self, metadata: Iterable[tuple[str, str | bytes]]) -> None:
         self._trailing = tuple(metadata)
@@ -178,7 +184,7 @@ class ServerCall:
         self._method = method
         seconds = timeout_s(self._timeout)
         if seconds is not None:
-            self._deadline = asyncio.get_running_loop().call_later(
+            self._deadline = self._connection.loop.call_later(
                 seconds, self.cut, grpc.StatusCode.DEADLINE_EXCEEDED, "the call's deadline has passed"
             )
         if method.streams_in:
@@ -240,7 +246,7 @@ class ServerCall:
                 self.task.cancel()
 
     def _start(self, request: Any) -> None:
-        self.task = asyncio.get_running_loop().create_task(self._run(request))
+        self.task = self._connection.loop.create_task(self._run(request))
 
     async def _run(self, request: Any) -> None:
         method = self._method

@@ -54,6 +54,7 @@ class Http2Connection(asyncio.Protocol):
 
     Attributes:
         h2: the protocol's state.
+        loop: that it runs on; asking for the running one is a system call each time.
         lost: the connection is over; nothing can be submitted.
     """
 
@@ -61,7 +62,7 @@ class Http2Connection(asyncio.Protocol):
         self.h2 = ngh2.Connection(role, _CONFIGURATION)
         self.lost = False
         self._departures = departures or Departures()
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._transport: Any = None
         self._full = False
         self._flush_due = self._gathering = False
@@ -154,7 +155,7 @@ class Http2Connection(asyncio.Protocol):
         self.h2.initiate_connection(_SETTINGS)
         self.h2.set_local_window_size(_WINDOW_BYTES)
         self._flush()
-        self._keepalive = self._loop.call_later(_KEEPALIVE_S, self._check_alive)
+        self._keepalive = self.loop.call_later(_KEEPALIVE_S, self._check_alive)
 
     def data_received(self, data: bytes) -> None:
         self._heard = True
@@ -247,7 +248,7 @@ class Http2Connection(asyncio.Protocol):
             return
         if self._heard:
             self._heard = False
-            self._keepalive = self._loop.call_later(_KEEPALIVE_S, self._check_alive)
+            self._keepalive = self.loop.call_later(_KEEPALIVE_S, self._check_alive)
             return
         try:
             self.h2.ping()
@@ -255,13 +256,13 @@ class Http2Connection(asyncio.Protocol):
             self.abort("the connection is ending")
             return
         self._flush()
-        self._keepalive = self._loop.call_later(_PING_S, self._check_answered)
+        self._keepalive = self.loop.call_later(_PING_S, self._check_answered)
 
     def _check_answered(self) -> None:
         if self.lost:
             return
         if self._heard:
-            self._keepalive = self._loop.call_later(_KEEPALIVE_S, self._check_alive)
+            self._keepalive = self.loop.call_later(_KEEPALIVE_S, self._check_alive)
         else:
             self.abort(f"the peer has been silent for {_KEEPALIVE_S + _PING_S:g} s")
 

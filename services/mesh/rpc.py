@@ -11,7 +11,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
@@ -85,21 +85,17 @@ def error_of(failure: grpc.RpcError) -> TokenworksError:
     return from_reason(reason or _UNNAMED.get(code, ""), failure.details() or code.name, retry_after_s)
 
 
-class Invoked(Protocol):
-    """A call's context, of either server, as far as metadata goes."""
+def metadata_value(context: Any, key: str) -> str:
+    """The first value of a metadata key that is not binary; empty when it was not sent.
 
-    def invocation_metadata(self) -> Any: ...
-
-
-def metadata_value(context: Invoked, key: str) -> str:
-    """The first value of a metadata key; empty when it was not sent."""
-    for name, value in context.invocation_metadata() or ():
-        if name == key:
-            return value if isinstance(value, str) else value.decode("latin-1")
-    return ""
+    Args:
+        context: of a call on one of our servers, a `ServerCall`.
+    """
+    found: str = context.first_value(key)
+    return found
 
 
-def require_mesh_secret(context: Invoked, secrets: Sequence[str]) -> None:
+def require_mesh_secret(context: Any, secrets: Sequence[str]) -> None:
     """Lets pass who knows one of the mesh's secrets (`Settings.secrets`); everybody when there is none.
 
     Raises:
@@ -178,8 +174,10 @@ class Guard:
         return each if handler.request_streaming else one
 
     def _unary(self, method: str, behaviour: Any, read: Callable[[Any], Any], *, traced: bool) -> Any:
+        named = method.lstrip("/")
+
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            with _Call(self, method, context, traced) as call_state:
+            with _Call(self, named, context, traced) as call_state:
                 try:
                     return await behaviour(read(request), context)
                 except Exception as error:
@@ -191,9 +189,10 @@ class Guard:
         # Writing here rather than yielding: a call that ends early then unwinds in its own task, so that its span and
         # the method's `finally` end with it; a generator left suspended would wait for the garbage collector.
         writes_itself = inspect.iscoroutinefunction(behaviour)
+        named = method.lstrip("/")
 
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-            with _Call(self, method, context, traced) as call_state:
+            with _Call(self, named, context, traced) as call_state:
                 try:
                     if writes_itself:
                         await behaviour(read(request), context)
@@ -222,7 +221,7 @@ class _Call:
     """The span and the duration of one call."""
 
     def __init__(self, guard: Guard, method: str, context: grpc.aio.ServicerContext[Any, Any], traced: bool) -> None:
-        self.method = method.lstrip("/")
+        self.method = method
         self._guard = guard
         self._code = "OK"
         self._started_s = time.perf_counter()

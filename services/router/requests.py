@@ -1,16 +1,23 @@
 """From the wire to plain values: what the cores need to know of a GenerateRequest."""
 
+from dataclasses import fields
+from typing import Final
+
 from services.mesh.confines import ANYWHERE, Confines
 from services.mesh.features import features_needed
 from services.mesh.prefix_chain import chain_of_chat, chain_of_text, chain_of_token_ids
 from services.router.core.request import Asked, PromptFacts, PromptKind, SamplingValues
 from tokenworks.v1 import inference_pb2 as wire
 
+_PLAIN: Final = frozenset(field.name for field in fields(SamplingValues)) - {"stop"}
+
 
 def asked_of(
     request: wire.GenerateRequest, tenant: str, *, key: str = "", team: str = "", confines: Confines = ANYWHERE
 ) -> Asked:
     """The request in plain values; its `request_id` and `slo_class` must be filled."""
+    sampling, tools = request.sampling, request.tools_json
+    logprobs, response_format = sampling.HasField("logprobs"), request.response_format_json
     return Asked(
         request_id=request.request_id,
         tenant=tenant,
@@ -19,13 +26,12 @@ def asked_of(
         workload=request.workload,
         session_id=request.session_id,
         prompt=_prompt(request, tenant),
-        sampling=_sampling(request.sampling),
+        sampling=_sampling(sampling),
         resume_from=request.resume_from,
-        features=features_needed(
-            logprobs=request.sampling.HasField("logprobs"),
-            response_format=bool(request.response_format_json),
-            tools=bool(request.tools_json),
-        ),
+        # Nearly none needs any.
+        features=features_needed(logprobs=logprobs, response_format=bool(response_format), tools=bool(tools))
+        if logprobs or response_format or tools
+        else (),
         key=key,
         team=team,
         confines=confines,
@@ -54,13 +60,9 @@ def _prompt(request: wire.GenerateRequest, tenant: str) -> PromptFacts:
 
 
 def _sampling(sampling: wire.Sampling) -> SamplingValues:
-    return SamplingValues(
-        max_tokens=sampling.max_tokens if sampling.HasField("max_tokens") else None,
-        temperature=sampling.temperature if sampling.HasField("temperature") else None,
-        top_p=sampling.top_p if sampling.HasField("top_p") else None,
-        frequency_penalty=sampling.frequency_penalty if sampling.HasField("frequency_penalty") else None,
-        presence_penalty=sampling.presence_penalty if sampling.HasField("presence_penalty") else None,
-        stop=tuple(sampling.stop),
-        ignore_eos=sampling.ignore_eos,
-        n=sampling.n,
-    )
+    values = SamplingValues()
+    for field, value in sampling.ListFields():  # what was sent: asking for each that may be takes longer
+        if (name := field.name) in _PLAIN:
+            setattr(values, name, value)
+    values.stop = tuple(sampling.stop)
+    return values

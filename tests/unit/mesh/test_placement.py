@@ -139,3 +139,12 @@ def test_without_a_secret_nothing_is_signed_or_accepted() -> None:
         PlacementSigner([""])
     with pytest.raises(PlacementRefused, match=r"mesh\.secret"):
         PlacementVerifier("w-1", "e-1", []).verify(PlacementSigner(["s"]).sign(CLAIMS), NOW_UNIX_MS)
+
+
+def test_a_signer_that_has_begun_many_tokens_signs_each_for_what_it_says() -> None:
+    signer, verifier = PlacementSigner(["s1"]), PlacementVerifier("w-1", "e-1", ["s1"])
+    for number in range(12):
+        claims = dataclasses.replace(
+            CLAIMS, id=f"p-{number}", plan="m:" + "1" * (number % 4), workload='a"\\\n\0é漢😀' * (number % 2)
+        )
+        assert verifier.verify(signer.sign(claims), NOW_UNIX_MS) == claims
