@@ -64,5 +64,5 @@ class MeterBooks:
             try:
                 said = await rebuilt(self._nats, Path(folder) / "books.db", check=True, environment=self._database)
             except CommandFailed as error:
-                raise RuntimeError(str(error)) from error
+                return Rebuilt(0, [f"they could not be made again: {error}"])
         return Rebuilt(said["events"], said["differences"])

@@ -99,7 +99,7 @@ async def _run(settings: Settings, into: Path, *, check: bool, raw: Path | None)
         done = await rebuild(bus, rebuilt, settings.prices, rate_card(settings), clock, raw=files)
         findings: list[str] | None = None
         if check:
-            live = Database(settings.database_url)
+            live = Database(settings.database_url, read_only=True)
             try:
                 findings = differences(live, rebuilt, since_unix_ms=clock.unix_ms() - _KEPT_MS)
             finally:

@@ -1,5 +1,6 @@
 """The audit of a running meter: what is tampered with, lost, or put back from a backup is found and repaired."""
 
+import re
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -7,6 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import aiohttp
+
+from services.cli.books_checks import checks_of
+from services.cli.checks import Severity
 from services.mesh.clock import SystemClock
 from services.mesh.events import DriftFound, WorkerHeartbeat
 from services.mesh.memory_bus import MemoryBroker
@@ -162,6 +167,15 @@ async def test_what_cannot_be_had_again_is_reported_and_its_tokens_are_booked_on
         assert total.delivered_tokens == 50
         await meter.routers.replay([AUDIT], hear)
         assert [(each.kind, each.repaired) for each in told] == [("lost", False), ("unreported", True)]
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"http://127.0.0.1:{meter.http_port}/metrics") as page,
+        ):
+            metrics = await page.text()
+        drift_of = dict(re.findall(r'tokenworks_meter_drift\{[^}]*kind="(\w+)"[^}]*\} (\S+)', metrics))
+        assert (float(drift_of["lost"]), float(drift_of["unreported"])) == (1, 0), "what stands, and what was repaired"
+        shown = [each for each in checks_of(answer) if each.severity is Severity.WRONG]
+        assert ["worker.gone-0.tokens" in each.found for each in shown] == [True], "the doctor names it"
         await _equal_to_the_streams(meter, tmp_path)
 
 

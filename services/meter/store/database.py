@@ -12,7 +12,7 @@ from sqlalchemy import URL, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from services.mesh.errors import SettingInvalid
-from services.meter.store.upgrades import bring_up_to_date
+from services.meter.store.upgrades import bring_up_to_date, check_up_to_date
 
 _READERS: Final = 3  # two that answer, one that exports
 _BUSY_TIMEOUT_MS: Final = 5_000
@@ -25,12 +25,15 @@ _IDLE_MS: Final = 10_000
 class Database:
     """The books' database, with its tables as this program reads them: made, or brought there from older ones.
 
+    Args:
+        read_only: books of somebody else, who may be writing: nothing is made, and no lock is waited for.
+
     Raises:
         SettingInvalid: `meter.database_url` is no URL of a database that can be opened here, keeps nothing beyond the
             process, or holds the tables of a newer program.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, read_only: bool = False) -> None:
         parsed = parse_url(url)
         self._name = parsed.render_as_string(hide_password=True)
         if parsed.get_backend_name() not in ("sqlite", "postgresql"):
@@ -40,6 +43,8 @@ class Database:
                 raise SettingInvalid(
                     f"meter.database_url = {self._name} forgets the books; name a file: sqlite:///<file>"
                 )
+            if read_only and not Path(parsed.database).exists():  # to open it would make it
+                raise SettingInvalid(f"meter.database_url = {self._name}: there is no such file")
             try:
                 Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
@@ -55,10 +60,14 @@ class Database:
             _prepare_sqlite(self.writer, read_only=False)
             _prepare_sqlite(self.reader, read_only=True)
         try:
-            self._create()
+            if read_only:
+                self._check()
+            else:
+                self._create()
         except SQLAlchemyError as error:
             self.close()
-            raise SettingInvalid(f"meter.database_url = {self._name} cannot be opened: {error}") from error
+            said = getattr(error, "orig", None) or error  # without the statement, and a link to what errors are
+            raise SettingInvalid(f"meter.database_url = {self._name} cannot be opened: {said}") from error
         except BaseException:
             self.close()
             raise
@@ -66,6 +75,10 @@ class Database:
     def close(self) -> None:
         self.reader.dispose()
         self.writer.dispose()
+
+    def _check(self) -> None:
+        with self.reader.connect() as connection:
+            check_up_to_date(connection, self._name)
 
     def _create(self) -> None:
         with self.writer.begin() as connection:

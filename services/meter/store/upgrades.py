@@ -55,6 +55,25 @@ def bring_up_to_date(connection: Connection, name: str) -> None:
         _upgrade(connection, name, revision)
 
 
+def check_up_to_date(connection: Connection, name: str) -> None:
+    """For who only reads.
+
+    Raises:
+        SettingInvalid: there are no tables, or others than this program reads.
+    """
+    there = inspect(connection)
+    if not there.has_table(schema.state.name):
+        raise SettingInvalid(f"meter.database_url = {name} holds no books; name the database of a meter")
+    version = "before Alembic"
+    if there.has_table(_version.name):
+        version = connection.execute(select(_version.c.version_num)).scalar_one()
+    if version != HEAD:
+        raise SettingInvalid(
+            f"meter.database_url = {name} has tables of version {version}, and this program reads version {HEAD}; let"
+            " the meter of this program open it first, or run the tokenworks that wrote it"
+        )
+
+
 def _upgrade(connection: Connection, name: str, revision: str) -> None:
     # Only an upgrade needs it: it takes as long to import as all else of the meter's start.
     from alembic import command

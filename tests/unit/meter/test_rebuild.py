@@ -129,6 +129,37 @@ async def test_what_somebody_changed_in_the_live_books_is_found(tmp_path: Path) 
     again.close()
 
 
+async def test_live_books_are_compared_while_their_meter_writes(tmp_path: Path) -> None:
+    broker = MemoryBroker()
+    await _publish(broker, _opened(BOOK), admitted("r"), tokens(entry("r", 0, 10, last=True)), finished("r", 10))
+    live, again = Database(f"sqlite:///{tmp_path}/live.db"), Database(f"sqlite:///{tmp_path}/again.db")
+    await _live(broker, live, 9)
+    await _rebuilt(broker, again)
+    with live.writer.begin() as connection:
+        connection.execute(update(schema.tenants).values(spent_nusd=1))
+        seen = Database(f"sqlite:///{tmp_path}/live.db", read_only=True)
+        assert differences(seen, again, since_unix_ms=0) == [], "what is not committed is not there"
+    seen.close()
+    live.close()
+    again.close()
+
+
+def test_books_that_are_only_read_are_not_made_and_not_changed(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/none.db"
+    with pytest.raises(SettingInvalid, match="no such file"):
+        Database(url, read_only=True)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "none.db").touch()
+    with pytest.raises(SettingInvalid, match="holds no books"):
+        Database(url, read_only=True)
+    older = Database(url)
+    with older.writer.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0009'")
+    older.close()
+    with pytest.raises(SettingInvalid, match="version 0009, and this program reads"):
+        Database(url, read_only=True)
+
+
 async def test_requests_older_than_the_streams_are_looked_over(tmp_path: Path) -> None:
     live, again = Database(f"sqlite:///{tmp_path}/live.db"), Database(f"sqlite:///{tmp_path}/again.db")
     broker = MemoryBroker()
