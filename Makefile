@@ -142,6 +142,11 @@ chaos: ## Break a mesh on purpose, FAULTS=60 times on the schedule of SEED=1, an
 	$(SET_UP) $(EXTRAS)
 	@$(VENV)/bin/tokenworks chaos --faults $(or $(FAULTS),60) --seed $(or $(SEED),1) $(ARGS)
 
+.PHONY: worker-killed
+worker-killed: ## 50 streams on a worker that is killed, direct and relayed: prints the longest pause that a client saw
+	$(SET_UP) $(EXTRAS) dev
+	$(PY) -m pytest -q -s tests/chaos/test_worker_killed.py
+
 .PHONY: budget-storm
 budget-storm: ## Storm one budget with 500 streams at 4 routers, killing routers and meter: RUNS=50 SEED=1
 	$(SET_UP) $(EXTRAS) dev
