@@ -18,6 +18,7 @@ none that was made for an earlier start of it.
     resume  index of the token to begin with; those before it are at the client
     fund    most completion tokens the answer may have: the first funded slice
     until   its caller's deadline by the worker's clock, milliseconds since 1970; left out where there is none
+    waited  seconds at the router before it had its place, which are part of its TTFT; left out where it went at once
     within  where it may be computed, where that is confined: for whoever plans
     funds   where budgets bound the request: tokens paid for, the budgets, and what is held of them
     prompt  prompt tokens as the router estimated them
@@ -83,6 +84,7 @@ class PlacementClaims:
     conversation: str = ""
     within: str = ""
     deadline_unix_ms: int = 0
+    waited_s: float = 0.0
 
     def time_left_s(self, now_unix_ms: int) -> float | None:
         """Until the worker ends the stream whatever its client says, leeway included; None where nothing bounds it.
@@ -217,6 +219,8 @@ class PlacementSigner:
             rest += f',"within":{_quoted(claims.within)}'
         if claims.deadline_unix_ms:
             rest += f',"until":{claims.deadline_unix_ms}'
+        if claims.waited_s:
+            rest += f',"waited":{claims.waited_s!r}'
         encoded = _base64(rest + "}")
         mac = begun[1].copy()
         mac.update(encoded)
@@ -318,6 +322,7 @@ class PlacementVerifier:
                 conversation=conversation,
                 within=payload.get("within", ""),
                 deadline_unix_ms=int(payload.get("until", 0)),
+                waited_s=float(payload.get("waited", 0.0)),
             )
         except (jwt.InvalidTokenError, KeyError, TypeError, ValueError) as error:
             raise PlacementRefused(f"the placement is not genuine: {error}") from error

@@ -288,6 +288,7 @@ class Direct:
             team=asked.team,
             conversation=asked.conversation,
             within=str(asked.confines),
+            waited_s=record.waited_s,
             deadline_unix_ms=0 if time_left_s is None else now_there_unix_ms + max(1, round(time_left_s * 1000)),
         )
         return wire.Placement(

@@ -1,7 +1,8 @@
 """The mesh's own policy in virtual time: the router's fleet, scores and prefix index, and the optimizer's planner.
 
 The very code that runs in production, fed with the events that a worker would publish. Nothing is known here that a
-router does not know: answers' lengths are estimated from what finished, workers' loads are heartbeats up to 250 ms old.
+router does not know: answers' lengths are estimated from what finished unless their clients say, workers' loads are
+heartbeats up to 250 ms old.
 """
 
 from collections.abc import Iterable, Sequence
@@ -311,7 +312,7 @@ def _asked(request: TwinRequest, model: str) -> Asked:
                 range(BLOCK_TOKENS, (len(request.prefix) + 1) * BLOCK_TOKENS, BLOCK_TOKENS),
             ),
         ),
-        sampling=SamplingValues(),
+        sampling=SamplingValues(max_tokens=request.max_tokens or None, ignore_eos=request.exact),
     )
 
 
@@ -324,7 +325,7 @@ def _admitted(request: TwinRequest, asked: Asked, worker: str, pool: str, now_s:
         model=asked.model,
         slo_class=asked.slo_class,
         prompt_tokens=request.prompt_tokens,
-        max_tokens=0,
+        max_tokens=request.max_tokens,
         worker=worker,
         pool=pool,
         plan="",

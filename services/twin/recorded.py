@@ -46,7 +46,7 @@ class Recording:
     def __init__(self, model: str = "") -> None:
         self._model = model
         self._finished: dict[str, RequestFinished] = {}
-        self._sessions: dict[str, str] = {}
+        self._admitted: dict[str, RequestAdmitted] = {}
         self._made: dict[tuple[str, int, str, int], tuple[str, int, int]] = {}
         self._accelerators: dict[str, str] = {}
 
@@ -60,8 +60,8 @@ class Recording:
                     self._finished[event.request_id] = event
                 if event.worker and event.accelerator:
                     self._accelerators[event.worker] = event.accelerator
-            case RequestAdmitted() if event.session_id and self._wanted(event.model):
-                self._sessions[event.request_id] = event.session_id
+            case RequestAdmitted() if self._wanted(event.model):
+                self._admitted[event.request_id] = event
             case TokensGenerated():
                 for place, entry in enumerate(event.entries):
                     if self._wanted(entry.model):
@@ -75,24 +75,25 @@ class Recording:
 
     def ended(self) -> list[RequestFinished]:
         """How the requests of `trace` ended, one each, in its order."""
-        return sorted(self._whole(), key=lambda each: (each.admitted_unix_ms, each.request_id))
+        return sorted(self._whole(), key=lambda each: (_arrived_unix_ms(each), each.request_id))
 
     def trace(self) -> list[TraceRequest]:
         """The requests that can be run again, in order of arrival."""
         ended = self.ended()
-        first_ms = ended[0].admitted_unix_ms if ended else 0
+        first_ms = _arrived_unix_ms(ended[0]) if ended else 0
         return [
             TraceRequest(
-                arrival_s=(each.admitted_unix_ms - first_ms) / 1000,
+                arrival_s=(_arrived_unix_ms(each) - first_ms) / 1000,
                 prompt_tokens=each.prompt_tokens,
                 completion_tokens=_end(each),
                 tenant=each.tenant,
                 workload=each.workload,
                 slo_class=each.slo_class,
                 model=each.model,
-                session_id=self._sessions.get(each.request_id, ""),
+                session_id=admitted.session_id if admitted else "",
+                max_tokens=admitted.max_tokens if admitted else 0,
             )
-            for each in ended
+            for each, admitted in ((each, self._admitted.get(each.request_id)) for each in ended)
         ]
 
     def happened(self) -> Happened:
@@ -135,6 +136,11 @@ def since(trace: Sequence[TraceRequest], seconds: float) -> list[TraceRequest]:
     from_s = max(0.0, trace[-1].arrival_s - seconds)
     kept = [each for each in trace if each.arrival_s >= from_s]
     return [replace(each, arrival_s=each.arrival_s - kept[0].arrival_s) for each in kept]
+
+
+def _arrived_unix_ms(event: RequestFinished) -> int:
+    """When it was asked for: it may have waited at its router before it was let in."""
+    return min(event.admitted_unix_ms, event.at_unix_ms - round(event.e2e_s * 1000))
 
 
 def _end(event: RequestFinished) -> int:

@@ -18,6 +18,7 @@ class TwinRequest:
 
     Attributes:
         completion_tokens: that its answer will have; only the engine knows.
+        max_tokens, exact: what its client says of the answer's length, see `TraceRequest`.
         prefix: identifies what its prompt starts with: chained hashes of its 512-token blocks, or of its session.
         delivered: tokens that its client has.
         priority: at its worker; lower is sooner.
@@ -33,6 +34,8 @@ class TwinRequest:
     workload: str
     tenant: str
     session_id: str
+    max_tokens: int = 0
+    exact: bool = False
     prefix: tuple[int, ...] = ()
     delivered: int = 0
     cached_tokens: int = 0
@@ -83,6 +86,8 @@ def requests_of(
             workload=each.workload or "trace",
             tenant=each.tenant or "trace",
             session_id=each.session_id,
+            max_tokens=each.max_tokens,
+            exact=each.exact,
             prefix=_prefix(each),
             priority=promises[name].priority,
         )

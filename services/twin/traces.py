@@ -50,6 +50,8 @@ class TraceRequest:
         arrival_s: seconds after the trace's first request; never less than the one before.
         prompt_tokens: >= 1; 0 only where `prompt` gives the words.
         completion_tokens: >= 1.
+        max_tokens: of the answer, as its client asks; 0: it leaves that open.
+        exact: its answer has `max_tokens`, and its client says so (`ignore_eos`).
         blocks: ids of the prompt's 512-token blocks, where the trace has them; equal ids are equal tokens.
         tenant, workload, slo_class, model, session_id, prompt: empty where the trace does not say.
     """
@@ -64,6 +66,8 @@ class TraceRequest:
     model: str = ""
     session_id: str = ""
     prompt: str = ""
+    max_tokens: int = 0
+    exact: bool = False
 
 
 def read(lines: Iterable[str], name: str = "trace") -> Iterator[TraceRequest]:

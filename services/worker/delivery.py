@@ -52,7 +52,7 @@ class Delivery:
         self._outgoing = outgoing
         self._opened_s = opened_s
         self._resumed_ttft_s = _plausible(request.resumed_ttft_s) if claims.resume_from else 0.0
-        self._resumed_s = _plausible(request.resumed_s) if claims.resume_from else 0.0
+        self._before_s = _plausible(request.resumed_s) if claims.resume_from else claims.waited_s
         self._error: TokenworksError | None = None
         self._tokens = 0
         self._first_s = 0.0
@@ -160,7 +160,7 @@ class Delivery:
             outcome=self.outcome,
             ttft_s=ttft_s,
             tpot_s=tpot_s,
-            e2e_s=self._resumed_s + now_s - self._opened_s,
+            e2e_s=self._before_s + now_s - self._opened_s,
             slo_met=self.outcome in (Outcome.STOP, Outcome.LENGTH) and kept,
             trace_id=trace_id_of(self.traceparent),
             at_unix_ms=now_unix_ms,
@@ -192,13 +192,13 @@ class Delivery:
         """Seconds from the request to its client's first token; 0 when none came."""
         if self._resumed_ttft_s:
             return self._resumed_ttft_s
-        return self._resumed_s + self._first_s - self._opened_s if self._tokens else 0.0
+        return self._before_s + self._first_s - self._opened_s if self._tokens else 0.0
 
     def _tpot_s(self) -> float:
         """Mean seconds per token after the first; 0 when fewer than two came, or none here."""
         if self._delivered_tokens < 2 or not self._tokens:
             return 0.0
-        last_s = self._resumed_s + self._last_s - self._opened_s
+        last_s = self._before_s + self._last_s - self._opened_s
         return max(0.0, last_s - self._ttft_s()) / (self._delivered_tokens - 1)
 
 

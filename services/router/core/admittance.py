@@ -5,9 +5,11 @@ to come back. What "going" is, its caller knows: a request is a `Case` that can 
 
 A request that nobody waits ahead of is looked at when it arrives, as is one of a tenant within its share (`fairness`):
 others' excess must not stand in its way. It goes, if that is good now (`lateness`). Else it waits, if it can be
-expected to go within half of what its promise leaves; the other half is for what can't be expected. One that waits is
-given up when going would break its promise. Both are early: nothing has been spent on it, and its caller still has the
-time to do something else.
+expected to go within half of what its promise leaves; the other half is for what can't be expected. Where one was
+refused for that lately, its tenant's others of its class may be expected to wait no longer than it was: else a flood's
+long prompts, which are promised more time, would come in wherever a short one is refused, and few of them can be
+served. One that waits is given up when going would break its promise. Both are early: nothing has been spent on it, and
+its caller still has the time to do something else.
 """
 
 from collections import Counter
@@ -110,12 +112,15 @@ class Admittance(Generic[C]):
                     return None
         patient = is_patient(promise)
         wait_s = room.wait_s(tenant, promise, patient, now_s)
-        patience_s = self._most_wait_s if patient else promise.ttft_promise_s(case.prompt_tokens)
+        promised_s = patience_s = self._most_wait_s if patient else promise.ttft_promise_s(case.prompt_tokens)
+        fair_s = room.least_refused_s(tenant, promise, promised_s, now_s)
         if case.time_left_s is not None:
             if wait_s >= case.time_left_s:
                 raise _unreachable(case, wait_s)
             patience_s = min(patience_s, case.time_left_s)
-        if wait_s > patience_s * _EXPECTED_PART:
+        if wait_s > min(fair_s, patience_s) * _EXPECTED_PART:
+            if wait_s > promised_s * _EXPECTED_PART and fair_s == promised_s:  # not for its caller's deadline alone
+                room.refused(tenant, promise, promised_s, now_s)
             raise _too_late(case, len(room), wait_s)
         waiting = Waiting(tenant, promise, now_s, now_s + patience_s, patient, case)
         turned = room.enter(waiting)

@@ -25,6 +25,7 @@ T = TypeVar("T")
 _RATE_FADES_S: Final = 2.0
 _IDLE_AFTER_S: Final = 60.0
 _TOLD_AFTER_S: Final = 0.5
+_REFUSED_LATELY_S: Final = 2.0
 _LEAST_RPS: Final = 0.1  # requests go too seldom to expect anything
 
 _Key = tuple[float, int, float, int]
@@ -71,6 +72,8 @@ class WaitingRoom(Generic[T]):
         self._waited_since_s = 0.0  # somebody has
         self._went = 0.0  # requests, fading
         self._went_s = 0.0
+        # By tenant and class the least patience refused, and when; the latest last.
+        self._refused: dict[tuple[str, str], tuple[float, float]] = {}
 
     def __len__(self) -> int:
         return self._count
@@ -179,6 +182,21 @@ class WaitingRoom(Generic[T]):
         turns = (1 + ahead) / fairness.weight(tenant)
         others = sum(min(count, turns * fairness.weight(name)) for name, count in counts.items() if name != tenant)
         return (1 + ahead + others) / rate_rps
+
+    def refused(self, tenant: str, promise: Promise, patience_s: float, now_s: float) -> None:
+        """A request that came was not let in: it would have had to wait for too much of its patience, and nobody less
+        patient was refused lately."""
+        refused = self._refused
+        refused.pop((tenant, promise.name), None)
+        refused[tenant, promise.name] = patience_s, now_s
+        while now_s - refused[oldest := next(iter(refused))][1] > _REFUSED_LATELY_S or len(refused) > self._capacity:
+            del refused[oldest]
+
+    def least_refused_s(self, tenant: str, promise: Promise, patience_s: float, now_s: float) -> float:
+        """`patience_s`, or where that is less, that of the least patient of its tenant and class that was refused
+        lately."""
+        least_s, at_s = self._refused.get((tenant, promise.name), (patience_s, now_s))
+        return min(patience_s, least_s) if now_s - at_s <= _REFUSED_LATELY_S else patience_s
 
     def _key(self, head: Waiting[T]) -> _Key:
         counter = self._fairness.counter(head.tenant)

@@ -32,6 +32,7 @@ CLAIMS = PlacementClaims(
     prompt_tokens=900,
     expires_unix_ms=NOW_UNIX_MS + 10_000,
     deadline_unix_ms=NOW_UNIX_MS + 60_000,
+    waited_s=0.25,
 )
 
 

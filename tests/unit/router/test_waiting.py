@@ -156,6 +156,27 @@ def test_who_would_begin_too_late_is_refused_at_once_and_told_when_to_come_back(
     assert 0 < len(world.admittance) < 40
 
 
+def test_a_long_prompt_is_not_let_in_where_a_short_one_was_just_refused() -> None:
+    world = Waits(capacity=1000, tenant_capacity=1000)
+    for _ in range(4):  # two a second go
+        world.comes()
+        world.now_s += 0.5
+    world.fills()
+    for _ in range(4):
+        world.comes()
+    world.now_s += 1.0
+    long = 2_000_000
+    assert world.comes(prompt_tokens=long).went_s is None, "alone it may wait: it is promised seconds"
+    with pytest.raises(QueueFull):
+        world.comes()
+    with pytest.raises(QueueFull):
+        world.comes(prompt_tokens=long)
+    assert world.comes("other", prompt_tokens=long).went_s is None, "nobody of its own was refused"
+    world.now_s += 2.5
+    world.comes(prompt_tokens=long)  # nobody was refused lately
+    assert len(world.admittance) == 7
+
+
 def test_who_waited_so_long_that_its_promise_is_broken_is_given_up() -> None:
     world = Waits()
     world.fills()

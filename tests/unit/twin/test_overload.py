@@ -23,7 +23,7 @@ def arrivals(tenant: str, rps: float, from_s: float, to_s: float) -> list[TraceR
         made.append(
             TraceRequest(
                 arrival_s=at_s,
-                prompt_tokens=rng.randint(100, 900),
+                prompt_tokens=int(min(4000.0, max(20.0, rng.lognormvariate(5.9, 0.9)))),
                 completion_tokens=rng.randint(50, 150),
                 tenant=tenant,
             )

@@ -66,6 +66,16 @@ def test_requests_come_as_they_came_whatever_the_order_of_their_events() -> None
     assert recording.happened().slo_attainment == 0.5
 
 
+def test_a_request_came_when_it_was_asked_for_however_long_it_waited() -> None:
+    recording = Recording()
+    recording.note(finished("a", 1_000))
+    recording.note(finished("b", 3_000, e2e_s=1.25))  # let in after 0.75 s, and over 0.5 s later
+    recording.note(RequestAdmitted(**_admitted("b", max_tokens=64)))
+    first, second = recording.trace()
+    assert second.arrival_s - first.arrival_s == pytest.approx(1.25)
+    assert (first.max_tokens, second.max_tokens) == (0, 64)
+
+
 def test_a_resumed_answer_is_as_long_as_its_last_deliverer_says_and_counts_once() -> None:
     recording = Recording()
     recording.note(finished("a", 1_000, delivered_from=8, delivered_count=12, worker="w2"))

@@ -22,7 +22,7 @@ WHO = Identity(worker="h100-0", pool="p", accelerator=load_catalogue().accelerat
 OPENED_S = 100.0
 
 
-def claims(resume_from: int = 0) -> PlacementClaims:
+def claims(resume_from: int = 0, waited_s: float = 0.0) -> PlacementClaims:
     return PlacementClaims(
         id="p-1",
         request_id="r-1",
@@ -45,13 +45,14 @@ def claims(resume_from: int = 0) -> PlacementClaims:
         tpot_promise_s=0.1,
         priority=1,
         expires_unix_ms=2,
+        waited_s=waited_s,
     )
 
 
 class Delivered:
     """A stream of 20 prompt tokens, 8 of them cached, and what happens to it."""
 
-    def __init__(self, resume_from: int = 0, **request: Any) -> None:
+    def __init__(self, resume_from: int = 0, waited_s: float = 0.0, **request: Any) -> None:
         engine = EngineRequest(
             sequence=1,
             request_id="r-1",
@@ -92,7 +93,7 @@ class Delivered:
         )
         self.delivery = Delivery(
             WHO,
-            claims(resume_from),
+            claims(resume_from, waited_s),
             pb.GenerateRequest(resume_from=resume_from, **request),
             self.stream,
             self.outgoing,
@@ -145,6 +146,17 @@ async def test_promises_are_held_against_the_prompt_as_the_worker_counted_it() -
         await delivered.token(OPENED_S + ttft_s)
         await delivered.end()
         assert delivered.said().slo_met is kept
+
+
+async def test_what_it_waited_at_its_router_is_part_of_the_time_to_its_first_token() -> None:
+    for waited_s, kept in ((0.6, True), (0.8, False)):  # of 1.2 s
+        delivered = Delivered(waited_s=waited_s)
+        await delivered.token(OPENED_S + 0.5)
+        await delivered.token(OPENED_S + 0.58)
+        await delivered.end()
+        said = delivered.said()
+        assert (said.ttft_s, said.tpot_s, said.e2e_s) == pytest.approx((waited_s + 0.5, 0.08, waited_s + 2.0))
+        assert said.slo_met is kept
 
 
 async def test_what_a_client_left_behind_was_not_delivered() -> None:
