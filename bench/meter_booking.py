@@ -14,9 +14,9 @@ those of the process and, for PostgreSQL, of the server; making the traffic does
    is a server of the benchmark's own, where one is installed; it does not sync, which is to the plain program's
    advantage.
 2. Lag, in real time, of 20,000 tokens a second: from when a message is due until its transaction is committed, with
-   all of it on one core, batches as the meter's feed makes them. Beside it what a batch costs, and how late the
-   machine ends a sleep of 50 ms, which is in the lag and none of the meter's.
-3. Flatness: `--flat` entries, by the million: speed, size of the books, memory.
+   all of it on one core. Batches are as the meter's feed makes them: one begins 50 ms after the last did, or at once.
+   Beside it what a batch costs, and how late the machine ends a sleep, which is in the lag and none of the meter's.
+3. Flatness: `--flat` entries, by the million, in either database: speed, size of the books, memory.
 """
 
 import argparse
@@ -29,6 +29,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -175,19 +176,20 @@ def _lag(url: str, workers: int, seconds: float, batch: int) -> dict[str, float]
     at, started_s, started_cpu_s = 0, time.perf_counter(), time.process_time()
     while at < len(messages):
         now_ms = (time.perf_counter() - started_s) * 1000
+        next_s = time.perf_counter() + LAG_PACE_S  # from one batch's beginning to the next one's, as in the feed
         end = at
         while end < len(messages) and end - at < batch and messages[end].due_ms - START_MS <= now_ms:
             end += 1
+        behind = end - at == batch
         if end > at:
             book(messages[at:end])
             done_ms = (time.perf_counter() - started_s) * 1000
             batches_ms.append(done_ms - now_ms)
             lags_ms += [done_ms - (each.due_ms - START_MS) for each in messages[at:end] for _ in range(each.entries)]
             at = end
-        if end - at < batch:
-            slept_s = time.perf_counter()
-            time.sleep(LAG_PACE_S)
-            late_ms.append((time.perf_counter() - slept_s - LAG_PACE_S) * 1000)
+        if (early_s := next_s - time.perf_counter()) > 0 and not behind:
+            time.sleep(early_s)
+            late_ms.append((time.perf_counter() - next_s) * 1000)
     cpu_s, wall_s = time.process_time() - started_cpu_s, time.perf_counter() - started_s
     os.sched_setaffinity(0, cores)
     return {
@@ -205,27 +207,41 @@ def _lag(url: str, workers: int, seconds: float, batch: int) -> dict[str, float]
 
 
 def _at(values: Sequence[float], part: float) -> float:
-    return sorted(values)[int(len(values) * part)]
+    return sorted(values)[int(len(values) * part)] if values else 0.0
 
 
-def _flat(url: str, file: Path, traffic: Traffic, entries: int, batch: int) -> list[dict[str, float]]:
+def _flat(
+    url: str,
+    size_bytes: Callable[[], int],
+    traffic: Traffic,
+    *,
+    entries: int,
+    batch: int,
+    server: psutil.Process | None,
+) -> list[dict[str, float]]:
     """Speed, books and memory after each million."""
     book, messages, told = _meter(url), traffic.messages(), list[dict[str, float]]()
     booked, part, cpu_s = 0, 0, 0.0
     while booked < entries:
         some = [next(messages) for _ in range(batch)]
-        before = time.process_time()
+        before = time.process_time() + _server_cpu_s(server)
         book(some)
-        cpu_s += time.process_time() - before
+        cpu_s += time.process_time() + _server_cpu_s(server) - before
         part += sum(each.entries for each in some)
         if part >= 1_000_000 or booked + part >= entries:
             booked += part
             memory_mb = psutil.Process().memory_info().rss / 1e6
-            books_mb = file.stat().st_size / 1e6
+            books_mb = size_bytes() / 1e6
             told.append({"entries": booked, "per_cpu_s": part / cpu_s, "books_mb": books_mb, "memory_mb": memory_mb})
             print(f"{booked:>12,} {part / cpu_s:>12,.0f} entries/CPU s {books_mb:>9,.0f} MB {memory_mb:>7,.0f} MB RSS")
             part, cpu_s = 0, 0.0
     return told
+
+
+def _database_bytes(url: str) -> int:
+    with psycopg.connect(url.replace("postgresql+psycopg", "postgresql")) as connection:
+        (size,) = connection.execute("SELECT pg_database_size(current_database())").fetchone() or (0,)
+    return int(size)
 
 
 def _in_store(
@@ -296,10 +312,27 @@ def main() -> None:
             pid = int((folder / "postgres/data/postmaster.pid").read_text(encoding="utf-8").split()[0])
             server = psutil.Process(pid)
             figures["postgresql"] = _in_store("postgresql", lambda name: new_database(url, name), args, server)
+            if args.flat:
+                print("postgresql, flatness:")
+                books = new_database(url, "flat")
+                figures["postgresql_flat"] = _flat(
+                    books,
+                    partial(_database_bytes, books),
+                    Traffic(args.streams, args.workers),
+                    entries=args.flat,
+                    batch=args.batch,
+                    server=server,
+                )
         if args.flat:
+            print("sqlite, flatness:")
             file = folder / "flat.db"
             figures["flat"] = _flat(
-                f"sqlite:///{file}", file, Traffic(args.streams, args.workers), args.flat, args.batch
+                f"sqlite:///{file}",
+                lambda: file.stat().st_size,
+                Traffic(args.streams, args.workers),
+                entries=args.flat,
+                batch=args.batch,
+                server=None,
             )
     if args.out:
         args.out.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")

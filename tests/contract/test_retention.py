@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
-from sqlalchemy import Table, func, select
+from sqlalchemy import Table, func, select, update
 
 from services.mesh.bus import Delivered, EventId
 from services.mesh.clock import FakeClock
@@ -173,6 +173,23 @@ def test_adding_up_again_goes_by_what_is_left(books: Books, database: Database) 
     assert _answers(books) == before
     for tenant, sums in _audited(database).items():
         assert check_sums(tenant, sums.lines, sums.usage, sums.spent_nusd) == []
+
+
+def test_usage_of_dropped_time_that_somebody_changed_is_set_right_by_the_sum_that_is_left(
+    books: Books, database: Database
+) -> None:
+    for hour in (0, 3):
+        _live(books, f"r-{hour}", hour)
+    _close(books)
+    _let_go(books, database, now_ms=(MIDNIGHT + 15) * DAY_MS)
+    before, sums, spent = _answers(books), _audited(database), books.questions.spent_nusd("acme")
+    with database.writer.begin() as connection:
+        connection.execute(update(schema.usage).values(price_nusd=schema.usage.c.price_nusd + 7))
+    assert books.keeper.add_up_again("acme") == spent
+    assert _audited(database) == sums
+    assert books.keeper.add_up_again("acme") == spent
+    assert _audited(database) == sums
+    assert _answers(books) != before  # the row that sets it right names nothing but the tenant
 
 
 def test_whoever_books_keeps_its_memory_while_detail_is_dropped_and_nothing_old_in_it(

@@ -21,7 +21,7 @@ from services.mesh.errors import InvariantBroken
 from services.mesh.partitions import ALL
 from services.mesh.price_book import PriceBook
 from services.mesh.price_calendar import OpenedBook, Rerating
-from services.meter.core.amounts import Amounts
+from services.meter.core.amounts import NOTHING, Amounts
 from services.meter.core.budgets import Credit
 from services.meter.core.conservation import Audited
 from services.meter.core.ledger import Entry
@@ -33,7 +33,7 @@ from services.meter.store.audit import audited
 from services.meter.store.bulk import Bulk, in_order, upsert
 from services.meter.store.credit import CreditStore
 from services.meter.store.database import Database
-from services.meter.store.dropped import DETAIL, Dropped, all_dropped, hour_of, put_hour
+from services.meter.store.dropped import DETAIL, Dropped, all_dropped, dropped_by_tenant, hour_of, put_hour
 from services.meter.store.hours import next_hour, rolled_before, usage_hours
 from services.meter.store.shards import FIRST, Shard, all_shards, durable_of, parsed, shards, split_off, written
 from services.meter.store.sums import whole_sum
@@ -264,7 +264,8 @@ class Transaction:
     def add_up_again(self, tenant: str) -> int:
         """Makes a tenant's usage and its spending what its ledger's lines come to; what it has spent, nano-dollars.
 
-        Of hours whose detail is dropped, usage is what is left to go by.
+        Of hours whose detail is dropped, its sum alone is known beside usage: what usage lacks of it, or has too much,
+        is put on their last minute, on a row that names nothing but the tenant.
         """
         entries, requests, usage, tenants = schema.entries, schema.requests, schema.usage, schema.tenants
         # The place is the line's own; the rest of the dimensions is the request's.
@@ -287,6 +288,10 @@ class Transaction:
             for row in self._connection.execute(query)
         ]
         self._connection.execute(delete(usage).where(usage.c.tenant == tenant, usage.c.minute >= first_minute))
+        lacking = self._lacks_of_dropped(tenant, first_minute)
+        if any(lacking):
+            nothing_else = (tenant if name == "tenant" else "" for name in DIMENSIONS)
+            found.append((first_minute - 1, *nothing_else, *lacking))
         self._books.add_usage.write(self._connection, found)
         hours.add_up_again(self._connection, tenant, self._books.rolled_before)
         price = select(whole_sum(usage.c.price_nusd)).where(usage.c.tenant == tenant)
@@ -294,6 +299,23 @@ class Transaction:
         self._connection.execute(update(tenants).where(tenants.c.tenant == tenant).values(spent_nusd=0))
         self._books.add_spent.write(self._connection, [(tenant, spent_nusd, None, 0)])
         return spent_nusd
+
+    def _lacks_of_dropped(self, tenant: str, first_minute: int) -> Amounts:
+        """What usage lacks of all before a minute, by the lines that are left and the sum of those that are not."""
+        gone = dropped_by_tenant(self._connection).get(tenant, NOTHING) if first_minute else NOTHING
+        left, used = (
+            rows.amounts_of(
+                self._connection.execute(
+                    select(*(func.coalesce(whole_sum(table.c[name]), 0).label(name) for name in Amounts._fields)).where(
+                        table.c.tenant == tenant, table.c.minute < first_minute
+                    )
+                )
+                .mappings()
+                .one()
+            )
+            for table in (schema.entries, schema.usage)
+        )
+        return gone.plus(left).minus(used)
 
     def keep_detail_from(self, hour: int) -> None:
         """Says that of the hours below only sums are kept."""
