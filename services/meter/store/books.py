@@ -306,7 +306,7 @@ class Transaction:
         left, used = (
             rows.amounts_of(
                 self._connection.execute(
-                    select(*(func.coalesce(whole_sum(table.c[name]), 0).label(name) for name in Amounts._fields)).where(
+                    select(*(whole_sum(table.c[name]).label(name) for name in Amounts._fields)).where(
                         table.c.tenant == tenant, table.c.minute < first_minute
                     )
                 )
