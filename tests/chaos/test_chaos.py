@@ -16,6 +16,8 @@ async def test_sixty_faults_lose_no_token(chaos: Chaos) -> None:
     roles = {"router", "worker", "meter", "optimizer", "bus", "worker link", "bus link", "cable"}
     assert {role for role, _ in ways} == roles - {"cable" for each in document["skipped"] if "cable" in each}
     assert len(ways) >= 27  # every way to break it was dealt twice
+    processes = {"router", "worker", "meter", "optimizer", "bus"}
+    assert {role for role, kind in ways if kind == "drain"} == processes, "each was restarted as in a rolling restart"
     assert {each["name"] for each in document["checks"]} == {
         "streams",
         "conservation",
