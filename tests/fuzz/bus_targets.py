@@ -27,7 +27,7 @@ from tests.fuzz.target import Target, Wrong
 from tests.fuzz.world import SPARE, World
 from tokenworks.v1 import events_pb2
 
-_TAKEN_EVERY: Final = 64  # messages after which readers get their turn
+_AT_ONCE: Final = 64  # after so many readers get their turn
 _IDS: Final = (
     "",
     "no id",
@@ -53,6 +53,8 @@ def bus_targets(world: World) -> list[Target]:
 
 
 class _Restless:
+    at_once = _AT_ONCE
+
     async def rest(self) -> None:
         pass  # nothing is held
 
@@ -65,14 +67,12 @@ class ChannelTarget(_Restless):
         self._world = world
         self._channel = channel
         self._kind = MESSAGES[channel.event]
-        self._sent = 0
 
-    async def one(self, rng: Random) -> str:
+    async def one(self, rng: Random, number: int) -> str:
         body = mutated_message(self._kind, rng)
         subject = self._subject(body, rng)
-        self._world.broker.put(subject, self._headers(rng), body)
-        self._sent += 1
-        if self._sent % _TAKEN_EVERY == 0:
+        self._world.broker.put(subject, self._headers(rng, number), body)
+        if number % _AT_ONCE == 0:
             await self._world.taken()
         return "put"
 
@@ -87,8 +87,8 @@ class ChannelTarget(_Restless):
                 return named
         return self._channel.wildcard.replace("*", rng.choice(("~", "x", "~zz", "a-b")))
 
-    def _headers(self, rng: Random) -> dict[str, str]:
-        sequence = rng.choice((self._sent + 1, self._sent + 1, self._sent + 1, 1, 2**63, rng.getrandbits(40)))
+    def _headers(self, rng: Random, number: int) -> dict[str, str]:
+        sequence = rng.choice((number + 1, number + 1, number + 1, 1, 2**63, rng.getrandbits(40)))
         written = f"fuzz.{rng.choice(('a', 'b'))}.{self._channel.name}:e{rng.randrange(3)}:{sequence}"
         headers = {EVENT_ID: written, MESSAGE_ID: f"{written}/{rng.getrandbits(60):x}"}
         if rng.random() < 0.1:
@@ -108,7 +108,7 @@ class ControlTarget(_Restless):
     def __init__(self, world: World) -> None:
         self._handler = world.broker.controls[SPARE]
 
-    async def one(self, rng: Random) -> str:
+    async def one(self, rng: Random, number: int) -> str:
         answer = await answer_control(self._handler, mutated_message(events_pb2.ControlRequested, rng))
         if not answer.message:
             raise Wrong("a control request was answered without a word")
@@ -123,7 +123,7 @@ class GapTarget(_Restless):
     def __init__(self, world: World) -> None:
         self._buses = [world.broker.publisher(name) for name in ("worker.h100-0", "router.router-0", "meter.meter-0")]
 
-    async def one(self, rng: Random) -> str:
+    async def one(self, rng: Random, number: int) -> str:
         body = mutated_message(events_pb2.GapRequested, rng)
         if rng.random() < 0.2:
             body = mutated_bytes(body, rng)
@@ -149,7 +149,7 @@ class LeaseTarget(_Restless):
         self._waiting: list[tuple[bytes, asyncio.Future[bytes | None]]] = []
         self._answering: asyncio.Task[None] | None = None
 
-    async def one(self, rng: Random) -> str:
+    async def one(self, rng: Random, number: int) -> str:
         asked = asyncio.get_running_loop().create_future()
         self._waiting.append((mutated_message(events_pb2.LeaseAsked, rng), asked))
         if self._answering is None or self._answering.done():

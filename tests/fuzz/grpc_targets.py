@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from services.mesh.errors import OurError, from_reason
 from services.mesh.placement import METADATA_KEY
 from services.mesh.rpc import MESH_SECRET
+from tests.fuzz.grpc_caller import Ended, GrpcCaller
 from tests.fuzz.http2_bytes import connection_bytes
 from tests.fuzz.mutations import mutated_message
 from tests.fuzz.samples import TRACEPARENT
@@ -31,6 +32,7 @@ _SILENCE_S: Final = 0.15  # a stream that says nothing for so long has nothing t
 _MOST_ANSWERS: Final = 3
 _MOST_REQUESTS: Final = 6  # of a call whose requests are a stream
 _RAW_PART: Final = 0.04  # of the messages: changed below gRPC, on a connection of their own
+_GRPCIO_PART: Final = 0.02  # of the calls: by grpcio's client, the others by one of ours
 _SHORT_PART: Final = 0.03  # of the calls: with next to no time
 _RAW_WAIT_S: Final = 0.05
 _MOST_HEADER_BYTES: Final = 60_000  # what is longer ends its connection, and every call on it
@@ -69,6 +71,8 @@ async def _served(service: Service) -> list[str]:
 class GrpcTarget:
     """One method at one service."""
 
+    at_once = 256
+
     def __init__(self, world: World, service: Service, method: MethodDescriptor) -> None:
         owner = method.containing_service.full_name
         self.name = f"grpc {service.name} {owner.rpartition('.')[2]}/{method.name}"
@@ -79,9 +83,11 @@ class GrpcTarget:
         self._ours = owner.startswith(_OURS)
         self._request: type[Message] = message_factory.GetMessageClass(method.input_type)
         self._response: type[Message] = message_factory.GetMessageClass(method.output_type)
+        self._caller: GrpcCaller | None = None
+        self._opening = asyncio.Lock()
         self._channel: grpc.aio.Channel | None = None
 
-    async def one(self, rng: Random) -> str:
+    async def one(self, rng: Random, number: int) -> str:
         if rng.random() < _RAW_PART:
             return await self._raw(rng)
         count = rng.randint(0, _MOST_REQUESTS) if self._method.client_streaming else 1
@@ -89,21 +95,60 @@ class GrpcTarget:
         metadata = self._metadata(bodies, rng)
         short = rng.random() < _SHORT_PART
         deadline_s = rng.choice((0.0001, 0.001, 0.01)) if short else _DEADLINE_S
+        if rng.random() < _GRPCIO_PART:
+            return await self._by_grpcio(bodies, metadata, deadline_s, short=short)
+        caller = await self._open()
+        ended = await caller.call(
+            self._path,
+            metadata,
+            bodies,
+            timeout_s=deadline_s,
+            most_answers=_MOST_ANSWERS if self._method.server_streaming else 2,  # one more than there may be
+            silence_s=_SILENCE_S if self._method.server_streaming else _DEADLINE_S + 5.0,
+        )
+        for answer in ended.answers:
+            self._response.FromString(answer)
+        if ended.code is None:
+            if not self._method.server_streaming:
+                raise Wrong(f"{len(ended.answers)} answers, and no end")
+            return "left early" if ended.answers else "left waiting"
+        if ended.code is grpc.StatusCode.OK:
+            if not (self._method.server_streaming or len(ended.answers) == 1):
+                raise Wrong(f"OK with {len(ended.answers)} answers")
+            return "OK"
+        return self._judge(ended, short=short)
+
+    async def rest(self) -> None:
+        if self._caller is not None:
+            self._caller.close()
+            self._caller = None
+        # A call that broke while it was written to stays with its channel: what it was sent is read by nobody.
+        if self._channel is not None:
+            await self._channel.close(None)
+            self._channel = None
+
+    async def _open(self) -> GrpcCaller:
+        async with self._opening:
+            if self._caller is None or self._caller.lost:
+                self._caller = await GrpcCaller.connect(self._service.grpc_port)
+            return self._caller
+
+    async def _by_grpcio(
+        self, bodies: Sequence[bytes], metadata: list[tuple[str, str | bytes]], deadline_s: float, *, short: bool
+    ) -> str:
+        """The same call as grpcio's client makes it."""
         call = self._callable()(
             _each(bodies) if self._method.client_streaming else bodies[0], metadata=metadata, timeout=deadline_s
         )
         try:
             return await self._outcome(call)
         except grpc.aio.AioRpcError as error:
-            return self._judge(error, short=short)
+            if error.details() == _WRITTEN_TO_LATE:
+                return "ended while it was written to"
+            reason, _ = details_of(error)
+            return self._judge(Ended(error.code(), error.details() or "", reason, []), short=short)
         finally:
             call.cancel()
-
-    async def rest(self) -> None:
-        # A call that broke while it was written to stays with its channel: what it was sent is read by nobody.
-        if self._channel is not None:
-            await self._channel.close(None)
-            self._channel = None
 
     def _callable(self) -> Any:
         if self._channel is None:
@@ -134,23 +179,21 @@ class GrpcTarget:
             self._response.FromString(answer)
         return "left early"
 
-    def _judge(self, error: grpc.aio.AioRpcError, *, short: bool) -> str:
-        code = error.code()
-        if error.details() == _WRITTEN_TO_LATE:
-            return "ended while it was written to"
+    def _judge(self, ended: Ended, *, short: bool) -> str:
+        code, reason, details = ended.code, ended.reason, ended.details
+        assert code is not None
         if code in _ALWAYS or (short and code is grpc.StatusCode.DEADLINE_EXCEEDED):
             return code.name
         if not self._ours and code in _STANDARD:
             return code.name
-        reason, _ = details_of(error)
         if not reason:
-            raise Wrong(f"{code.name} without ErrorInfo: {error.details()!r}")
+            raise Wrong(f"{code.name} without ErrorInfo: {details!r}")
         known = from_reason(reason, "")
         if type(known).__name__ != reason or isinstance(known, OurError):
-            raise Wrong(f"{code.name}, {reason}: {error.details()!r}")
+            raise Wrong(f"{code.name}, {reason}: {details!r}")
         if code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN):
-            raise Wrong(f"{code.name}, {reason}: {error.details()!r}")
-        if not error.details():
+            raise Wrong(f"{code.name}, {reason}: {details!r}")
+        if not details:
             raise Wrong(f"{reason} says nothing")
         return reason
 

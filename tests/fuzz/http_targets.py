@@ -1,15 +1,16 @@
 """Every route of every HTTP server of a mesh, found by asking the applications, and what is no route.
 
-In: a mesh. Out: a target for each. A request goes out as bytes on a connection of its own, wrong in its line, headers,
-framing or body, or broken off in the middle. What may come of it: an answer below 500, or 503 and 504 where the mesh
-says so by name; errors of our routes in OpenAI's shape; or, where the bytes are no HTTP, a connection that is closed.
+In: a mesh. Out: a target for each. A request goes out as bytes, wrong in its line, headers, framing or body, or broken
+off in the middle; unless its framing is right, on a connection of its own. What may come of it: an answer below 500, or
+503 and 504 where the mesh says so by name; errors of our routes in OpenAI's shape; or, where the bytes are no HTTP, a
+connection that is closed.
 """
 
-import asyncio
 import json
 from random import Random
 from typing import Any, Final
 
+from tests.fuzz.http_caller import HttpConnection
 from tests.fuzz.mutations import mutated_bytes
 from tests.fuzz.samples import MODEL, TRACEPARENT
 from tests.fuzz.target import Wrong
@@ -17,7 +18,6 @@ from tests.fuzz.world import MAX_MESSAGE_BYTES, Service, World
 
 _DEADLINE_S: Final = 15.0
 _SILENCE_S: Final = 0.02  # a client that said half of it goes away after this
-_MOST_READ: Final = 1 << 20
 _ALLOWED_5XX: Final = frozenset({503, 504, 505})
 _METHODS: Final = (
     "GET",
@@ -72,6 +72,8 @@ def http_targets(world: World) -> "list[HttpTarget]":
 class HttpTarget:
     """One route of one service; the empty one is what is no route."""
 
+    at_once = 64
+
     def __init__(self, world: World, service: Service, method: str, path: str) -> None:
         self.name = f"http {service.name} {method} {path}" if path else f"http {service.name} no route"
         self._world = world
@@ -79,49 +81,35 @@ class HttpTarget:
         self._method = method
         self._path = path
         self._worker = service.name == "worker"
+        self._warm: list[HttpConnection] = []
 
-    async def one(self, rng: Random) -> str:
-        said, whole = self._request(rng)
-        reader, writer = await asyncio.open_connection("127.0.0.1", self._port, limit=_MOST_READ)
+    async def one(self, rng: Random, number: int) -> str:
+        said, whole, usual = self._request(rng)
+        # What is framed as usual leaves its connection as it was; the rest has one of its own, as an attacker would.
+        connection = self._warm.pop() if usual and self._warm else await HttpConnection.connect(self._port)
+        keeps = False
         try:
-            writer.write(said)
-            if not whole:
-                return await self._broken_off(reader)
-            async with asyncio.timeout(_DEADLINE_S):
-                return await self._answer(reader, bodyless=said.startswith(b"HEAD "))
+            answer = await connection.ask(
+                said, _DEADLINE_S if whole else _SILENCE_S, bodyless=said.startswith(b"HEAD ")
+            )
+            keeps = usual and answer.whole
         except TimeoutError:
+            if not whole:
+                return "answered in the middle" if connection.heard_anything() else "left in the middle"
             raise Wrong(f"no answer within {_DEADLINE_S:g} s to {said[:200]!r}") from None
         except ConnectionError:
             return "hung up on"
         finally:
-            writer.transport.abort()
+            if keeps and not connection.lost:
+                self._warm.append(connection)
+            else:
+                connection.abort()
+        self._judge(answer.status, answer.body)
+        return str(answer.status) if answer.status else "hung up on"
 
     async def rest(self) -> None:
-        pass  # each message has a connection of its own
-
-    async def _broken_off(self, reader: asyncio.StreamReader) -> str:
-        try:
-            async with asyncio.timeout(_SILENCE_S):
-                first = await reader.read(64)
-        except TimeoutError:
-            return "left in the middle"
-        self._judge(_status(first), b"")
-        return "answered early" if first else "hung up on"
-
-    async def _answer(self, reader: asyncio.StreamReader, *, bodyless: bool) -> str:
-        head = b""
-        try:
-            head = await reader.readuntil(b"\r\n\r\n")
-            while head.startswith(b"HTTP/1.1 100"):
-                head = await reader.readuntil(b"\r\n\r\n")
-        except asyncio.IncompleteReadError:
-            return "hung up on"
-        status, body = _status(head), b""
-        for line in head.lower().split(b"\r\n"):
-            if line.startswith(b"content-length:") and status >= 300 and not bodyless:
-                body = await reader.readexactly(min(int(line.partition(b":")[2]), _MOST_READ))
-        self._judge(status, body)
-        return str(status)
+        while self._warm:
+            self._warm.pop().abort()
 
     def _judge(self, status: int, body: bytes) -> None:
         if status >= 500 and status not in _ALLOWED_5XX:
@@ -129,8 +117,8 @@ class HttpTarget:
         if status == 503 and self._path.startswith("/v1/") and b'"error"' not in body:
             raise Wrong(f"503 that names no error: {body[:300]!r}")
 
-    def _request(self, rng: Random) -> tuple[bytes, bool]:
-        """The bytes, and whether they are a whole request that must be answered."""
+    def _request(self, rng: Random) -> tuple[bytes, bool, bool]:
+        """The bytes, whether they are a whole request that must be answered, and whether their framing is as usual."""
         method = self._method or "GET"
         target = self._path.replace("{model:.+}", "{model}").replace("{model}", rng.choice((MODEL, "x", "%2F")))
         if not self._path or rng.random() < 0.05:
@@ -147,18 +135,20 @@ class HttpTarget:
             headers.append(f"Authorization: Bearer {self._world.key}")
         elif rng.random() < 0.7:
             headers.append(rng.choice(("Authorization: ", "Authorization: Basic x", "Authorization: Bearer \xff\xfe")))
-        if rng.random() < 0.25:
+        odd = rng.random() < 0.25
+        if odd:
             headers.append(rng.choice(_HEADERS))
-        framing, framed = _framed(body, rng)
+        framing, framed, usual = _framed(body, rng)
         headers += framing
         version = rng.choice(("HTTP/1.1",) * 20 + ("HTTP/1.0", "HTTP/2.0", "HTTP/9.9", "HTP/1.1", ""))
         head = "\r\n".join((f"{method} {target} {version}", *headers, "", "")).encode("latin-1", "replace")
         said = head + framed
         if rng.random() < 0.1:
-            return said[: rng.randrange(len(said))], False
+            return said[: rng.randrange(len(said))], False, False
         if rng.random() < 0.08:
-            return mutated_bytes(said, rng), False
-        return said, framing != ["Content-Length: 999999"] and not (framing and framed == b"")
+            return mutated_bytes(said, rng), False, False
+        whole = framing != ["Content-Length: 999999"] and not (framing and framed == b"")
+        return said, whole, whole and usual and not odd and version == "HTTP/1.1"
 
     def _body(self, rng: Random) -> bytes:
         whole: dict[str, Any] = dict(_CHAT if "chat" in self._path else _COMPLETION)
@@ -196,38 +186,28 @@ def _messages(rng: Random) -> list[Any]:
     return [message] * rng.choice((1, 1, 2, 300))
 
 
-def _framed(body: bytes, rng: Random) -> tuple[list[str], bytes]:
-    """Headers that say how long the body is, and the body so framed; rarely both are wrong."""
+def _framed(body: bytes, rng: Random) -> tuple[list[str], bytes, bool]:
+    """Headers that say how long the body is, the body so framed, and whether that is right; rarely both are wrong."""
     kind = rng.randrange(24)
     if not body and kind > 3:
-        return [], b""
+        return [], b"", True
     match kind:
         case 0:
-            return ["Content-Length: 999999"], body
+            return ["Content-Length: 999999"], body, False
         case 1:
-            return [f"Content-Length: {rng.choice(('-1', 'x', '1e3', '99999999999999999999', '+1', ''))}"], body
+            length = rng.choice(("-1", "x", "1e3", "99999999999999999999", "+1", ""))
+            return [f"Content-Length: {length}"], body, False
         case 2:
-            return ["Transfer-Encoding: chunked"], rng.choice(
-                (b"zz\r\n", b"-1\r\n\r\n", b"FFFFFFFFFFFFFFFFF\r\n")
-            ) + body
+            broken = rng.choice((b"zz\r\n", b"-1\r\n\r\n", b"FFFFFFFFFFFFFFFFF\r\n"))
+            return ["Transfer-Encoding: chunked"], broken + body, False
         case 3:
-            return ["Transfer-Encoding: chunked", f"Content-Length: {len(body)}"], _chunked(body)
+            return ["Transfer-Encoding: chunked", f"Content-Length: {len(body)}"], _chunked(body), False
         case 4 | 5 | 6:
-            return ["Transfer-Encoding: chunked"], _chunked(body)
+            return ["Transfer-Encoding: chunked"], _chunked(body), True
         case _:
-            return [f"Content-Length: {len(body)}"], body
+            return [f"Content-Length: {len(body)}"], body, True
 
 
 def _chunked(body: bytes) -> bytes:
     parts = [body[at : at + 1000] for at in range(0, len(body), 1000)]
     return b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
-
-
-def _status(head: bytes) -> int:
-    """Of an answer's first line; 0 for none."""
-    if not head:
-        return 0
-    parts = head.split(b" ", 2)
-    if not head.startswith(b"HTTP/") or len(parts) < 2 or not parts[1].isdigit():
-        raise Wrong(f"an answer that is no HTTP: {head[:80]!r}")
-    return int(parts[1])

@@ -5,6 +5,7 @@ In: good messages or bytes, and a source of randomness. Out: bytes. The same see
 
 import math
 from collections.abc import Callable
+from functools import cache
 from random import Random
 from typing import Any, Final
 
@@ -29,6 +30,8 @@ _TEXTS: Final = (
     "\u202e\ufeff", "\U0001f600" * 40, "é" * 200, "x" * 127, "x" * 129, "x" * 4096, "-1", "NaN", "{", "[" * 300,
     '{"a":' * 200, "null",
 )  # fmt: skip
+_GOOD: Final = 256
+_FRESH_PART: Final = 0.03
 _LONG_TEXT: Final = 70_000
 _MOST_COPIES: Final = 400
 _NESTING: Final = (8, 101, 5000)
@@ -38,11 +41,18 @@ _OVERLONG: Final = b"\x80" * 12 + b"\x01"
 
 def mutated_message(kind: type[Message], rng: Random) -> bytes:
     """The bytes of a message of this class that is wrong in some way, or in none."""
-    message = sample(kind, rng)
+    fresh = rng.random() < _FRESH_PART
+    message = sample(kind, rng) if fresh else kind.FromString(_good(kind, rng.randrange(_GOOD)))
     for _ in range(rng.choice((0, 1, 1, 1, 2, 3, 6))):
         mutate_fields(message, rng)
     data = message.SerializeToString()
     return mutated_wire(data, kind, rng) if rng.random() < 0.3 else data
+
+
+@cache
+def _good(kind: type[Message], number: int) -> bytes:
+    """One of the good messages that most begin with: to fill one takes longer than to change it."""
+    return sample(kind, Random(f"{kind.DESCRIPTOR.full_name}:{number}")).SerializeToString()
 
 
 def mutate_fields(message: Message, rng: Random) -> None:

@@ -1,197 +1,168 @@
 """Fuzzes every target of a mesh with a number of messages each; says what was sent, what came of it, what was wrong.
 
-In: messages per target and a seed. Out: a `Report`, as JSON and as one line. Targets take turns in rounds: after each
-round the mesh must serve who asks rightly, and nothing may be left of what was sent.
+In: messages per target and a seed. Out: a `Report`. Targets take turns, a batch each, hundreds of messages at once.
+After each batch the mesh must serve who asks rightly, and nothing may be left of what was sent; where something is, the
+batch is halved in meshes of their own until one message is named. A message is made from the seed, its target's name
+and its number alone.
 """
 
 import asyncio
-import json
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
-from typing import Any, Final
+from typing import Final
 
 import grpc
 
 from tests.fuzz.bus_targets import bus_targets
 from tests.fuzz.grpc_targets import grpc_targets
 from tests.fuzz.http_targets import http_targets
+from tests.fuzz.report import Report, Tally
 from tests.fuzz.target import Target, Wrong
-from tests.fuzz.watch import Complaints, Footprint
+from tests.fuzz.watch import Complaints, Footprint, resident_bytes
 from tests.fuzz.world import World, running_world
 
-ROUND: Final = 500  # messages to one target before the next has its turn
-_AT_ONCE: Final = 32
-_FINDINGS_SHOWN: Final = 20
+BATCH: Final = 1000  # messages to one target before the next has its turn
+WARM_UP: Final = 16  # to each, so that what is made at first use is there before it counts
+_WARM_UP_FROM: Final = 1 << 40  # numbers that no run comes to
 _STREAM_KEEPS: Final = 256  # messages, dead letters too: what the fuzzer itself holds is soon as much as it will be
 _SPARE_FILES: Final = 24
 _SETTLING_S: Final = 5.0
-
-
-@dataclass(slots=True)
-class Tally:
-    """What came of one target's messages."""
-
-    messages: int = 0
-    outcomes: Counter[str] = field(default_factory=Counter)
-    wrong: int = 0
-
-
-@dataclass(slots=True)
-class Report:
-    """A whole run.
-
-    Attributes:
-        findings: what was wrong, each kind once, with how often it came.
-        details: of some findings, a trace.
-    """
-
-    seed: int
-    targets: dict[str, Tally] = field(default_factory=dict)
-    findings: Counter[str] = field(default_factory=Counter)
-    details: dict[str, str] = field(default_factory=dict)
-    rounds: int = 0
-    wall_s: float = 0.0
-    cpu_s: float = 0.0
-    memory_growth_mib: float = 0.0
-
-    @property
-    def messages(self) -> int:
-        return sum(each.messages for each in self.targets.values())
-
-    def line(self) -> str:
-        """The whole run in one line."""
-        least = min((each.messages for each in self.targets.values()), default=0)
-        return (
-            f"fuzz: {self.messages} messages to {len(self.targets)} targets, {least} or more to each, seed {self.seed},"
-            f" {self.wall_s:.0f} s, memory +{self.memory_growth_mib:.0f} MiB: {sum(self.findings.values())} violations"
-        )
-
-    def document(self) -> dict[str, Any]:
-        """As JSON."""
-        return {
-            "seed": self.seed,
-            "messages": self.messages,
-            "violations": sum(self.findings.values()),
-            "findings": dict(self.findings.most_common(_FINDINGS_SHOWN)),
-            "rounds": self.rounds,
-            "wall_s": round(self.wall_s, 1),
-            "cpu_s": round(self.cpu_s, 1),
-            "memory_growth_mib": round(self.memory_growth_mib, 1),
-            "targets": {
-                name: {"messages": each.messages, "wrong": each.wrong, "outcomes": dict(each.outcomes.most_common(12))}
-                for name, each in sorted(self.targets.items())
-            },
-        }
+_MOST_HALVED: Final = 3  # findings of a run for which one message is looked for: each takes a dozen meshes
 
 
 async def fuzz(
     messages: int,
     seed: int,
     *,
+    first: int = 0,
     only: Callable[[str], bool] = lambda name: True,
     until_s: float = float("inf"),
-    say: Callable[[str], None] = lambda line: None,
+    batch: int = BATCH,
+    say: Callable[[Report], None] = lambda report: None,
 ) -> Report:
-    """Sends that many messages to each target.
+    """Sends messages `first` to `messages` to each target.
 
     Args:
         only: which targets, by name.
         until_s: `time.monotonic()` at which no further round begins.
+        say: is called after each round.
     """
-    report, began_s, began_cpu_s = Report(seed), time.monotonic(), time.process_time()
-    with tempfile.TemporaryDirectory() as folder, Complaints() as complaints:
-        async with running_world(Path(folder)) as world:
-            targets = [each for each in await _targets(world) if only(each.name)]
-            await _round(
-                world, targets, report, Random(seed), 16
-            )  # what is made at first use is there before it counts
-            await world.settled()
+    report, began_s, began_cpu_s = Report(seed, first), time.monotonic(), time.process_time()
+    halved = 0
+    with Complaints() as complaints:
+        async with _mesh(seed, only) as (world, targets):
             before = Footprint.now()
-            left = messages
-            while left > 0 and time.monotonic() < until_s:
-                count = min(ROUND, left)
-                await _round(world, targets, report, Random(f"{seed}:{left}"), count)
-                left -= count
-                await _check(world, report, before)
-                report.memory_growth_mib = (Footprint.now().memory_bytes - before.memory_bytes) / 2**20
-                say(
-                    f"{report.rounds} rounds, {report.messages} messages, memory +{report.memory_growth_mib:.0f} MiB:"
-                    f" {sum(report.findings.values())} violations"
-                )
+            for start in range(first, messages, batch):
+                if time.monotonic() > until_s:
+                    break
+                numbers = range(start, min(start + batch, messages))
+                for target in targets:
+                    tally = report.targets.setdefault(target.name, Tally())
+                    memory_bytes, cpu_s, logged = resident_bytes(), time.process_time(), complaints.total
+                    await _send(target, report, tally, numbers)
+                    found = await _amiss(world, target, before)
+                    tally.grown_bytes.append(resident_bytes() - memory_bytes)
+                    tally.cpu_s += time.process_time() - cpu_s
+                    report.findings.update(found)
+                    if (found or complaints.total > logged) and halved < _MOST_HALVED:
+                        halved += 1
+                        key = f"{target.name}, messages {numbers[0]} to {numbers[-1]}"
+                        report.details[key] = await _culprit(seed, target.name, numbers, complaints)
+                report.findings.update(Footprint.now().memory_grown_since(before))
+                report.memory_mib.append((resident_bytes() - before.memory_bytes) / 2**20)
+                report.wall_s, report.cpu_s = time.monotonic() - began_s, time.process_time() - began_cpu_s
+                say(report)
     for place, count in complaints.counts.items():
-        report.findings[f"logged a traceback: {place}"] += count
+        report.findings[f"logged: {place}"] += count
     report.details |= complaints.traces
-    report.wall_s, report.cpu_s = time.monotonic() - began_s, time.process_time() - began_cpu_s
     return report
 
 
-async def _targets(world: World) -> Sequence[Target]:
-    return [*await grpc_targets(world), *http_targets(world), *bus_targets(world)]
+@asynccontextmanager
+async def _mesh(seed: int, only: Callable[[str], bool]) -> AsyncIterator[tuple[World, list[Target]]]:
+    """A mesh of its own and its targets, each of which was used before."""
+    with tempfile.TemporaryDirectory() as folder:
+        async with running_world(Path(folder)) as world:
+            found: list[Target] = [*await grpc_targets(world), *http_targets(world), *bus_targets(world)]
+            targets = [each for each in found if only(each.name)]
+            unsaid = Report(seed)
+            for target in targets:
+                await _send(target, unsaid, Tally(), range(_WARM_UP_FROM, _WARM_UP_FROM + WARM_UP))
+                await target.rest()
+                await world.taken()
+            await world.settled()
+            yield world, targets
 
 
-async def _round(world: World, targets: Sequence[Target], report: Report, rng: Random, count: int) -> None:
-    for target in targets:
-        await _send(target, report, rng, count)
-        await target.rest()
-        try:
-            await world.taken()
-        except Wrong as wrong:
-            report.findings[f"after {target.name}: {wrong}"] += 1
-    report.rounds += 1
-
-
-async def _send(target: Target, report: Report, rng: Random, count: int) -> None:
-    """Some messages at a time; each has a source of randomness of its own, so that their order does not matter."""
-    tally = report.targets.setdefault(target.name, Tally())
-    seeds = [rng.getrandbits(64) for _ in range(count)]
+async def _send(target: Target, report: Report, tally: Tally, numbers: Sequence[int]) -> None:
+    """Many messages at a time; each has a source of randomness of its own, so that their order does not matter."""
+    left = iter(numbers)
 
     async def some() -> None:
-        while seeds:
-            seed = seeds.pop()
+        for number in left:
             tally.messages += 1
             try:
-                tally.outcomes[await target.one(Random(seed))] += 1
+                tally.outcomes[await target.one(Random(f"{report.seed}:{target.name}:{number}"), number)] += 1
             except Wrong as wrong:
-                _note(report, tally, target, seed, str(wrong))
+                _note(report, tally, target, number, str(wrong))
             except Exception as error:
-                _note(report, tally, target, seed, f"the fuzzer met {error!r}")
+                _note(report, tally, target, number, f"the fuzzer met {error!r}")
 
     async with asyncio.TaskGroup() as tasks:
-        for _ in range(min(_AT_ONCE, count)):
+        for _ in range(min(target.at_once, len(numbers))):
             tasks.create_task(some())
 
 
-def _note(report: Report, tally: Tally, target: Target, seed: int, what: str) -> None:
+def _note(report: Report, tally: Tally, target: Target, number: int, what: str) -> None:
     tally.wrong += 1
     finding = f"{target.name}: {what}"[:400]
     report.findings[finding] += 1
-    report.details.setdefault(finding, f"seed {seed}")
+    report.details.setdefault(finding, f"REPLAY={number} ONLY={target.name!r} seed {report.seed}")
 
 
-async def _check(world: World, report: Report, before: Footprint) -> None:
+async def _amiss(world: World, target: Target, before: Footprint) -> list[str]:
+    """What is wrong with the mesh after a batch, by the target that had it."""
+    await target.rest()
+    found = []
     try:
+        await world.taken()
         await world.until_serving()
+    except Wrong as wrong:
+        found.append(str(wrong))
     except grpc.aio.AioRpcError as error:
-        report.findings[f"a good request failed after a round: {error.code().name}, {error.details()}"[:600]] += 1
+        found.append(f"a good request fails: {error.code().name}, {error.details()}"[:600])
     except Exception as error:
-        report.findings[f"a good request failed after a round: {error!r}"[:600]] += 1
-    for held in await world.settled():
-        report.findings[held] += 1
+        found.append(f"a good request fails: {error!r}"[:600])
+    found += await world.settled()
     world.broker.expire(_STREAM_KEEPS)
     ends_s = time.monotonic() + _SETTLING_S
-    while grown := Footprint.now().grown_since(before, spare_files=_SPARE_FILES):
+    while grown := Footprint.now().more_than(before, spare_files=_SPARE_FILES):
         if time.monotonic() > ends_s:
-            report.findings.update(grown)
-            return
+            found += grown
+            break
         await asyncio.sleep(0.1)  # what was cancelled ends in its own time
+    return [f"after {target.name}: {each}" for each in found]
 
 
-def write(report: Report, path: Path) -> None:
-    """The report as a JSON file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report.document(), indent=1) + "\n", encoding="utf-8")
+async def _culprit(seed: int, name: str, numbers: Sequence[int], complaints: Complaints) -> str:
+    """One message of a batch that is enough to do harm, found by halves; or that none is by itself."""
+    while len(numbers) > 1:
+        half = len(numbers) // 2
+        if await _harms(seed, name, numbers[:half], complaints):
+            numbers = numbers[:half]
+        elif await _harms(seed, name, numbers[half:], complaints):
+            numbers = numbers[half:]
+        else:
+            return f"neither half of messages {numbers[0]} to {numbers[-1]} does it alone"
+    return f"REPLAY={numbers[0]} ONLY={name!r} seed {seed}"
+
+
+async def _harms(seed: int, name: str, numbers: Sequence[int], complaints: Complaints) -> bool:
+    async with _mesh(seed, lambda each: each == name) as (world, (target,)):
+        before, logged = Footprint.now(), complaints.total
+        await _send(target, Report(seed), Tally(), numbers)
+        return bool(await _amiss(world, target, before)) or complaints.total > logged

@@ -11,12 +11,14 @@ class Wrong(Exception):
 class Target(Protocol):
     """Attributes:
     name: as the report calls it.
+    at_once: messages that may be under way.
     """
 
     name: str
+    at_once: int
 
-    async def one(self, rng: Random) -> str:
-        """Sends one message; what came of it, in a word or two.
+    async def one(self, rng: Random, number: int) -> str:
+        """Sends one message, made from `rng` and its number alone; what came of it, in a word or two.
 
         Raises:
             Wrong: what came of it is a defect.

@@ -17,6 +17,7 @@ import psutil
 
 MOST_GROWTH_BYTES: Final = 96 << 20  # of a whole run: bounded tables fill up, and SQLite and the allocator keep pages
 _GRPC_CORE: Final = "grpc._cython.cygrpc"  # logs a header that is no text, and goes on; nothing of ours sees it
+_WARNINGS: Final = "py.warnings"
 _TRACES_KEPT: Final = 20
 _MAY_BE: Final = Counter({
     "WorkerSession.run": 128,  # one for each name of a worker that was made up
@@ -27,27 +28,32 @@ _TASKS_SPARE: Final = 4  # a heartbeat's or a sweep's own
 
 
 class Complaints(logging.Handler):
-    """Records every log line with a traceback: each is a defect.
+    """Records every warning and every log line with a traceback: each is a defect.
 
     Attributes:
-        found: by the place it was raised at, the first trace of each; and how often each came.
+        total: how many there were.
+        traces, counts: by the place that it was raised at, the first trace of each; and how often each came.
     """
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
+        self.total = 0
         self.traces: dict[str, str] = {}
         self.counts: Counter[str] = Counter()
 
     def emit(self, record: logging.LogRecord) -> None:
-        if not record.exc_info or record.exc_info[0] is None or record.name == _GRPC_CORE:
-            return
-        _, error, trace = record.exc_info
-        place = _place(trace)
-        key = f"{record.name}: {type(error).__name__} at {place}"
+        if record.name == _WARNINGS:
+            self._count(f"warned: {record.getMessage().strip()}"[:200], "")
+        elif record.exc_info and record.exc_info[0] is not None and record.name != _GRPC_CORE:
+            _, error, trace = record.exc_info
+            key = f"{record.name}: {type(error).__name__} at {_place(trace)}"
+            self._count(key, f"{record.getMessage()}\n{''.join(traceback.format_exception(error))}")
+
+    def _count(self, key: str, trace: str) -> None:
         self.counts[key] += 1
-        if key not in self.traces and len(self.traces) < _TRACES_KEPT:
-            lines = traceback.format_exception(error)
-            self.traces[key] = f"{record.getMessage()}\n{''.join(lines)}"
+        self.total += 1
+        if len(self.traces) < _TRACES_KEPT:
+            self.traces.setdefault(key, trace)
 
     def __enter__(self) -> "Complaints":
         root = logging.getLogger()
@@ -55,9 +61,11 @@ class Complaints(logging.Handler):
         root.setLevel(logging.WARNING)
         # No other keeps what is logged, or writes it: of most messages there is something to say.
         self._others, root.handlers = root.handlers, [self]
+        logging.captureWarnings(True)  # what is computed from nonsense, say
         return self
 
     def __exit__(self, *_: object) -> None:
+        logging.captureWarnings(False)
         logging.getLogger().setLevel(self._level)
         logging.getLogger().handlers = self._others
 
@@ -79,23 +87,31 @@ class Footprint:
 
     @classmethod
     def now(cls) -> "Footprint":
-        gc.collect()
-        process = psutil.Process()
         names = Counter(_kind(task) for task in asyncio.all_tasks())
-        return cls(names, process.num_fds(), process.memory_info().rss)
+        return cls(names, psutil.Process().num_fds(), resident_bytes())
 
-    def grown_since(self, before: "Footprint", *, spare_files: int) -> list[str]:
-        """What is held now and was not before, beyond what may come and go."""
+    def more_than(self, before: "Footprint", *, spare_files: int) -> list[str]:
+        """Tasks and files that are there now and were not before, beyond what may come and go."""
         found = []
         more = self.tasks - before.tasks - _MAY_BE
         if sum(more.values()) > _TASKS_SPARE:
             found.append(f"{sum(more.values())} tasks more than before: {dict(more.most_common(5))}")
         if self.files > before.files + spare_files:
             found.append(f"{self.files} file descriptors open, {before.files} before")
-        if self.memory_bytes > before.memory_bytes + MOST_GROWTH_BYTES:
-            grown_mib = (self.memory_bytes - before.memory_bytes) / 2**20
-            found.append(f"memory grew by {grown_mib:.0f} MiB")
         return found
+
+    def memory_grown_since(self, before: "Footprint") -> list[str]:
+        """What is held now beyond what may be."""
+        if self.memory_bytes <= before.memory_bytes + MOST_GROWTH_BYTES:
+            return []
+        gc.collect()
+        grown_mib = (resident_bytes() - before.memory_bytes) / 2**20
+        return [f"memory grew by {grown_mib:.0f} MiB"] if grown_mib * 2**20 > MOST_GROWTH_BYTES else []
+
+
+def resident_bytes() -> int:
+    """Memory of this process."""
+    return int(psutil.Process().memory_info().rss)
 
 
 def _kind(task: "asyncio.Task[object]") -> str:
