@@ -1,6 +1,8 @@
 """Events and control messages to protobuf bytes and back: the only file that knows both the dataclasses of `events.py`
 and the generated wire.
 
+What comes is checked where it comes in: a name that is longer than any may be would be a key in every reader's tables.
+
 A converter per class is prepared at import from the dataclass's fields; a field's value is copied as it is, a nested
 dataclass by its own converter, a tuple as a repeated field; token entries are decoded as somebody asks for them. A test
 holds the two sides' fields together.
@@ -17,6 +19,7 @@ from typing import Any, Final, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from services.mesh import events
+from services.mesh.conventions import LONGEST_NAME
 from services.mesh.entries import WireEntries
 from services.mesh.events import (
     Control,
@@ -33,6 +36,8 @@ from tokenworks.v1 import events_pb2, planning_pb2
 
 _NO_TIME_UNIX_MS: Final = 1 << 47
 _ACTIONS: Final[dict[str, type[Control]]] = {"drain": Drain, "move_streams": MoveStreams}
+# Fields that are no names, nor keys anywhere: what people read.
+_WORDS: Final = frozenset({"because", "body_json", "done", "evidence", "failed_because", "message", "refused", "what"})
 _READ_LATE: Final = frozenset({events.TokenEntry, events.RequestLatency})  # many come, and few are looked at
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
@@ -111,6 +116,13 @@ class _Converter:
                 self._changed.append((position, known[hint].to_fields, known[hint].from_message))
         self._times = tuple(position for position, name in enumerate(self._names) if name.endswith("_unix_ms"))
         self._floats = tuple(position for position, name in enumerate(self._names) if hints[name] is float)
+        self._texts = tuple(name for name in self._names if hints[name] is str and name not in _WORDS)
+        self._lists = tuple(name for name in self._names if typing.get_args(hints[name])[:1] == (str,))
+        self._parts: list[tuple[str, bool, _Converter]] = []  # and whether there are several
+        for name in self._names:
+            parts = typing.get_args(hints[name])
+            if (nested := known.get(parts[0] if parts else hints[name])) is not None:
+                self._parts.append((name, bool(parts), nested))
 
     def to_fields(self, value: Any) -> dict[str, Any]:
         """Arguments for the message's constructor, which takes dicts for nested messages."""
@@ -121,6 +133,18 @@ class _Converter:
                 converted[position] = to_wire(converted[position])
             return dict(zip(self._names, converted, strict=True))
         return dict(zip(self._names, values, strict=True))
+
+    def check_names(self, message: Message) -> None:
+        """Raises ValueError: a name in the message is longer than `LONGEST_NAME`."""
+        for name in self._texts:
+            _check_length(self.cls, name, getattr(message, name))
+        for name in self._lists:
+            for each in getattr(message, name):
+                _check_length(self.cls, name, each)
+        for name, several, nested in self._parts:
+            for part in getattr(message, name) if several else (getattr(message, name),):
+                if part.ByteSize() > LONGEST_NAME:  # in fewer bytes there is no longer name
+                    nested.check_names(part)
 
     def from_message(self, message: Message) -> Any:
         values = list(self._values(message))
@@ -133,6 +157,13 @@ class _Converter:
         for position, _, from_wire in self._changed:
             values[position] = from_wire(values[position])
         return self.cls(**dict(zip(self._names, values, strict=True)))
+
+
+def _check_length(cls: type, name: str, value: str) -> None:
+    if len(value) > LONGEST_NAME:
+        raise ValueError(
+            f"{cls.__name__}.{name} has {len(value)} characters, {value[:32]!r}…; a name has at most {LONGEST_NAME}"
+        )
 
 
 def _each_to(nested: _Converter | None) -> Callable[[Any], Any]:
@@ -190,11 +221,11 @@ def decode(cls: type[T], body: bytes) -> T:
     """The event of class `cls` in `body`; fields that a newer sender added are ignored.
 
     Raises:
-        ValueError: `body` is empty or is no message of that class.
+        ValueError: `body` is empty or is no message of that class, or a name in it is too long.
     """
     if not body:
         raise ValueError(f"an empty body is no {cls.__name__}")
-    return from_message(cls, _parse(_CONVERTERS[cls].message, body))
+    return _decoded(cls, body)
 
 
 def encode_control(asked: Control) -> bytes:
@@ -214,7 +245,9 @@ def decode_control(body: bytes) -> Control:
     if action not in _ACTIONS:
         known = " or ".join(_ACTIONS)
         raise ValueError(f"the control request of {len(body)} bytes names no action that is known here; send {known}")
-    return from_message(_ACTIONS[action], getattr(request, action))
+    part = getattr(request, action)
+    _CONVERTERS[_ACTIONS[action]].check_names(part)
+    return from_message(_ACTIONS[action], part)
 
 
 def encode_answer(answer: ControlAnswered) -> bytes:
@@ -229,14 +262,14 @@ def encode_gap(gap: GapRequested | GapAnswered) -> bytes:
 
 def decode_gap_request(body: bytes) -> GapRequested:
     """Raises ValueError: `body` is no GapRequested, or a range in it is none."""
-    gap = from_message(GapRequested, _parse(events_pb2.GapRequested, body))
+    gap = _decoded(GapRequested, body)
     _check_ranges(gap.ranges)
     return gap
 
 
 def decode_gap_answer(body: bytes) -> GapAnswered:
     """Raises ValueError: `body` is no GapAnswered, or a range in it is none."""
-    answer = from_message(GapAnswered, _parse(events_pb2.GapAnswered, body))
+    answer = _decoded(GapAnswered, body)
     _check_ranges((*answer.sent_ranges, *answer.lacking))
     return answer
 
@@ -253,18 +286,26 @@ def encode_lease(lease: LeaseAsked | LeaseGranted) -> bytes:
 
 
 def decode_lease_asked(body: bytes) -> LeaseAsked:
-    """Raises ValueError: `body` is no LeaseAsked."""
-    return from_message(LeaseAsked, _parse(events_pb2.LeaseAsked, body))
+    """Raises ValueError: `body` is no LeaseAsked, or a name in it is too long."""
+    return _decoded(LeaseAsked, body)
 
 
 def decode_lease_granted(body: bytes) -> LeaseGranted:
     """Raises ValueError: `body` is no LeaseGranted."""
-    return from_message(LeaseGranted, _parse(events_pb2.LeaseGranted, body))
+    return _decoded(LeaseGranted, body)
 
 
 def decode_answer(body: bytes) -> ControlAnswered:
     """Raises ValueError: `body` is no ControlAnswered."""
-    return from_message(ControlAnswered, _parse(events_pb2.ControlAnswered, body))
+    return _decoded(ControlAnswered, body)
+
+
+def _decoded(cls: type[T], body: bytes) -> T:
+    converter = _CONVERTERS[cls]
+    message = _parse(converter.message, body)
+    if len(body) > LONGEST_NAME:  # in fewer bytes there is no longer name
+        converter.check_names(message)
+    return from_message(cls, message)
 
 
 def _parse(message: type[M], body: bytes) -> M:

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+LONGEST_NAME: Final = 256  # characters of any name on the bus: of a tenant, a worker, a model, a request
+MOST_SERIES: Final = 4096  # of one instrument; the others are summed up as one, as OpenTelemetry's SDKs do
+OVERFLOW: Final = "otel.metric.overflow"
+
 # Attributes: GenAI
 GEN_AI_OPERATION: Final = "gen_ai.operation.name"
 GEN_AI_PROVIDER: Final = "gen_ai.provider.name"

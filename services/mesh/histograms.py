@@ -7,7 +7,7 @@ where the SDK has something to hand over, as in every service: the bus counts.
 
 import time
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
@@ -23,6 +23,8 @@ from opentelemetry.sdk.metrics.export import (
 from opentelemetry.sdk.metrics.export import Histogram as HistogramData
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+
+from services.mesh import conventions as names
 
 _SCOPE: Final = InstrumentationScope("tokenworks")
 
@@ -54,6 +56,7 @@ class Histogram:
         self._bounds = tuple(bounds)
         self._labels = tuple(labels)
         self._series: dict[tuple[str, ...], _Series] = {}
+        self._overflow: _Series | None = None
         self._started_ns = time.time_ns()
 
     def record(self, value: float, *labels: str) -> None:
@@ -61,11 +64,21 @@ class Histogram:
         series = self._series.get(labels)
         if series is None:
             assert len(labels) == len(self._labels), f"{self.name} has the labels {self._labels}"
-            series = self._series[labels] = _Series(len(self._bounds) + 1)
+            series = self._begin(labels)
         series.counts[bisect_left(self._bounds, value)] += 1
         series.total += value
         series.least = min(series.least, value)
         series.greatest = max(series.greatest, value)
+
+    def _begin(self, labels: tuple[str, ...]) -> "_Series":
+        """A new series; of more than there may be the one that all others are counted in: labels may be names that
+        strangers choose."""
+        if len(self._series) < names.MOST_SERIES:
+            created = self._series[labels] = _Series(len(self._bounds) + 1)
+            return created
+        if self._overflow is None:
+            self._overflow = _Series(len(self._bounds) + 1)
+        return self._overflow
 
     @property
     def used(self) -> bool:
@@ -75,11 +88,17 @@ class Histogram:
     def metric(self, now_ns: int) -> Metric:
         """What was recorded so far, as the SDK says it."""
         points = []
-        for labels, series in list(self._series.items()):
+        found: list[tuple[Mapping[str, str | bool], _Series]] = [
+            ({name: value for name, value in zip(self._labels, labels, strict=True) if value}, series)
+            for labels, series in list(self._series.items())
+        ]
+        if self._overflow is not None:
+            found.append(({names.OVERFLOW: True}, self._overflow))
+        for attributes, series in found:
             counts = tuple(series.counts)
             points.append(
                 HistogramDataPoint(
-                    attributes={name: value for name, value in zip(self._labels, labels, strict=True) if value},
+                    attributes=attributes,
                     start_time_unix_nano=self._started_ns,
                     time_unix_nano=now_ns,
                     count=sum(counts),

@@ -19,6 +19,7 @@ from services.mesh.price_book import PriceBook
 from services.mesh.pricing import Pricing
 
 _NO_END: Final = 1 << 62
+_MOST_BOOKS: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +94,10 @@ class PriceCalendar:
         return self._opened
 
     def open(self, opened: OpenedBook) -> None:
-        """Adds a book; one of a label that is known replaces it."""
+        """Adds a book; one of a label that is known replaces it. Raises ValueError: there are `_MOST_BOOKS` others."""
         label = opened.book.label
+        if len(self._opened) >= _MOST_BOOKS and label not in self._by_label:
+            raise ValueError(f"{_MOST_BOOKS} price books are open, the most there may be; {label!r} is not taken in")
         known = self._by_label.get(label)
         if known is None or known.book != opened.book:
             self._by_label[label] = Pricing(opened.book)

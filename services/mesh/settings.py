@@ -20,7 +20,7 @@ from services.mesh.cost_settings import CostSettings, EnergySettings
 from services.mesh.errors import SettingInvalid
 from services.mesh.events import RunawayGrade
 from services.mesh.price_book import PriceBook
-from services.mesh.section import Identifier, Port, Section, Usd
+from services.mesh.section import Identifier, Name, Port, Section, Usd
 
 ENGINES = ("auto", "simulated", "llamacpp", "vllm", "openai")
 
@@ -76,7 +76,7 @@ class RouterSettings(Section):
 
 class WorkerSettings(Section):
     id: Identifier = "worker-0"
-    pool: str = ""  # empty: the accelerator's name
+    pool: Name = ""  # empty: the accelerator's name
     accelerator: str = "nvidia-h100-sxm"  # or "auto": the one that this machine has
     devices: Annotated[int, Field(ge=1, le=9999)] = 1  # of it that the engine uses together, where it is detected
     telemetry: str = "auto"  # what tells watts: auto, catalogue (nothing does), or a source's name
@@ -86,11 +86,11 @@ class WorkerSettings(Section):
     data_classes: tuple[Identifier, ...] = ()  # of data that it is cleared for
     spot: bool = False  # it may be taken away at short notice
     engine: str = "auto"
-    models: tuple[str, ...] = ("llama-3.1-8b",)
+    models: tuple[Name, ...] = ("llama-3.1-8b",)
     port: Port = 7610
     http_port: Port = 7690
     advertise_port: Port = 0  # by which others reach its gRPC, where something stands before it; 0: its own
-    http_url: str = ""  # by which HTTP clients reach it; empty: http://<mesh.advertise_host>:<its HTTP port>
+    http_url: Name = ""  # by which HTTP clients reach it; empty: http://<mesh.advertise_host>:<its HTTP port>
     context_tokens: Annotated[int, Field(ge=0)] = 0  # 0: the model's, or what fits
     max_batch: Annotated[int, Field(ge=1, le=4096)] = 256
     max_waiting: Annotated[int, Field(ge=1)] = 1024

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Final, TypeVar
 
+from services.mesh.conventions import LONGEST_NAME
 from services.mesh.credit import Account, Period, Scope, Unit, window_at, window_end
 from services.mesh.errors import InvalidRequest
 from services.mesh.events import BudgetTerms
@@ -16,7 +17,6 @@ from services.meter.vault import NOTIFY_PERCENTS, Vault
 from tokenworks.v1 import metering_pb2 as wire
 
 E = TypeVar("E", bound=StrEnum)
-_LONGEST_SUBJECT: Final = 256
 _MOST_PERCENT: Final = 1000
 _MOST_BUDGETS: Final = 1000  # of a tenant; a router knows them all
 
@@ -30,9 +30,9 @@ def terms_of(request: wire.SetBudgetRequest) -> BudgetTerms:
     scope = _one_of(Scope, "scope", request.scope or Scope.TENANT)
     if scope is Scope.TENANT and request.subject:
         raise InvalidRequest(f"subject = {request.subject!r}, but the budget is the tenant's own; leave it empty")
-    if scope is not Scope.TENANT and not 1 <= len(request.subject) <= _LONGEST_SUBJECT:
+    if scope is not Scope.TENANT and not 1 <= len(request.subject) <= LONGEST_NAME:
         raise InvalidRequest(
-            f"subject = {request.subject!r} must name the {scope}, in 1 to {_LONGEST_SUBJECT} characters, or be *"
+            f"subject = {request.subject!r} must name the {scope}, in 1 to {LONGEST_NAME} characters, or be *"
         )
     if request.limit < 0:
         raise InvalidRequest(f"limit = {request.limit} is negative; give 0 or more, or lift the budget")

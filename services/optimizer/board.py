@@ -8,6 +8,7 @@ from services.mesh.errors import QueueFull, UnknownModel
 from services.mesh.events import RoutingPlan
 
 _MAX_WATCHERS: Final = 256
+_MOST_PLANS: Final = 4096  # those posted last
 
 
 class PlanBoard:
@@ -20,7 +21,11 @@ class PlanBoard:
         self._watchers = 0
 
     def post(self, plans: Iterable[RoutingPlan]) -> None:
-        self._plans |= {plan.model: plan for plan in plans}
+        for plan in plans:
+            self._plans.pop(plan.model, None)
+            self._plans[plan.model] = plan
+        while len(self._plans) > _MOST_PLANS:
+            del self._plans[next(iter(self._plans))]
         posted, self._posted = self._posted, asyncio.Event()
         posted.set()
 
@@ -56,10 +61,11 @@ class PlanBoard:
             yield plan
             while not self._stopped:
                 posted = self._posted
-                if self._plans[model].version == plan.version:
+                latest = self._plans.get(model, plan)
+                if latest.version == plan.version:
                     await posted.wait()
                     continue
-                plan = self._plans[model]
+                plan = latest
                 yield plan
         finally:
             self._watchers -= 1

@@ -18,6 +18,7 @@ from services.mesh.events import (
 from services.mesh.price_calendar import OpenedBook, PriceCalendar
 from services.mesh.subjects import BUDGETS, CREDIT, FLEET, LATENCY, PLAN, PREFIXES, PRICES, RUNAWAY
 from services.mesh.telemetry import Telemetry, context_of
+from services.router.core.credit import MOST_TENANTS
 from services.router.core.fleet import Fleet
 from services.router.dispatch import Dispatcher
 from services.router.funds import Funds
@@ -75,10 +76,11 @@ class Feed:
                 self._apply(event, delivered.traceparent, now_s)
             case CreditChanged():
                 # In the order of the stream: no clock of a meter's host tells which is the last word.
-                if event.unlimited and not event.suspended:
-                    self._dispatcher.credit.pop(event.tenant, None)  # as good as never heard of
-                else:
-                    self._dispatcher.credit[event.tenant] = event
+                credit = self._dispatcher.credit
+                if not (event.suspended or event.exhausted):
+                    credit.pop(event.tenant, None)  # it refuses nobody: as good as never heard of
+                elif event.tenant in credit or len(credit) < MOST_TENANTS:
+                    credit[event.tenant] = event
             case BudgetsSet():
                 if self._funds.budgets.set(event):
                     self._funds.refilled()

@@ -5,6 +5,7 @@ tuned while it runs is left as it was set up; routers predict its steps from wha
 """
 
 import logging
+from typing import Final
 
 from services.mesh.bus import Bus, Delivered
 from services.mesh.events import RoutingPlan
@@ -14,6 +15,8 @@ from services.worker.engine_life import EngineLife
 from services.worker.identity import Identity
 
 log = logging.getLogger(__name__)
+
+_MOST_MODELS: Final = 1024
 
 
 class Tuning:
@@ -46,7 +49,10 @@ class Tuning:
         before = self._asked.get(plan.model)
         if mine is None or (before is not None and plan.version <= before[0]):
             return
+        self._asked.pop(plan.model, None)
         self._asked[plan.model] = plan.version, mine.step_s, mine.max_batch
+        while len(self._asked) > _MOST_MODELS:  # plans of models that are served come again and again
+            del self._asked[next(iter(self._asked))]
         engine = self._engine.engine
         if isinstance(engine, Tunable) and (before is None or before[1:] != (mine.step_s, mine.max_batch)):
             log.debug("steps of %s: %g s at most, %d sequences", plan.model, mine.step_s, mine.max_batch)

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from services.mesh.conventions import LONGEST_NAME
 from services.mesh.credit import Account, window_at, window_end
 from services.mesh.events import BudgetReached, BudgetTerms, LeaseAsked, LeaseGrant, LeaseGranted, LeaseLine
 
@@ -25,7 +26,7 @@ _BULK_PART: Final = 4  # beyond what requests wait for, at most this part of wha
 _MARGIN: Final = 1.1  # clocks may run unlike by so much
 _UNKNOWN_LINGER_S: Final = 15.0  # of a holder whose word is lost with its database
 _WINDOWS_KEPT: Final = 2
-_LONGEST_NAME: Final = 256  # of a holder or its start: whoever was closed out is remembered for weeks
+_MOST_HOLDERS: Final = 16_384  # that live or have died lately; whoever died may be remembered for weeks
 
 
 @dataclass(slots=True)
@@ -77,6 +78,10 @@ class Changed:
 
 def _linger_s(lingers_ms: Mapping[str, int], funder: str) -> float:
     return lingers_ms[funder] / 1000 if funder in lingers_ms else _UNKNOWN_LINGER_S
+
+
+def _says_anything(lease: Lease) -> bool:
+    return bool(lease.granted or lease.returned or lease.closed)
 
 
 def _split(funder: str) -> tuple[str, str]:
@@ -178,10 +183,14 @@ class Leases:
     def answer(self, asked: LeaseAsked, now_s: float, unix_s: int) -> LeaseGranted:
         """What a holder gets. Whoever has been replaced, or was silent for too long, has no say."""
         funder = f"{asked.holder}/{asked.epoch}"
-        if len(funder) > _LONGEST_NAME:
-            refused = f"a holder's name of {len(funder)} characters is too long; it may have {_LONGEST_NAME}"
-            return LeaseGranted(refused=refused, ttl_ms=0, grants=())
         known = self._holders.get(asked.holder)
+        refused = ""
+        if len(funder) > LONGEST_NAME:
+            refused = f"a holder's name of {len(funder)} characters is too long; it may have {LONGEST_NAME}"
+        elif known is None and len(self._holders) + len(self._dying) >= _MOST_HOLDERS:
+            refused = f"{_MOST_HOLDERS} holders of credit are known, and no more may be: {funder} is not let in"
+        if refused:
+            return LeaseGranted(refused=refused, ttl_ms=0, grants=())
         replaced = known is not None and known.epoch > asked.epoch
         if replaced or funder in self._dying or funder in self._over:
             return LeaseGranted(
@@ -344,10 +353,11 @@ class Leases:
         return Changed(accounts, leases, over, lingers)
 
     def forget(self, unix_s: int) -> None:
-        """Drops windows that ended long ago; what was spent in them stays stored."""
-        for account in list(self._accounts):
+        """Drops windows that ended long ago, what was spent in them stays stored; and accounts that nobody has any
+        credit of nor has spent from: asking makes one for each name."""
+        for account, state in list(self._accounts.items()):
             found = self.budgets.get(account.budget)
-            if found is None:
+            if found is None or not (state.spent or any(map(_says_anything, state.leases.values()))):
                 self._drop(account)
                 continue
             window = account.window

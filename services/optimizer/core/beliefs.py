@@ -33,6 +33,7 @@ from services.optimizer.core.service_curve import Promise, Station
 from services.optimizer.core.window import ModelWindow, Realised, sums_by_model
 
 _FORGET_EVERY_S: Final = 60.0
+_MOST_MODELS: Final = 4096
 
 
 class Trigger(StrEnum):
@@ -262,13 +263,15 @@ class Beliefs:
     def _window(self, model: str) -> ModelWindow:
         window = self._windows.get(model)
         if window is None:
+            while len(self._windows) >= _MOST_MODELS:  # whoever works is back with its next event
+                del self._windows[next(iter(self._windows))]
             window = self._windows[model] = ModelWindow(self._assumptions.window_s, self._started_s)
         return window
 
     def _forget(self, now_s: float) -> None:
         self._forgot_s = now_s
-        for worker in self._fleet.forget_gone(now_s):
-            self._capacity.forget(worker)
+        self._fleet.forget_gone(now_s)
+        self._capacity.forget_others(self._fleet.workers())
         self._demand.forget_silent(now_s)
         known = self._fleet.models() | {model for model, _ in self._demand.levels(now_s)}
         self.decisions.forget(known)

@@ -27,7 +27,8 @@ slow brings its figures back.
 """
 
 import math
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Collection, Sequence
 from dataclasses import astuple, dataclass
 from typing import Final
 
@@ -44,11 +45,18 @@ Vector = NDArray[np.float64]
 _TERMS: Final = 6  # the order of Timing's fields
 _OVERHEAD, _TOKEN, _ATTENDED, _BASE, _SEQUENCE, _KV = range(_TERMS)
 
-LONGEST_STEP_S: Final = 600.0  # a longer one is a broken clock, not a step
+SHORTEST_STEP_S: Final = 1e-7  # a shorter or a longer one is a broken clock, not a step
+LONGEST_STEP_S: Final = 600.0
+_MOST_COUNTED: Final = (1 << 30, 1 << 50, 1 << 24, 1 << 40)  # of each count of a load: a step has no more in it
 _NOISE: Final = 0.1  # relative standard deviation of a step around the model
 _COMMON_SPREAD: Final = 1.0  # prior standard deviation of the device's factor as a whole
 _OWN_SPREAD: Final = 0.5  # and of each coefficient beside it
 _SMALLEST_FACTOR: Final = 1e-4  # positive, so that logarithms exist and a term can come back
+_LARGEST_FACTOR: Final = 1e6
+_SMALLEST: Final = 1e-15  # seconds, of a coefficient; far below any device's
+_LARGEST: Final = 1e6
+_MOST_FITS: Final = 65_536
+_MOST_ADOPTED: Final = 4096
 _OUTLIER: Final = 0.5  # |relative residual| from which a step counts less
 _SURPRISE: Final = math.log(1.6)  # |log(observed / predicted)| that is news when it repeats
 _SURPRISES: Final = 4
@@ -78,7 +86,7 @@ class TimingFit:
         self.observations = 0
         self.mean_error = 0.0
         self._forgetting = forgetting
-        self._reference: Vector = np.maximum(np.array(astuple(start), dtype=np.float64), 1e-12)
+        self._reference: Vector = np.clip(np.array(astuple(start), dtype=np.float64), 1e-12, _LARGEST)
         self._factors: Vector = np.ones(_TERMS)
         self._information: Vector = _PRIOR.copy()
         self._surprises: list[float] = []
@@ -98,7 +106,7 @@ class TimingFit:
 
         change = self._change(math.log(step_s / predicted_s))
         if change is not None:
-            self._reference = self._reference * change
+            self._reference = np.clip(self._reference * change, _SMALLEST, _LARGEST)
             self._information = _PRIOR + _KEPT_AFTER_NEWS * (self._information - _PRIOR)
             predicted_s *= change
         self._learn(features * self._reference / predicted_s, step_s / predicted_s - 1)
@@ -126,7 +134,7 @@ class TimingFit:
             self._forgetting * self._information + (1 - self._forgetting) * _PRIOR + np.outer(weighted, shares)
         )
         step = np.asarray(np.linalg.solve(self._information, weighted), np.float64) * residual
-        self._factors = np.maximum(self._factors + step, _SMALLEST_FACTOR)
+        self._factors = np.clip(self._factors + step, _SMALLEST_FACTOR, _LARGEST_FACTOR)
 
     def _change(self, log_ratio: float) -> float | None:
         """The factor by which the device as a whole changed, once enough surprises in a row agree."""
@@ -145,7 +153,11 @@ class TimingFit:
 
 def _plausible(load: StepLoad, step_s: float) -> bool:
     counts = (load.prefill_tokens, load.attended_tokens, load.decode_sequences, load.kv_tokens)
-    return 0 < step_s <= LONGEST_STEP_S and min(counts) >= 0 and (load.prefill_tokens + load.decode_sequences) > 0
+    return (
+        SHORTEST_STEP_S <= step_s <= LONGEST_STEP_S
+        and all(0 <= count <= most for count, most in zip(counts, _MOST_COUNTED, strict=True))
+        and load.prefill_tokens + load.decode_sequences > 0
+    )
 
 
 def _features(load: StepLoad, coefficients: Vector) -> Vector:
@@ -196,18 +208,25 @@ class Capacity:
         self._forgetting = forgetting
         self._fits: dict[tuple[str, str], TimingFit] = {}  # by worker and model
         self._members: dict[tuple[str, str], dict[str, str]] = {}  # by pool and model: workers with a fit, on what
-        self._adopted: dict[tuple[str, str, str], Timing] = {}  # by pool, accelerator and model
+        # By pool, accelerator and model; what was adopted last comes last.
+        self._adopted: OrderedDict[tuple[str, str, str], Timing] = OrderedDict()
 
     def adopt(self, pool: str, accelerator: str, model: str, timing: Timing) -> None:
         """Starts fits of the pool from `timing`, which was learnt before, instead of from the catalogue."""
         self._adopted[pool, accelerator, model] = timing
+        self._adopted.move_to_end((pool, accelerator, model))
+        while len(self._adopted) > _MOST_ADOPTED:
+            self._adopted.popitem(last=False)
 
     def observed(self, event: LatencyObserved, now_s: float) -> bool:
-        """Learns from the event's steps; True when there was one to learn from."""
+        """Learns from the event's steps; True when there was one to learn from. Of more workers and models than
+        `_MOST_FITS` nothing is learnt, until others are gone."""
         if not event.steps:
             return False
         fit = self._fits.get((event.worker, event.model))
         if fit is None:
+            if len(self._fits) >= _MOST_FITS:
+                return False
             fit = TimingFit(self.pace(event.pool, event.accelerator, event.model, (), now_s).timing, self._forgetting)
             self._fits[event.worker, event.model] = fit
             self._members.setdefault((event.pool, event.model), {})[event.worker] = event.accelerator
@@ -231,6 +250,11 @@ class Capacity:
         observations = sum(fit.observations for fit in fits.values())
         mean_error = sum(fit.mean_error for fit in fits.values()) / len(fits)
         return Pace(typical, speeds, observations, mean_error)
+
+    def forget_others(self, workers: Collection[str]) -> None:
+        """Drops all but these workers: some tell of steps that never say that they are there."""
+        for worker in {worker for worker, _ in self._fits} - set(workers):
+            self.forget(worker)
 
     def forget(self, worker: str) -> None:
         """Drops what is known of a worker that is gone; its pool keeps its pace as a start for the next one."""

@@ -28,6 +28,7 @@ _QUICK: Final = 20  # the quick rate's window is window_s divided by this
 _BEYOND_CHANCE: Final = 4.0  # standard deviations
 _SMALLEST_PART: Final = 0.002  # of a model's demand: classes below are left out, their demand added to the others
 _MOST_CLASSES: Final = 64  # per model
+_MOST_CELLS: Final = 65_536  # of all models; what begins beyond is left out until others are silent
 _ANSWERS_S: Final = 600.0  # completion lengths are remembered for longer than rates: they move slowly
 
 Group = tuple[str, str]  # model, SLO class: where demand is watched for marked changes
@@ -152,6 +153,8 @@ class Demand:
         if event.slo_class not in self._slo_classes or event.prompt_tokens < 0:
             return
         cell = self._cell(event)
+        if cell is None:
+            return
         cell.rate.add(1, now_s)
         cell.arrivals.add(1, now_s)
         cell.prompt_tokens.add(event.prompt_tokens, now_s)
@@ -169,6 +172,8 @@ class Demand:
         key = (event.model, event.slo_class, bucket(PROMPT_EDGES, event.prompt_tokens))
         served = self._served.get(key)
         if served is None:
+            if len(self._served) >= _MOST_CELLS:
+                return
             served = self._served[key] = _Served(DecayedSum(self._window_s), DecayedSum(self._window_s))
         served.answers.add(completion_tokens, now_s)
         served.prompt_tokens.add(event.prompt_tokens, now_s)
@@ -210,12 +215,14 @@ class Demand:
         self._served = {key: each for key, each in self._served.items() if key in wanted}
         for group in [group for group, level in self._levels.items() if level.slow.per_s(now_s) < 1e-9]:
             del self._levels[group]
-            self._group_answers.pop(group, None)
+        self._group_answers = {group: each for group, each in self._group_answers.items() if group in self._levels}
 
-    def _cell(self, event: RequestAdmitted) -> _Cell:
+    def _cell(self, event: RequestAdmitted) -> _Cell | None:
         key = (event.model, event.slo_class, bucket(PROMPT_EDGES, event.prompt_tokens), _legible(event.within))
         cell = self._cells.get(key)
         if cell is None:
+            if len(self._cells) >= _MOST_CELLS:
+                return None
             cell = self._cells[key] = _Cell(
                 rate=DecayedRate(self._window_s, self._started_s),
                 prompt_tokens=DecayedSum(self._window_s),

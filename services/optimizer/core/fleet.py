@@ -5,7 +5,7 @@ hold. A worker counts while it is ready, was heard lately, and its steps move wh
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,6 +17,7 @@ from services.optimizer.core.power import Power
 
 STALLED_S: Final = 3.0  # longer than the router waits: one long step must not make the plan flap
 FORGET_S: Final = 600.0
+_MOST_MEMBERS: Final = 16_384  # as many as a router knows
 _DEFAULT_CHUNK_TOKENS: Final = 2048
 
 
@@ -71,8 +72,11 @@ class Fleet:
         self._members: dict[str, Member] = {}
 
     def heard(self, beat: WorkerHeartbeat, now_s: float) -> None:
-        """Folds one heartbeat; one that is older than the last of its epoch is ignored."""
+        """Folds one heartbeat; one that is older than the last of its epoch is ignored, and a worker more than
+        `_MOST_MEMBERS`, until others were silent for long enough."""
         member = self._members.get(beat.worker)
+        if member is None and len(self._members) >= _MOST_MEMBERS:
+            return
         if member is None or member.beat.accelerator != beat.accelerator:
             self._members[beat.worker] = Member(beat, now_s, now_s, self._power(beat.accelerator))
             return
@@ -108,6 +112,10 @@ class Fleet:
             )
             for member in self.counting(now_s)
         )
+
+    def workers(self) -> Collection[str]:
+        """All known ones, counting or not."""
+        return self._members.keys()
 
     def models(self) -> set[str]:
         """Every model that a known worker serves or served, counting or not."""

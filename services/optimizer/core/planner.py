@@ -6,12 +6,18 @@ A version is the millisecond of 1970 at which the plan was made, or one more tha
 versions grow through restarts, a clock set back, and a second optimizer.
 """
 
+from collections import OrderedDict
+from typing import Final
+
 from services.mesh.events import NO_PLAN_VERSION, RoutingPlan
 from services.optimizer.core.beliefs import Basis, Snapshot, Trigger
 from services.optimizer.core.damping import approach, damped_shadow, damped_shares
 from services.optimizer.core.demand import COMPLETION_EDGES, PROMPT_EDGES, ClassKey
 from services.optimizer.core.draft import draft
 from services.optimizer.core.plan import Shares, Solution
+
+_MOST_MODELS: Final = 16_384
+_MOST_SHARES: Final = 65_536
 
 
 class Planner:
@@ -27,7 +33,7 @@ class Planner:
         self.planned_s: float | None = None
         self._shares: dict[ClassKey, dict[str, float]] = {}
         self._shadow: dict[str, float] = {}
-        self._versions: dict[str, int] = {}
+        self._versions: OrderedDict[str, int] = OrderedDict()  # by model, the latest last
 
     @property
     def shares(self) -> Shares:
@@ -41,7 +47,7 @@ class Planner:
         if plan.version >= NO_PLAN_VERSION:
             return False
         first = plan.model not in self._versions
-        self._versions[plan.model] = max(plan.version, self._versions.get(plan.model, 0))
+        self._note(plan.model, max(plan.version, self._versions.get(plan.model, 0)))
         if first:
             self.go_back(plan)
         return first
@@ -54,6 +60,8 @@ class Planner:
             if key is not None and 0 < share.share <= 1:
                 shares.setdefault(key, {})[share.pool] = share.share
         self._shares |= shares
+        while len(self._shares) > _MOST_SHARES:
+            del self._shares[next(iter(self._shares))]
 
     def settle(
         self,
@@ -91,8 +99,14 @@ class Planner:
 
     def _next_version(self, model: str, unix_ms: int) -> int:
         version = max(self._versions.get(model, 0) + 1, unix_ms)
-        self._versions[model] = version
+        self._note(model, version)
         return version
+
+    def _note(self, model: str, version: int) -> None:
+        self._versions[model] = version
+        self._versions.move_to_end(model)
+        while len(self._versions) > _MOST_MODELS:  # of a model that comes back, the clock's is above the one forgotten
+            self._versions.popitem(last=False)
 
 
 def _key_of(plan: RoutingPlan, index: int) -> ClassKey | None:

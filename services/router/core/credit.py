@@ -17,6 +17,7 @@ from services.router.core.request import Asked, PromptKind
 _SCOPES: Final[tuple[str, ...]] = tuple(Scope)
 _PERIODS: Final[frozenset[str]] = frozenset(Period)
 _SOON: Final = frozenset({Period.MINUTE, Period.HOUR})
+MOST_TENANTS: Final = 262_144
 _ESTIMATE_MARGIN: Final = 1.25  # a prompt may have more tokens than it seems to
 _ESTIMATE_MORE: Final = 16
 
@@ -28,12 +29,15 @@ class Budgets:
         self._of: dict[str, Sequence[BudgetTerms]] = {}
 
     def set(self, event: BudgetsSet) -> bool:
-        """Takes in a tenant's budgets, those whose words this version knows; whether they are news.
+        """Takes in a tenant's budgets, those whose words this version knows; whether they are news. Of more tenants
+        than `MOST_TENANTS` none are taken in: what is known holds.
 
         The word that comes last counts, in the order of the stream: clocks of two meters may differ.
         """
         before = self._of.get(event.tenant)
         known = [each for each in event.budgets if each.scope in _SCOPES and each.period in _PERIODS]
+        if known and before is None and len(self._of) >= MOST_TENANTS:
+            return False
         if known:
             self._of[event.tenant] = sorted(known, key=lambda each: _SCOPES.index(each.scope))
         else:
