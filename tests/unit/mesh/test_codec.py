@@ -6,11 +6,21 @@ import types
 import typing
 
 import pytest
+from google.protobuf.message import Message
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from services.mesh import codec
-from services.mesh.events import Control, ControlAnswered, Drain, LatencyObserved, MoveStreams, TokensGenerated
+from services.mesh.conventions import LONGEST_NAME
+from services.mesh.events import (
+    Control,
+    ControlAnswered,
+    Drain,
+    LatencyObserved,
+    MoveStreams,
+    TokensGenerated,
+    WorkerHeartbeat,
+)
 from services.mesh.subjects import CHANNELS
 from tests.unit.mesh.wire_strategies import wire_values
 from tokenworks.v1 import events_pb2
@@ -75,3 +85,46 @@ def test_a_control_request_without_a_known_action_is_refused() -> None:
             codec.decode_control(body)
     with pytest.raises(ValueError, match="ControlRequested"):
         codec.decode_control(b"\xff")
+
+
+LONG = "n" * (LONGEST_NAME + 1)
+
+
+@pytest.mark.parametrize(
+    ("cls", "message", "field"),
+    [
+        (LatencyObserved, events_pb2.LatencyObserved(worker=LONG), "LatencyObserved.worker"),
+        (WorkerHeartbeat, events_pb2.WorkerHeartbeat(worker="w", models=["m", LONG]), "WorkerHeartbeat.models"),
+        (
+            TokensGenerated,
+            events_pb2.TokensGenerated(
+                worker="w", entries=[events_pb2.TokenEntry(), events_pb2.TokenEntry(tenant=LONG)]
+            ),
+            "TokenEntry.tenant",
+        ),
+    ],
+)
+def test_a_name_longer_than_any_is_refused_with_its_length_and_the_limit(
+    cls: type, message: Message, field: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"{field} has 257 characters, 'n+'…; a name has at most 256"):
+        codec.decode(cls, message.SerializeToString())
+
+
+def test_every_way_into_a_reader_refuses_a_long_name() -> None:
+    asked = events_pb2.ControlRequested(move_streams=events_pb2.MoveStreams(request_ids=[LONG]))
+    with pytest.raises(ValueError, match=r"MoveStreams\.request_ids has 257"):
+        codec.decode_control(asked.SerializeToString())
+    with pytest.raises(ValueError, match=r"LeaseLine\.subject has 257"):
+        codec.decode_lease_asked(
+            events_pb2.LeaseAsked(holder="h", lines=[events_pb2.LeaseLine(subject=LONG)]).SerializeToString()
+        )
+    with pytest.raises(ValueError, match=r"GapRequested\.publisher has 257"):
+        codec.decode_gap_request(events_pb2.GapRequested(publisher=LONG).SerializeToString())
+
+
+def test_names_of_the_full_length_pass_in_any_script_and_words_may_be_longer() -> None:
+    body = events_pb2.LatencyObserved(worker="\u6f22" * LONGEST_NAME).SerializeToString()
+    assert codec.decode(LatencyObserved, body).worker == "\u6f22" * LONGEST_NAME
+    failed = events_pb2.WorkerHeartbeat(worker="w", failed_because="why " * 1000).SerializeToString()
+    assert codec.decode(WorkerHeartbeat, failed).failed_because == "why " * 1000

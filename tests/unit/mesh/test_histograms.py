@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.mesh import conventions as names
 from services.mesh.telemetry import Telemetry, start_telemetry
 
 BOUNDS = (0.01, 0.1, 1.0)
@@ -36,3 +37,18 @@ def test_a_record_with_other_labels_than_agreed_is_a_bug() -> None:
     with pytest.raises(AssertionError):
         histogram.record(1.0)
     telemetry.shutdown()
+
+
+def test_series_beyond_the_most_are_summed_up_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(names, "MOST_SERIES", 2)
+    telemetry = start_telemetry("router", "router-0")
+    histogram = telemetry.histograms.create("gen_ai.ttft", "s", "Seconds", BOUNDS, ("model",))
+    telemetry.meter.create_counter("requests").add(1)
+    for stranger in range(100):
+        histogram.record(0.5, f"model-{stranger}")
+    histogram.record(0.5, "model-0")  # what is known goes on by itself
+    counts = {line for line in lines(telemetry) if "_count" in line}
+    telemetry.shutdown()
+    assert len(counts) == 3
+    assert any('model="model-0"' in line and line.endswith(" 2.0") for line in counts)
+    assert any('otel_metric_overflow="true"' in line.lower() and line.endswith(" 98.0") for line in counts)

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from services.mesh import price_calendar
 from services.mesh.errors import SettingInvalid
 from services.mesh.price_book import Plan, Price, PriceBook, Tier
 from services.mesh.price_calendar import OpenedBook, PriceCalendar, Rerating
@@ -155,3 +156,14 @@ def test_a_file_that_is_no_book_is_refused_by_name(tmp_path: Path, text: str, sa
     path.write_text(text, encoding="utf-8")
     with pytest.raises(SettingInvalid, match=says):
         read_prices(path)
+
+
+def test_more_books_than_there_may_be_are_refused_and_known_ones_may_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(price_calendar, "_MOST_BOOKS", 2)
+    calendar = PriceCalendar(_book(1))
+    for version in (2, 3):
+        calendar.open(OpenedBook(_book(version), 0, version))
+    with pytest.raises(ValueError, match="2 price books are open"):
+        calendar.open(OpenedBook(_book(4), 0, 4))
+    calendar.open(OpenedBook(_book(3), 0, 5))
+    assert [each.recorded_unix_ms for each in calendar.opened] == [2, 5]

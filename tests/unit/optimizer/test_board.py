@@ -4,6 +4,7 @@ import pytest
 
 from services.mesh.errors import UnknownModel
 from services.mesh.events import RoutingPlan
+from services.optimizer import board as core
 from services.optimizer.board import PlanBoard
 from tests.unit.optimizer.facts import MODEL
 
@@ -52,3 +53,17 @@ async def test_watcher_sleeps_through_plans_of_other_models_and_ends_with_the_se
             await asyncio.sleep(0)
             await board.stop()
     assert seen == [1, 2]
+
+
+async def test_the_plans_posted_last_are_kept_and_who_watches_another_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core, "_MOST_PLANS", 2)
+    board = PlanBoard()
+    board.post([plan(1)])
+    watch = board.watch(MODEL)
+    assert (await anext(watch)).version == 1
+    board.post([plan(1, "a"), plan(1, "b")])
+    assert board.models == ["a", "b"]
+    board.post([plan(2)])
+    assert (await anext(watch)).version == 2
+    assert board.models == ["b", MODEL]
+    await watch.aclose()

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.mesh.timing import StepLoad, Timing
+from services.optimizer.core import capacity as core
 from services.optimizer.core.capacity import (
     FASTEST,
     QUIET_S,
@@ -30,6 +31,8 @@ from tests.unit.optimizer.facts import (
 )
 
 START = timing(H100)
+EDGES = (0, 1, -1, 64, 2**31 - 1, 2**53, 2**63 - 1)
+SECONDS = (5e-324, 1e-300, 1e-12, 1e-9, 1e-3, 0.5, 600.0, 1e300, math.inf, math.nan)
 SPACING_S = 0.05  # twenty samples a second, as a worker reports them
 
 
@@ -219,3 +222,25 @@ def test_unknown_accelerators_and_models_start_as_middling_ones() -> None:
         found = starting_timing(CATALOGUE, accelerator, model)
         assert all(value > 0 for value in astuple(found))
     assert starting_timing(CATALOGUE, H100, MODEL) == START
+
+
+@given(st.lists(st.tuples(*[st.sampled_from(EDGES)] * 4, st.sampled_from(SECONDS)), max_size=40))
+def test_no_step_however_absurd_breaks_a_fit(told: list[tuple[int, int, int, int, float]]) -> None:
+    fit, now_s = TimingFit(START, 0.995), 0.0
+    for *load, step_s in told:
+        now_s += SPACING_S
+        fit.observe(StepLoad(*load), step_s, now_s)
+        assert all(0 < each < math.inf for each in astuple(fit.timing(now_s + 60.0)))
+
+
+def test_workers_that_tell_of_steps_and_never_of_themselves_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core, "_MOST_FITS", 10)
+    monkeypatch.setattr(core, "_MOST_ADOPTED", 5)
+    capacity, step = Capacity(CATALOGUE, 0.995), steps(START, 1)
+    learnt = [capacity.observed(latency(f"w{each}", step, pool=f"p{each}"), 1.0) for each in range(100)]
+    assert sum(learnt) == 10
+    capacity.forget_others({"w0"})
+    assert capacity.pace("p0", H100, MODEL, ("w0",), 1.0).observations == 1
+    assert capacity.pace("p1", H100, MODEL, ("w1",), 1.0).observations == 0
+    assert capacity.observed(latency("w99", step, pool="p99"), 1.0)
+    assert len(capacity._adopted) == 5

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from services.optimizer.core import demand as core
 from services.optimizer.core.demand import (
     COMPLETION_EDGES,
     PROMPT_EDGES,
@@ -195,3 +196,17 @@ def test_confines_that_nobody_can_read_stop_no_plan() -> None:
     for index in range(100):
         found.admitted(replace(admitted(), within=("x", "data=health;region=eu-1")[index % 2]), index * 0.1)
     assert {each.key.within for each in found.classes(10.0)} == {"", "region=eu-1;data=health"}
+
+
+def test_models_beyond_the_most_that_are_counted_are_left_out_until_others_are_silent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(core, "_MOST_CELLS", 3)
+    found = demand()
+    for number in range(20):
+        found.admitted(admitted(model=f"m{number}"), 1.0)
+        found.finished(finished(20, model=f"m{number}"), 1.0)
+    assert {model for model, _ in found.levels(1.0)} == {"m0", "m1", "m2"}
+    found.forget_silent(1.0 + 60 * WINDOW_S)
+    found.admitted(admitted(model="m9"), 1.0 + 60 * WINDOW_S)
+    assert {model for model, _ in found.levels(1.0 + 60 * WINDOW_S)} == {"m9"}

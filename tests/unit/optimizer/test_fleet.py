@@ -1,6 +1,7 @@
 import pytest
 
 from services.mesh.money import NUSD_PER_USD
+from services.optimizer.core import fleet as core
 from services.optimizer.core.fleet import FORGET_S, STALLED_S, Fleet
 from services.optimizer.core.power import Power
 from tests.unit.optimizer.facts import CATALOGUE, H100, L4, MODEL, SMALL_MODEL, heartbeat
@@ -122,3 +123,15 @@ def test_heartbeats_that_cannot_be_right_teach_no_watts() -> None:
     ):
         power.observe(first, odd)
     assert (power.idle_w, power.loaded_w) == (105.0, 700.0)
+
+
+def test_more_workers_than_there_may_be_are_left_out_until_others_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core, "_MOST_MEMBERS", 2)
+    found = fleet()
+    for worker in ("a", "b", "c"):
+        found.heard(heartbeat(worker), 0.0)
+    assert list(found.workers()) == ["a", "b"]
+    found.heard(heartbeat("a", sequence=2), FORGET_S)
+    assert found.forget_gone(FORGET_S + 1) == ["b"]
+    found.heard(heartbeat("c", sequence=2), FORGET_S + 1)
+    assert list(found.workers()) == ["a", "c"]

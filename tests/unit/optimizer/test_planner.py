@@ -7,6 +7,7 @@ import pytest
 from services.mesh.errors import InvalidRequest
 from services.mesh.events import RoutingPlan
 from services.mesh.timing import StepLoad
+from services.optimizer.core import planner as core
 from services.optimizer.core.beliefs import Beliefs, Snapshot, Trigger
 from services.optimizer.core.capacity import typical_request_s
 from services.optimizer.core.plan import solve
@@ -301,3 +302,12 @@ def test_what_if_scales_demand_and_pools_and_leaves_beliefs_alone() -> None:
 def test_what_if_refuses_what_makes_no_sense(ask: Callable[[Snapshot], Snapshot]) -> None:
     with pytest.raises(InvalidRequest):
         ask(Brain(H100).snapshot())
+
+
+def test_versions_are_remembered_of_the_models_met_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core, "_MOST_MODELS", 2)
+    planner = Planner()
+    for number in range(10):
+        assert planner.adopt(RoutingPlan(model=f"m{number}", version=7, made_unix_ms=0))
+    assert not planner.adopt(RoutingPlan(model="m9", version=8, made_unix_ms=0))
+    assert planner.adopt(RoutingPlan(model="m0", version=8, made_unix_ms=0))

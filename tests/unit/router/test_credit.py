@@ -2,7 +2,10 @@
 
 from dataclasses import replace
 
+import pytest
+
 from services.mesh.events import BudgetsSet, BudgetTerms
+from services.router.core import credit as core
 from services.router.core.credit import Budgets
 
 KNOWN = BudgetTerms(
@@ -33,3 +36,13 @@ def test_budgets_of_a_newer_meters_words_are_passed_over_and_the_others_hold() -
     assert budgets.terms("acme") == [KNOWN]
     assert budgets.set(BudgetsSet(tenant="acme", budgets=others, at_unix_ms=2))
     assert not budgets
+
+
+def test_more_tenants_than_there_may_be_are_left_out_and_the_known_ones_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core, "MOST_TENANTS", 2)
+    budgets = Budgets()
+    for tenant in ("a", "b", "c"):
+        budgets.set(BudgetsSet(tenant=tenant, budgets=(KNOWN,), at_unix_ms=1))
+    assert [bool(budgets.terms(each)) for each in ("a", "b", "c")] == [True, True, False]
+    assert budgets.set(BudgetsSet(tenant="a", budgets=(), at_unix_ms=2))
+    assert budgets.set(BudgetsSet(tenant="c", budgets=(KNOWN,), at_unix_ms=3))

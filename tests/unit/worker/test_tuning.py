@@ -1,7 +1,10 @@
 """What a plan asks of an engine reaches it, and the one that follows it."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any, cast
+
+import pytest
 
 from services.mesh.accelerators import load_catalogue
 from services.mesh.bus import Delivered, EventId
@@ -9,6 +12,7 @@ from services.mesh.clock import FakeClock
 from services.mesh.events import PoolPlan, RoutingPlan, TimingCoefficients
 from services.mesh.settings import WorkerSettings
 from services.mesh.subjects import Channel
+from services.worker import tuning as core
 from services.worker.engine_life import EngineLife
 from services.worker.engines.simulated import SimulatedEngine
 from services.worker.identity import Identity
@@ -77,3 +81,10 @@ def test_an_engine_that_becomes_ready_is_tuned_as_the_plan_in_force_says() -> No
 def test_a_later_plan_tunes_it_anew_and_an_older_one_or_another_pools_does_not() -> None:
     later = (_plan(2, 0.1, 20), _plan(3, 0.05, 10), _plan(1, 0.2, 40), _plan(4, 0.3, 1, pool="nvidia-h100-sxm"))
     assert asyncio.run(_tuned(*later)) == (0.05, 10)
+
+
+def test_what_was_asked_is_remembered_of_the_models_of_the_latest_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core, "_MOST_MODELS", 3)
+    others = [replace(_plan(1, 0.3, 7), model=f"made-up-{each}") for each in range(20)]
+    assert asyncio.run(_tuned(*others, _plan(1, 0.1, 20))) == (0.1, 20)
+    assert asyncio.run(_tuned(_plan(1, 0.1, 20), *others, _plan(2, 0.05, 10))) == (0.05, 10)
