@@ -30,8 +30,7 @@ WARM_UP: Final = 16  # to each, so that what is made at first use is there befor
 _WARM_UP_FROM: Final = 1 << 40  # numbers that no run comes to
 _STREAM_KEEPS: Final = 256  # messages, dead letters too: what the fuzzer itself holds is soon as much as it will be
 _SPARE_FILES: Final = 24
-_SETTLING_S: Final = 5.0
-_MOST_HALVED: Final = 3  # findings of a run for which one message is looked for: each takes a dozen meshes
+_SETTLING_S: Final = 30.0
 
 
 async def fuzz(
@@ -42,17 +41,18 @@ async def fuzz(
     only: Callable[[str], bool] = lambda name: True,
     until_s: float = float("inf"),
     batch: int = BATCH,
+    halve: int = 3,
     say: Callable[[Report], None] = lambda report: None,
 ) -> Report:
     """Sends messages `first` to `messages` to each target.
 
     Args:
         only: which targets, by name.
+        halve: findings for which one message is looked for; each takes a dozen meshes.
         until_s: `time.monotonic()` at which no further round begins.
         say: is called after each round.
     """
     report, began_s, began_cpu_s = Report(seed, first), time.monotonic(), time.process_time()
-    halved = 0
     with Complaints() as complaints:
         async with _mesh(seed, only) as (world, targets):
             before = Footprint.now()
@@ -68,8 +68,8 @@ async def fuzz(
                     tally.grown_bytes.append(resident_bytes() - memory_bytes)
                     tally.cpu_s += time.process_time() - cpu_s
                     report.findings.update(found)
-                    if (found or complaints.total > logged) and halved < _MOST_HALVED:
-                        halved += 1
+                    if (found or complaints.total > logged) and halve > 0:
+                        halve -= 1
                         key = f"{target.name}, messages {numbers[0]} to {numbers[-1]}"
                         report.details[key] = await _culprit(seed, target.name, numbers, complaints)
                 report.findings.update(Footprint.now().memory_grown_since(before))

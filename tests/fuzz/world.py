@@ -51,8 +51,8 @@ SECRET: Final = "a secret for the fuzzer"
 MAX_MESSAGE_BYTES: Final = 128 << 10
 DEADLINE_S: Final = 20.0
 READ_WITHIN_S: Final = 90.0  # the meter also bills the hours of all workers that were made up
-_SETTLING_S: Final = 15.0
-_SERVING_S: Final = 10.0
+_SETTLING_S: Final = 60.0
+_SERVING_S: Final = 60.0
 SPARE: Final = "spare-0"  # a worker that may be drained
 
 
