@@ -259,6 +259,7 @@ class NatsBus:
         """Sends over the link until it is lost; raises then."""
         inbox = link.client.new_inbox()
         sender = Sender(self._publisher, inbox, link.client.publish, self._ack_timeout_s)
+        link.client.take_at_once(f"{inbox}.", sender.stored)
         await link.client.subscribe(
             f"{inbox}.*.*",
             cb=sender.acknowledged,

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import nats.errors
-from nats.aio.client import Client
 from nats.js import JetStreamContext
 
 from services.mesh.errors import BusUnavailable, SettingInvalid
+from services.mesh.nats.client import BriefClient
 from services.mesh.nats.inflow import PlainInflow, PullInflow
 from services.mesh.nats.sending import RETRY_S, causes
 from services.mesh.nats.streams import reconcile_stream
@@ -44,7 +44,7 @@ _NO_FORCED_FLUSH: Final = 1 << 30
 class Link:
     """One connection. When `lost` is set nothing of it is used again."""
 
-    client: Client
+    client: BriefClient
     js: JetStreamContext
     lost: asyncio.Event = field(default_factory=asyncio.Event)
     inflows: set[PlainInflow | PullInflow] = field(default_factory=set)
@@ -156,7 +156,7 @@ class Links:
         """Tries until it is linked; only a deadline or a cancellation ends it otherwise."""
         attempt = 0
         while True:
-            client = Client()
+            client = BriefClient()
             link = Link(client, client.jetstream(timeout=CALL_S))
             try:
                 await client.connect(

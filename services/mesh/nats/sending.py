@@ -29,7 +29,8 @@ class Sender:
     """Sends over one connection.
 
     Args:
-        inbox: acknowledgements come on `inbox.<channel>.<sequence>`; `acknowledged` is the callback of `inbox.*.*`.
+        inbox: acknowledgements come on `inbox.<channel>.<sequence>`; `acknowledged` is the callback of `inbox.*.*`, for
+            what `stored` has not taken before.
         publish: (subject, body, reply, headers) to the connection.
         ack_timeout_s: how long the oldest message in flight may go unacknowledged.
     """
@@ -53,15 +54,23 @@ class Sender:
                 tasks.create_task(self._send(outbox), name=f"send-{outbox.channel.name}")
             tasks.create_task(self._send_best_effort(), name="send-best-effort")
 
+    def stored(self, subject: bytes, body: bytes) -> bool:
+        """Takes what came on the inbox, if it is an acknowledgement as nearly all are; they need not be read."""
+        if not body.startswith(_STORED) or b"error" in body:
+            return False
+        _, name, sequence = subject.decode("ascii", "replace").rsplit(".", 2)
+        if name not in self._publisher.outboxes or not sequence.isdecimal():
+            return False
+        self._publisher.acknowledged(name, int(sequence))
+        return True
+
     async def acknowledged(self, message: Message) -> None:
-        """Takes what came on the inbox."""
+        """Takes what else came on the inbox."""
         _, channel, sequence = message.subject.rsplit(".", 2)
         if message.headers and (status := message.headers.get("Status")):
             self._publisher.outboxes[channel].refuse(f"no stream takes it (status {status})")
             return
-        # Nearly all are acknowledgements, and need not be read for that.
-        stored = message.data.startswith(_STORED) and b"error" not in message.data
-        if not stored and (error := json.loads(message.data).get("error")):
+        if error := json.loads(message.data).get("error"):
             self._publisher.outboxes[channel].refuse(f"the server refused it: {error.get('description', error)}")
         else:
             self._publisher.acknowledged(channel, int(sequence))
