@@ -23,9 +23,11 @@ pytestmark = pytest.mark.mesh
 async def service(tmp_path: Path) -> AsyncIterator[Service]:
     service = Service(tmp_path)
     await service.start()
-    await service.until_all_serve()
-    yield service
-    await service.stop()
+    try:
+        await service.until_all_serve()
+        yield service
+    finally:
+        await service.stop()
 
 
 async def test_processes_share_the_ports_and_each_explains_what_any_of_them_did(service: Service) -> None:
