@@ -18,6 +18,7 @@ from services.mesh.sequences import Ranges, SeenSequences, ranges_of
 WINDOW: Final = 4096
 UNKNOWN: Final = -1
 MOST_AT_HAND: Final = 8192
+MOST_MISSING: Final = 1 << 20  # numbers, of all publishers together: who begins late in its numbers lacks a whole window
 
 Source = tuple[str, str]  # publisher, epoch
 
@@ -43,6 +44,7 @@ class Marks:
     def __init__(self, stored: Iterable[tuple[Source, Mark]] = ()) -> None:
         self._marks: OrderedDict[Source, Mark] = OrderedDict(stored)
         self._changed: set[Source] = set()
+        self._missing = sum(len(mark.missing) for mark in self._marks.values())
         self.lost = 0
 
     def absent(self, sources: Iterable[Source]) -> list[Source]:
@@ -51,7 +53,10 @@ class Marks:
 
     def adopt(self, stored: Iterable[tuple[Source, Mark]]) -> None:
         """Takes over stored marks."""
-        self._marks.update(stored)
+        for source, mark in stored:
+            before = self._marks.get(source)
+            self._missing += len(mark.missing) - (len(before.missing) if before else 0)
+            self._marks[source] = mark
 
     def admit(self, event: EventId) -> bool:
         """Notes an event; False when it was noted before (or given up).
@@ -63,11 +68,13 @@ class Marks:
         if mark is None:
             mark = self._marks[source] = Mark()
         self._marks.move_to_end(source)
-        floor = event.sequence - WINDOW
+        floor, missing = event.sequence - WINDOW, len(mark.missing)
         if floor > mark.high_water:
             self.lost += len(mark.missing) + floor - mark.high_water
             mark.missing, mark.high_water = set(), floor
-        if not mark.add(event.sequence):
+        new = mark.add(event.sequence)
+        self._missing += len(mark.missing) - missing
+        if not new:
             return False
         self._changed.add(source)
         return True
@@ -78,12 +85,13 @@ class Marks:
         if mark.tokens != UNKNOWN:
             mark.tokens += tokens
 
-    def release(self, most: int = MOST_AT_HAND) -> None:
-        """Lets go of the marks that were used longest ago, beyond `most`. What such a publisher lacks is given up, but
+    def release(self, most: int = MOST_AT_HAND, most_missing: int = MOST_MISSING) -> None:
+        """Lets go of the marks that were used longest ago, beyond `most`, or beyond `most_missing` numbers. What such a publisher lacks is given up, but
         booked if it comes after all: its mark is stored as it is."""
         assert not self._changed, "store what has changed first"
-        while len(self._marks) > most:
+        while len(self._marks) > most or self._missing > most_missing:
             _, mark = self._marks.popitem(last=False)
+            self._missing -= len(mark.missing)
             self.lost += len(mark.missing)
 
     def noted(self, event: EventId) -> bool:
@@ -97,7 +105,9 @@ class Marks:
         self._changed.clear()
         for _, mark in changed:
             if mark.missing:
-                self.lost += mark.forget_missing_below(mark.high_water - WINDOW)
+                given_up = mark.forget_missing_below(mark.high_water - WINDOW)
+                self.lost += given_up
+                self._missing -= given_up
         return changed
 
     def missing(self) -> dict[Source, int]:

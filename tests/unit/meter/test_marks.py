@@ -2,7 +2,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.mesh.bus import EventId
-from services.meter.core.marks import WINDOW, Marks
+from services.meter.core.marks import WINDOW, Mark, Marks
 
 
 def _id(sequence: int, epoch: str = "e1") -> EventId:
@@ -73,3 +73,19 @@ def test_marks_used_longest_ago_are_let_go_and_taken_up_again_as_they_were_store
     assert marks.absent(sources) == sources[:1]
     marks.adopt([(source, stored[source]) for source in marks.absent(sources)])
     assert [marks.admit(each) for each in late] == [True, False, False]
+
+
+def test_publishers_that_begin_late_in_their_numbers_are_let_go_before_what_they_lack_fills_the_memory() -> None:
+    marks = Marks()
+    assert marks.admit(_id(1, "first"))
+    for number in range(100):
+        assert marks.admit(_id(10**9 + number, f"stranger-{number}"))
+        marks.take_changed()
+        marks.release(most_missing=10 * WINDOW)
+        assert sum(marks.missing().values()) <= 10 * WINDOW
+    assert len(marks.missing()) == 10
+    assert marks.absent([("worker.h100-0.tokens", "first")])  # it is stored, and asked for when it is heard again
+    marks.adopt([(("worker.h100-0.tokens", "first"), Mark(1))])
+    assert not marks.admit(_id(1, "first"))
+    assert marks.admit(_id(2, "first"))
+    assert marks._missing == sum(marks.missing().values())
