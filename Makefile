@@ -34,9 +34,9 @@ test: ## Run every test; ARGS="tests/unit -k name" to choose
 	$(PY) -m pytest -n 2 --dist loadgroup $(ARGS)
 
 .PHONY: fuzz
-fuzz: ## Send MESSAGES=100000 (1000 when unset) with SEED=1 to every method, subject and route; ONLY=part of a name
+fuzz: ## Send MESSAGES=100000 (1000 when unset) with SEED=1 to every method, subject and route; ONLY="nats " FROM= REPLAY=
 	$(SET_UP) $(EXTRAS) dev
-	ONLY="$(ONLY)" $(PY) -m tests.fuzz $(or $(MESSAGES),1000) $(or $(SEED),1)
+	ONLY="$(ONLY)" FROM="$(FROM)" REPLAY="$(REPLAY)" $(PY) -m tests.fuzz $(or $(MESSAGES),1000) $(or $(SEED),1)
 
 .PHONY: test-engines
 test-engines: ## Hold every engine to the contract, vLLM's CPU build in .venv-engines too (Linux on x86-64); 2.5 GB
