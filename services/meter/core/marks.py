@@ -18,7 +18,9 @@ from services.mesh.sequences import Ranges, SeenSequences, ranges_of
 WINDOW: Final = 4096
 UNKNOWN: Final = -1
 MOST_AT_HAND: Final = 8192
-MOST_MISSING: Final = 1 << 20  # numbers, of all publishers together: who begins late in its numbers lacks a whole window
+MOST_MISSING: Final = (
+    1 << 20
+)  # numbers, of all publishers together: who begins late in its numbers lacks a whole window
 
 Source = tuple[str, str]  # publisher, epoch
 

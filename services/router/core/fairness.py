@@ -25,6 +25,7 @@ _WITHIN: Final = 0.95  # of its part; those who all take what they get are not t
 _LOOK_EVERY_S: Final = 0.25
 _WANTS_S: Final = 1.0  # so long after one of its requests waited a tenant is taken to want more than it gets
 _NEGLIGIBLE: Final = 0.01  # of all spending: a tenant below does not count as one that spends
+_MOST_SPENDERS: Final = 65_536
 _MOST_AHEAD_S: Final = 2.0  # of everybody's spending: how far others' reports may put a tenant ahead
 
 
@@ -136,6 +137,9 @@ class Fairness:
         """The tenant's; lifted to virtual time where it is behind though it need not have been."""
         spender = self._spenders.get(tenant)
         if spender is None:
+            if len(self._spenders) >= _MOST_SPENDERS:  # others may tell of any number of tenants
+                idle = next((each for each, known in self._spenders.items() if not known.waits), tenant)
+                self._spenders.pop(idle, None)
             spender = self._spenders[tenant] = _Spender(self.weight(tenant), self._virtual, now_s)
         elif spender.counter < self._virtual and not spender.waits:
             spender.counter = self._virtual

@@ -21,6 +21,7 @@ STALLED_AFTER_S: Final = 1.0
 # A real engine may take seconds for one chunk of a prompt on a busy host; a simulated one keeps its modelled time.
 _REAL_ENGINE_PATIENCE: Final = 5.0
 _LAG_DRIFT_MS: Final = 1.0  # per heartbeat: how fast the least lag forgets, for clocks that drift
+MOST_CORRECTIONS: Final = 65_536  # of one worker, until a heartbeat shows them
 _LONGEST_LAG_S: Final = 5.0
 _COMPACT_AT: Final = 256  # corrections
 
@@ -122,6 +123,10 @@ class KnownWorker:
         if len(self._corrections) >= self._compact_at:  # heartbeats may stay away for long
             self._corrections = deque(each for each in self._corrections if each.requests)
             self._compact_at = 2 * len(self._corrections) + _COMPACT_AT
+        while len(self._corrections) >= MOST_CORRECTIONS:  # others may tell of any number of requests
+            oldest = self._corrections.popleft()
+            self._take(oldest)
+            oldest.requests = oldest.prefill_tokens = oldest.kv_tokens = 0
         self._corrections.append(correction)
         self.requests += correction.requests
         self.waiting[correction.rank] += correction.requests

@@ -7,6 +7,7 @@ import pytest
 
 from services.mesh.events import WorkerState
 from services.mesh.priorities import YIELDING
+from services.router.core import known_worker
 from services.router.core.request import Promise
 from tests.unit.router.worlds import H100, L4, MI300X, MODEL, PROMISES, World, ask
 
@@ -398,3 +399,27 @@ def test_what_yields_stands_last_at_its_worker_and_nobody_else_spares_its_promis
         world.fleet.finished(each, world.now_s)
     world.place(ask(promise=interactive))
     assert world.decide(ask(promise=interactive)).picked.harm_usd > 0.0
+
+
+def test_what_others_tell_of_one_worker_is_bounded_and_what_it_adds_up_to_stays_right(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(known_worker, "MOST_CORRECTIONS", 8)
+    world = World()
+    world.beat("a")
+    worker = world.fleet.worker("a")
+    assert worker is not None
+    ours = world.fleet.place(
+        worker, model=MODEL, slo_class="standard", priority=1, prompt_tokens=10, cached_tokens=0,
+        completion_tokens=10, explored=False, now_s=world.now_s,
+    )  # fmt: skip
+    for _ in range(100):
+        world.fleet.placed_by_others(
+            "a", worker.beat.epoch, requests=1, prefill_tokens=5, prompt_tokens=5, now_s=world.now_s
+        )
+    assert len(worker._corrections) == worker.requests == 8
+    world.fleet.finished(ours, world.now_s)
+    assert worker.requests == 8
+    world.now_s += 1.0
+    world.beat("a")
+    assert (worker.requests, len(worker._corrections)) == (0, 0)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from services.mesh.errors import DeadlineUnreachable, QueueFull
+from services.router.core import fairness as fairness_module
 from services.router.core.admittance import Admittance
 from services.router.core.fairness import Fairness, Standing
 from services.router.core.lateness import Prospect, as_it_stands
@@ -266,3 +267,16 @@ def test_a_long_prompt_of_an_urgent_class_is_as_urgent_as_the_time_it_has() -> N
     assert PROMISES.urgency(interactive, interactive.ttft_s) == interactive.priority
     assert PROMISES.urgency(interactive, standard.ttft_s + 0.1) == standard.priority
     assert PROMISES.urgency(standard, standard.ttft_s) == standard.priority
+
+
+def test_however_many_tenants_others_tell_of_few_are_remembered_and_those_who_wait_here_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fairness_module, "_MOST_SPENDERS", 10)
+    fairness = Fairness({})
+    fairness.begin("waits", 0.0)
+    for number in range(200):
+        fairness.placed_by_others(f"stranger-{number}", 1.0, 0.0)
+    assert len(fairness) == 10
+    fairness.place("waits", 5.0, 0.0)
+    assert fairness.counter("waits") == 5.0
