@@ -18,9 +18,7 @@ from services.mesh.sequences import Ranges, SeenSequences, ranges_of
 WINDOW: Final = 4096
 UNKNOWN: Final = -1
 MOST_AT_HAND: Final = 8192
-MOST_MISSING: Final = (
-    1 << 20
-)  # numbers, of all publishers together: who begins late in its numbers lacks a whole window
+MOST_MISSING: Final = 1 << 18  # numbers, of all publishers together: who begins late lacks a whole window
 
 Source = tuple[str, str]  # publisher, epoch
 
@@ -88,8 +86,8 @@ class Marks:
             mark.tokens += tokens
 
     def release(self, most: int = MOST_AT_HAND, most_missing: int = MOST_MISSING) -> None:
-        """Lets go of the marks that were used longest ago, beyond `most`, or beyond `most_missing` numbers. What such a publisher lacks is given up, but
-        booked if it comes after all: its mark is stored as it is."""
+        """Lets go of the marks that were used longest ago, beyond `most`, or beyond `most_missing` numbers. What such a
+        publisher lacks is given up, but booked if it comes after all: its mark is stored as it is."""
         assert not self._changed, "store what has changed first"
         while len(self._marks) > most or self._missing > most_missing:
             _, mark = self._marks.popitem(last=False)
