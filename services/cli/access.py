@@ -20,7 +20,7 @@ from services.mesh.settings import Settings, load_settings
 FILE_NAME: Final = "client.toml"
 DEFAULT_TENANT: Final = "local"
 _ENVIRONMENT: Final = "TOKENWORKS_CLIENT_"
-_ADDRESSES: Final = ("router", "meter", "optimizer", "nats", "secret", "traces")
+_ADDRESSES: Final = ("router", "meter", "optimizer", "nats", "secret", "traces", "store")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +31,7 @@ class Access:
         nats: URL.
         secret: what operators show to meter and optimizer; empty where the mesh has none.
         traces: the OTLP endpoint that the mesh's spans go to; empty where they go nowhere.
+        store: URL of the meter's database, where it is not the file in the data directory.
         keys: tenant -> key.
         http: service id -> host:port of its `/readyz` and `/metrics`.
     """
@@ -41,6 +42,7 @@ class Access:
     nats: str
     secret: str = ""
     traces: str = ""
+    store: str = ""
     keys: Mapping[str, str] = field(default_factory=dict)
     http: Mapping[str, str] = field(default_factory=dict)
 
@@ -70,6 +72,7 @@ def _defaults(settings: Settings) -> Access:
         optimizer=f"{host}:{settings.optimizer.port}",
         nats=settings.nats.url or f"nats://{host}:{settings.nats.port}",
         secret=settings.mesh.secret,
+        store=settings.meter.database_url,
         http={
             settings.router.id: f"{host}:{settings.router.http_port}",
             settings.meter.id: f"{host}:{settings.meter.http_port}",

@@ -212,6 +212,7 @@ def lay_out(
             optimizer=grpc["optimizer"][0],
             nats=nats_url,
             secret=secret,
+            store=settings.meter.database_url,
             http={spec.id: spec.ready_at for spec in ordered},
         ),
         claims=tuple(claims),

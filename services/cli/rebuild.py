@@ -6,12 +6,14 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
 from services.cli.options import JsonFlag
 from services.cli.output import CommandFailed, command
+
+_STORE: Final = "TOKENWORKS_METER_DATABASE_URL"
 
 
 def rebuild(
@@ -30,7 +32,9 @@ def rebuild(
     with command(as_json) as output:
         from services.cli.access import read_access
 
-        done = asyncio.run(rebuilt(read_access().nats, into, check=check, raw=raw))
+        access = read_access()
+        live = {_STORE: access.store} if access.store and _STORE not in os.environ else {}
+        done = asyncio.run(rebuilt(access.nats, into, check=check, raw=raw, environment=live))
         found = done["differences"]
         under = f"{done['price_books']} price books and {done['budgets']} budgets"
         lines = [f"{done['booked']:,} of {done['events']:,} events are booked in [bold]{into}[/], under {under}"]

@@ -93,19 +93,21 @@ async def _run(settings: Settings, into: Path, *, check: bool, raw: Path | None)
     files = None if raw is None else RawEvents(raw)
     telemetry = start_telemetry("meter", _WRITER)
     bus = NatsBus(settings.nats, "meter", _WRITER, telemetry, clock)
+    live = Database(settings.database_url, read_only=True) if check else None
     rebuilt = Database(f"sqlite:///{into}")
+    done: Rebuilt | None = None
     try:
         await bus.connect()
         done = await rebuild(bus, rebuilt, settings.prices, rate_card(settings), clock, raw=files)
         findings: list[str] | None = None
-        if check:
-            live = Database(settings.database_url, read_only=True)
-            try:
-                findings = differences(live, rebuilt, since_unix_ms=clock.unix_ms() - _KEPT_MS)
-            finally:
-                live.close()
+        if live is not None:
+            findings = differences(live, rebuilt, since_unix_ms=clock.unix_ms() - _KEPT_MS)
     finally:
+        if live is not None:
+            live.close()
         rebuilt.close()
+        if done is None:  # half of the books are none
+            await asyncio.to_thread(partial(into.unlink, missing_ok=True))
         await bus.close()
         telemetry.shutdown()
     result = {

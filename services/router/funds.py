@@ -19,7 +19,6 @@ from services.mesh.price_calendar import PriceCalendar
 from services.mesh.settings import RouterSettings
 from services.router.core.credit import Budgets, prompt_bound
 from services.router.core.request import Asked
-from tokenworks.v1 import events_pb2
 from tokenworks.v1 import inference_pb2 as wire
 
 MOST_TOKENS: Final = (1 << 31) - 1
@@ -171,17 +170,9 @@ class Funds:
 
 def funds_of(credit: RequestCredit) -> wire.Funds:
     """What a worker is told of it."""
-    return wire.Funds(
-        prompt_tokens=credit.prompt_tokens,
-        completion_tokens=credit.completion_tokens,
-        funding=[
-            events_pb2.Funding(
-                funder=each.funder,
-                holds=[
-                    events_pb2.Hold(budget=hold.budget, subject=hold.subject, window=hold.window, amount=hold.amount)
-                    for hold in each.holds
-                ],
-            )
-            for each in credit.funding()
-        ],
-    )
+    funds = wire.Funds(prompt_tokens=credit.prompt_tokens, completion_tokens=credit.completion_tokens)
+    for each in credit.funding():
+        add = funds.funding.add(funder=each.funder).holds.add  # made apart, each message would be copied
+        for hold in each.holds:
+            add(budget=hold.budget, subject=hold.subject, window=hold.window, amount=hold.amount)
+    return funds

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Final
 
-from services.mesh.codec import from_message
 from services.mesh.errors import DeadlinePassed, InvalidRequest, InvalidSampling, Unsupported
-from services.mesh.events import Funding
+from services.mesh.events import Funding, Hold
 from services.mesh.placement import PlacementClaims
 from services.worker.engine import ChatMessage, EngineRequest, Prompt, Sampling
 from services.worker.funding import Funded
@@ -71,8 +70,19 @@ def relayed(opened: pb.OpenStream, sequence: int, context_tokens: int) -> Order:
 
 def funded_of(funds: pb.Funds) -> Funded:
     """What a router says is held for a stream."""
-    funding = tuple(from_message(Funding, each) for each in funds.funding)
-    return Funded(funds.prompt_tokens, funds.completion_tokens, funding)
+    funding = [
+        Funding(
+            funder=each.funder,
+            holds=tuple(
+                [
+                    Hold(budget=hold.budget, subject=hold.subject, window=hold.window, amount=hold.amount)
+                    for hold in each.holds
+                ]
+            ),
+        )
+        for each in funds.funding
+    ]
+    return Funded(funds.prompt_tokens, funds.completion_tokens, tuple(funding))
 
 
 def direct(
