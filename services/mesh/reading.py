@@ -15,9 +15,11 @@ import logging
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Final, Protocol
+
+from opentelemetry.metrics import CallbackOptions, Observation
 
 from services.mesh import conventions as names
 from services.mesh.bus import BatchHandler, ControlHandler, Delivered, EventId, Handler, LeaseHandler
@@ -113,9 +115,17 @@ class ReaderCounts:
 
     def __init__(self, telemetry: Telemetry) -> None:
         meter = telemetry.meter
-        self.consumed = meter.create_counter(names.BUS_CONSUMED, "{message}", "Messages handled")
+        self._consumed: dict[str, int] = {}  # by reader; added up here, since the SDK takes its time for each
+        meter.create_observable_counter(names.BUS_CONSUMED, [self._observe], "{message}", "Messages handled")
         self.failed = meter.create_counter(names.BUS_FAILED, "{message}", "Messages whose reader failed")
         self.dead = meter.create_counter(names.BUS_DEAD, "{message}", "Messages that could not be decoded")
+
+    def consumed(self, reader: str, messages: int) -> None:
+        self._consumed[reader] = self._consumed.get(reader, 0) + messages
+
+    def _observe(self, _: CallbackOptions) -> Iterator[Observation]:
+        for reader, count in list(self._consumed.items()):
+            yield Observation(count, {names.MESSAGING_CONSUMER_GROUP: reader})
 
 
 class DurableReader:
@@ -184,7 +194,7 @@ class DurableReader:
         for message in good:
             self._handled_at_failure.pop(message.stream_sequence, None)
         self._one_by_one = max(0, self._one_by_one - len(good))
-        self._counts.consumed.add(len(good), self._labels)
+        self._counts.consumed(self._durable, len(good))
 
     async def _decoded(self, messages: Sequence[Incoming]) -> tuple[list[Incoming], list[Delivered]]:
         """The messages that could be decoded, and their events; the others are dead."""
@@ -329,7 +339,7 @@ class Watcher:
                 log.exception("%s: watching failed on %s from %s", self._name, event.subject, event.id)
                 self._counts.failed.add(1, self._labels)
             else:
-                self._counts.consumed.add(1, self._labels)
+                self._counts.consumed(self._name, 1)
 
     def _pass_over(self, message: Incoming, reason: ValueError) -> None:
         """Counts each, and says so once in a while: who sends one such message sends many."""
