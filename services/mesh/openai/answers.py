@@ -183,15 +183,13 @@ class Answer:
 
     def _usage(self, finishes: Sequence[wire.Finish]) -> bytes:
         """The event that ends a stream with what it used, and what it cost."""
-        usage = usage_of(*finishes)
-        usage_json = _USAGE % (
-            usage["prompt_tokens"],
-            usage["completion_tokens"],
-            usage["total_tokens"],
-            usage["prompt_tokens_details"]["cached_tokens"],
-        )
-        account = json.dumps(account_of(*finishes))
-        return f'{self._opened}],"usage":{usage_json},"tokenworks":{account}}}\n\n'.encode("ascii")
+        if len(finishes) == 1:  # as nearly always, and each stream of one answer has it: written straight
+            usage, account = finishes[0].usage, _account_json(finishes[0])
+            prompt, completion, cached = usage.prompt_tokens, usage.completion_tokens, usage.cached_prompt_tokens
+            used = _USAGE % (prompt, completion, prompt + completion, cached)
+        else:
+            used, account = json.dumps(usage_of(*finishes)), json.dumps(account_of(*finishes))
+        return f'{self._opened}],"usage":{used},"tokenworks":{account}}}\n\n'.encode("ascii")
 
 
 def _spelt(told: wire.TokenLogprob | wire.TokenLogprob.Alternative, **more: Any) -> dict[str, Any]:
@@ -252,6 +250,18 @@ def account_of(*finishes: wire.Finish) -> dict[str, Any]:
     if not others:
         return first
     return {"price_nusd": sum(finish.price_nusd for finish in finishes), "choices": [first, *others]}
+
+
+def _account_json(finish: wire.Finish) -> str:
+    """`account_of` one answer, written."""
+    segments = ",".join(
+        [
+            f'{{"worker":{_quoted(each.worker)},"accelerator":{_quoted(each.accelerator)},'
+            f'"from_index":{each.from_index},"count":{each.count}}}'
+            for each in finish.segments
+        ]
+    )
+    return f'{{"finish_reason":{_quoted(finish.reason)},"price_nusd":{finish.price_nusd},"segments":[{segments}]}}'
 
 
 def error_body(error: TokenworksError) -> dict[str, Any]:

@@ -201,14 +201,15 @@ def _sampling(fields: _Fields, sampling: wire.Sampling) -> None:
         return lambda value: setattr(sampling, name, value)
 
     for name in ("temperature", "top_p", "frequency_penalty", "presence_penalty"):
-        fields.take_number(name, setter(name))
+        if name in fields.values:  # few are sent
+            fields.take_number(name, setter(name))
     for name, into, most in (
         ("max_tokens", "max_tokens", _MOST_UINT32),
         ("max_completion_tokens", "max_tokens", _MOST_UINT32),  # the newer name wins
         ("top_k", "top_k", _MOST_UINT32),
         ("seed", "seed", _MOST_UINT64),
     ):
-        if (whole := fields.take_whole(name, most)) is not None:
+        if name in fields.values and (whole := fields.take_whole(name, most)) is not None:
             setattr(sampling, into, whole)
     sampling.ignore_eos = fields.take_flag("ignore_eos")
     stop = fields.values.pop("stop", None)
