@@ -41,7 +41,7 @@ class Scene:
 
     Attributes:
         goal: what ours is to reach, for a reader.
-        first: the speed that a search begins with.
+        first: the speed that a search begins with: downwards, and upwards where it holds.
         reused: whether prompts share prefixes.
         speed: where above 0, nothing is searched: runs are at this speed, and `struck_s` is when it strikes.
     """
@@ -50,7 +50,7 @@ class Scene:
     says: str
     goal: str
     trace: Sequence[TraceRequest]
-    first: float = 8.0
+    first: float = 32.0
     reused: bool = False
     speed: float = 0.0
     struck_s: float = 0.0
@@ -84,7 +84,7 @@ def scenes(traces: Path | None, *, quick: bool) -> tuple[list[Scene], list[str]]
         with file.open(encoding="utf-8-sig") as lines:
             made.extend(make(list(islice(read(lines, path.name), requests // part))))
 
-    with_trace(AZURE, 6000, _azure)
+    with_trace(AZURE, 20_000, _azure)
     with_trace(MOONCAKE, 1000, _mooncake)
     bursts = bursty(4000 // part, SEED)
     made.append(
@@ -118,11 +118,7 @@ def bursty(requests: int, seed: int, *, median_answer: float = 13.0, burst: floa
 
 
 def _azure(trace: list[TraceRequest]) -> list[Scene]:
-    return [
-        Scene(
-            "conversation", f"Azure conversation trace, its first {len(trace):,} requests", "92 % of the bound", trace
-        )
-    ]
+    return [Scene("conversation", f"Azure conversation trace, {len(trace):,} requests", "92 % of the bound", trace)]
 
 
 def _mooncake(trace: list[TraceRequest]) -> list[Scene]:
@@ -131,8 +127,8 @@ def _mooncake(trace: list[TraceRequest]) -> list[Scene]:
     says = f"Mooncake synthetic trace, its first {len(trace):,} requests"
     goal = "85 % of the bound, 2x"
     return [
-        Scene("long prompts", f"{says}, as if no two prompts had anything in common", goal, bare, first=1.0),
-        Scene("long prompts, shared", f"{says}, with the beginnings they share", "2x", trace, first=1.5, reused=True),
+        Scene("long prompts", f"{says}, as if no two prompts had anything in common", goal, bare, first=4.0),
+        Scene("long prompts, shared", f"{says}, with the beginnings they share", "2x", trace, first=4.0, reused=True),
     ]
 
 

@@ -8,6 +8,7 @@ A broken stream goes on elsewhere at its next token, as in the mesh: prompt and 
 
 import gc
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ _RETRY_S: Final = 0.05
 _REPORT_S: Final = 0.05
 _SETTLE_S: Final = 0.01
 _COLLECT_EVERY: Final = 200_000  # objects
+_ROUNDING: Final = 1e-6
 
 PolicyMaker = Callable[[Scenario, Catalogue, Sequence[TwinWorker]], Policy]
 
@@ -61,6 +63,7 @@ class Outcome:
 
     Attributes:
         span_s: virtual seconds from the first arrival to the last end.
+        hopeless: it was given up before its end; see `simulate`.
         cpu_s: processor seconds that the run took.
     """
 
@@ -70,13 +73,19 @@ class Outcome:
     workers: Sequence[TwinWorker]
     span_s: float
     cpu_s: float
+    hopeless: bool = False
 
 
 class _Run:
     """The state of one run; listens to its workers."""
 
     def __init__(
-        self, scenario: Scenario, catalogue: Catalogue, trace: Sequence[TraceRequest], policy: PolicyMaker
+        self,
+        scenario: Scenario,
+        catalogue: Catalogue,
+        trace: Sequence[TraceRequest],
+        policy: PolicyMaker,
+        least_attainment: float,
     ) -> None:
         self._scenario = scenario
         self._timeline = Timeline()
@@ -93,6 +102,9 @@ class _Run:
         promises = dict(by_name(scenario.classes))
         self.requests = list(requests_of(trace, scenario.class_names(trace), promises, scenario.speed))
         self._open = len(self.requests)
+        counts = Counter(each.promise.name for each in self.requests)
+        self._may_miss = {name: count * (1.0 - least_attainment) + _ROUNDING for name, count in counts.items()}
+        self.hopeless = False
         self._next = 0
         self._settling = False
 
@@ -203,6 +215,11 @@ class _Run:
     def _finish(self, request: TwinRequest, outcome: str) -> None:
         request.outcome = outcome
         self._open -= 1
+        if not request.slo_met:
+            self._may_miss[request.promise.name] -= 1
+            if self._may_miss[request.promise.name] < 0:
+                self.hopeless = True
+                self._timeline.stop()
         self.policy.finished(request, self._timeline.now_s)
 
     def _beat(self) -> None:
@@ -246,8 +263,19 @@ class _Run:
         self.policy.heard(worker.heartbeat(), self._timeline.now_s)
 
 
-def simulate(scenario: Scenario, catalogue: Catalogue, trace: Sequence[TraceRequest], policy: str) -> Outcome:
+def simulate(
+    scenario: Scenario,
+    catalogue: Catalogue,
+    trace: Sequence[TraceRequest],
+    policy: str,
+    *,
+    least_attainment: float = 0.0,
+) -> Outcome:
     """Runs the trace on the fleet under the policy.
+
+    Args:
+        least_attainment: 0 to 1; once a class has missed so many promises that it falls below, whatever comes, the run
+            is given up.
 
     Raises:
         SettingInvalid: the policy, the model or a worker that an event names is not known; or the model does not fit;
@@ -264,9 +292,10 @@ def simulate(scenario: Scenario, catalogue: Catalogue, trace: Sequence[TraceRequ
             raise SettingInvalid(f"worker {missing[0]!r} of the event at {event.at_s:g} s is not in the fleet")
     started_s = time.process_time()
     with _collecting_seldom():
-        run = _Run(scenario, catalogue, trace, maker)
+        run = _Run(scenario, catalogue, trace, maker, least_attainment)
         span_s = run.go()
-    return Outcome(policy, scenario, run.requests, run.workers, span_s, time.process_time() - started_s)
+    cpu_s = time.process_time() - started_s
+    return Outcome(policy, scenario, run.requests, run.workers, span_s, cpu_s, run.hopeless)
 
 
 @contextmanager

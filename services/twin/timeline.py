@@ -23,6 +23,7 @@ class Timeline:
         self.now_s = 0.0
         self._due: list[tuple[float, int, int, Callable[[], None]]] = []
         self._order = count()
+        self._stopped = False
 
     def at(self, when_s: float, action: Callable[[], None], rank: int = LAST) -> None:
         """Does `action` at `when_s`; at once after what is due now where that is past."""
@@ -31,11 +32,15 @@ class Timeline:
     def after(self, delay_s: float, action: Callable[[], None]) -> None:
         heapq.heappush(self._due, (self.now_s + delay_s, LAST, next(self._order), action))
 
+    def stop(self) -> None:
+        """Nothing more is done."""
+        self._stopped = True
+
     def run(self, until_s: float = float("inf")) -> None:
-        """Does all that is due until `until_s`, which it is then; or until nothing is left."""
+        """Does all that is due until `until_s`, which it is then; or until nothing is left, or it is stopped."""
         due = self._due
-        while due and due[0][0] <= until_s:
+        while due and due[0][0] <= until_s and not self._stopped:
             self.now_s, _, _, action = heapq.heappop(due)
             action()
-        if due:
+        if due and not self._stopped:
             self.now_s = until_s

@@ -9,7 +9,9 @@ tightest TPOT promise among the classes planned for the pool, less what is kept 
 a step, prompts get what time they leave, and never less than what reading the weights takes anyway (`mesh/timing`): on
 a device that memory bounds, prompts are computed in that time and cost nothing more.
 
-The batch is bounded where decodes alone would fill that time.
+The batch is bounded where decodes alone would fill the time that the loosest of those promises allows: tighter ones are
+kept by those who place, who know what each request adds. A bound by the tightest would leave a device that can just
+keep it, with a few at a time, to these few.
 
 A pool for which nothing is planned yet, as when a mesh starts, gets the tightest promise that its devices can keep.
 """
@@ -55,7 +57,8 @@ def _of_pool(problem: Problem, shares: Shares, pool: Pool, model: str) -> Knobs:
     if not tight:
         return Knobs()
     step_s = min(tight) * problem.target_utilisation
+    most_s = max(tight) * problem.target_utilisation
     kv_tokens = sum(rps * (each.prompt_tokens + each.completion_tokens / 2) for each, rps in planned) / total_rps
     each_s = timing.decode_s_per_sequence + timing.decode_s_per_kv_token * kv_tokens
-    room_s = step_s - timing.decode_base_s
+    room_s = most_s - timing.decode_base_s
     return Knobs(step_s, max(1, int(room_s / each_s)) if room_s > 0 and each_s > 0 else 0)

@@ -10,6 +10,8 @@ refused for that lately, its tenant's others of its class may be expected to wai
 long prompts, which are promised more time, would come in wherever a short one is refused, and few of them can be
 served. One that waits is given up when going would break its promise. Both are early: nothing has been spent on it, and
 its caller still has the time to do something else.
+
+Of those that wait, a request whose class can wait leaves the pools alone that urgent ones wait for, and only these.
 """
 
 from collections import Counter
@@ -174,6 +176,7 @@ class Admittance(Generic[C]):
     def _serve(self, room: WaitingRoom[C], now_s: float) -> Iterator[tuple[C, TokenworksError | None]]:
         """Those of one room whose turn it is and that go, or are given up."""
         stay: Counter[str] = Counter()
+        wanted: set[str] = set()
         for waiting in room.turns():
             case, waited_s = waiting.item, now_s - waiting.since_s
             if stay[case.promise.name] >= _LOOKS:
@@ -182,8 +185,6 @@ class Admittance(Generic[C]):
                 room.leave(waiting)
                 continue
             standing = self._fairness.standing(case.tenant, now_s)
-            if waiting.patient and room.urgent and standing is not Standing.WITHIN:
-                continue  # at its worker it would be passed by all that come
             try:
                 prospect = case.look(waited_s, standing)
             except QueueFull:
@@ -196,12 +197,18 @@ class Admittance(Generic[C]):
             if not waiting.patient and self._is_late(case, prospect, waited_s):
                 room.leave(waiting)
                 yield case, self._gave_up(room, waiting, now_s)
-            elif prospect.goes(standing):
+            elif prospect.goes(standing) and not (
+                # There it would be passed by all that come.
+                waiting.patient and standing is not Standing.WITHIN and prospect.pool in room.wanted | wanted
+            ):
                 room.leave(waiting)
                 self._go(case, prospect, now_s, waited_s)
                 yield case, None
             else:
                 stay[case.promise.name] += 1
+                if not waiting.patient:
+                    wanted.add(prospect.pool)
+        room.wanted = wanted
 
     def _is_late(self, case: C, prospect: Prospect, waited_s: float) -> bool:
         promised_s = case.promise.ttft_promise_s(case.prompt_tokens)

@@ -10,8 +10,9 @@ rather than go:
     keeping its promise is worth less than what it is expected to break of the promises of those it joins: then the
     worker is at its best already, and one more makes it worse.
 
-Where another worker has room, it goes there, unless waiting for the best one keeps its promise more probably: a long
-prompt waits for a fast device rather than be late on a slow one at once.
+Where another worker has room, it goes there, which may cost the more the longer it has waited; unless waiting for the
+best one keeps its promise more probably: a long prompt waits for a fast device rather than be late on a slow one at
+once, and batch work waits for a cheap one rather than take a dear one from those who can't wait.
 
 A request whose promise is broken anyway and that breaks nobody else's goes: it only costs itself.
 """
@@ -34,6 +35,7 @@ _QUEUED_PART: Final = 0.02  # of what its class promises for which a request may
 _AS_PROBABLE: Final = 0.8
 _OLDEST_BEAT_S: Final = 0.5
 _ABOUT_AS_GOOD: Final = 1.25
+_DEARER: Final = 4.0
 _LEAST_LEFT: Final = 0.1
 _PATIENT_S: Final = 10.0  # a class that promises its first token no sooner can wait
 
@@ -51,6 +53,7 @@ class Prospect:
         device_usd: what it is expected to cost in device-seconds.
         score_usd: what it is expected to cost in all.
         most_queue_s: the longest predicted queue for it to go.
+        pool: the worker's.
         spare: the part of the worker's KV cache or batch slots that it would leave free, the lesser of both.
     """
 
@@ -63,6 +66,7 @@ class Prospect:
     score_usd: float
     most_queue_s: float
     spare: float
+    pool: str
 
     @property
     def ttft_s(self) -> float:
@@ -96,6 +100,7 @@ def prospect(decision: Decision, most_queue_s: float, now_s: float) -> Prospect:
         score_usd=terms.score_usd,
         most_queue_s=most_queue_s,
         spare=_spare(decision),
+        pool=worker.pool,
     )
 
 
@@ -141,7 +146,9 @@ def foresee(
     there = prospect(roomy, most_queue_s, now_s)
     if there.kept_usd < foreseen.kept_usd * _AS_PROBABLE:
         return best, foreseen
-    if waited_s < most_queue_s and there.score_usd > foreseen.score_usd * _ABOUT_AS_GOOD:
+    # The longer it has waited of what its class promises, the dearer may be the worker that has room.
+    part = waited_s / (waited_s + best.shortlist.ask.promise.ttft_promise_s(best.shortlist.ask.prompt_tokens))
+    if there.score_usd > foreseen.score_usd * (_ABOUT_AS_GOOD + _DEARER * part):
         return best, foreseen
     return roomy, there
 

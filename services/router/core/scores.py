@@ -23,9 +23,12 @@ HOP_S: Final = 0.002  # router to worker and back
 _LOGISTIC: Final = 1.702  # with which a logistic curve follows the normal one within 0.01
 _SIGMA: Final = 0.25  # relative error of a predicted TTFT
 _SIGMA_S: Final = 0.003  # and its absolute part: scheduling, network
-# The same of TPOT, which is a mean of many steps, and steps are bounded.
+# The same of TPOT, which is a mean of many steps.
 _SIGMA_TPOT: Final = 0.1
 _SIGMA_TPOT_S: Final = 0.002
+# And of what bounds it, where engines bound their steps: how long these take is known well, not what comes.
+_SIGMA_BOUND: Final = 0.03
+_SIGMA_BOUND_S: Final = 0.0005
 # Times what computing a request costs that a late answer costs, beside what its class says: so the promises of long
 # prompts, which few devices can keep, are not given up for being dear to keep.
 _WASTED: Final = 10.0
@@ -150,23 +153,27 @@ def work_out(of: Any, band_tpots_s: Sequence[float], f: Any) -> Terms:
     ahead_s, before = _ahead(of, there, f)
     queue_s = ahead_s + _wait_s(of, there, before, step_s, f)
     ttft_s = queue_s + fresh_s + there.riding_s * chunks
-    tpot_s = _stretched(step_s, there.stretch, there.limit_s, f)
+    most_s = _most_s(there, there.sequence_s * there.batch + there.reading_s + reads_s, f)
+    tpot_s = f.minimum(step_s * there.stretch, most_s)
     each_s = there.sequence_s + reads_s
     batch = f.maximum(there.batch, _batch_within(of, there, each_s, f))
     decode_s = (there.weights_s / batch + each_s) * (of.answer - 1)
 
-    late_ttft, late_tpot = _late(ttft_s, of.ttft_promise_s, f), of.gaps * _late_tpot(tpot_s, of.tpot_promise_s, f)
+    late_ttft = _late(ttft_s, of.ttft_promise_s, f)
+    late_tpot = of.gaps * _late_tpot(step_s * there.stretch, most_s, of.tpot_promise_s, f)
     miss = late_ttft + late_tpot - late_ttft * late_tpot
     later = _later(ttft_s, of.ttft_promise_s, f) + of.gaps * _later(tpot_s, of.tpot_promise_s, f)
     miss_usd = of.miss_usd + _WASTED * of.usd_per_s * (alone_s + decode_s)
     risk_usd = miss_usd * (miss + _LATENESS * later)
     own_usd = risk_usd
-    kept_tpot_s = _kept_tpot_s(of, there, f)
-    joined_s = kept_tpot_s + each_s
-    then_tpot_s = f.minimum(joined_s + fresh_s / of.mean_answer, f.maximum(joined_s, there.limit_s))
+    kept_riding_s, kept_stretch = _kept(of, there, f)
+    kept_tpot_s = (there.weights_s + kept_riding_s) * kept_stretch
+    kept_most_s, then_most_s = _most_s(there, kept_riding_s, f), _most_s(there, kept_riding_s + each_s, f)
+    then_tpot_s = kept_tpot_s + each_s + fresh_s / of.mean_answer
     spared = 1 - of.precedes * of.yielding  # those who take more than their share are not
     for band, tpot_promise_s in enumerate(band_tpots_s):
-        more = _late_tpot(then_tpot_s, tpot_promise_s, f) - _late_tpot(kept_tpot_s, tpot_promise_s, f)
+        late_then = _late_tpot(then_tpot_s, then_most_s, tpot_promise_s, f)
+        more = late_then - _late_tpot(kept_tpot_s, kept_most_s, tpot_promise_s, f)
         risk_usd = risk_usd + getattr(of, f"at_stake_usd_{band}") * spared * more
     score_usd = (fresh_s + decode_s) * usd_per_s + risk_usd
     soonest_s = ahead_s + there.token_s * of.prompt
@@ -197,10 +204,10 @@ class _AsItIs(NamedTuple):
         chunk_tokens: of prompt, computed in one step at most; >= 1.
         limit_s: what steps that compute prompts take at most.
         step_s: of a decode step with one more sequence, which brings no KV tokens.
+        reading_s: of a decode step, for the KV cache of those who are there.
         riding_s: what a chunk takes longer for the sequences that decode meanwhile.
         sureness: what prefills that keep arriving leave of the time.
         stretch: how much they stretch that between two tokens.
-        tpot_s: of those who are there.
     """
 
     token_s: Any
@@ -213,10 +220,10 @@ class _AsItIs(NamedTuple):
     chunk_tokens: Any
     limit_s: Any
     step_s: Any
+    reading_s: Any
     riding_s: Any
     sureness: Any
     stretch: Any
-    tpot_s: Any
 
 
 def _as_it_is(of: Any, f: Any) -> _AsItIs:
@@ -231,7 +238,6 @@ def _as_it_is(of: Any, f: Any) -> _AsItIs:
     room_s = f.maximum(limit_s - riding_s, READING * weights_s) - overhead_s
     chunk_tokens = f.minimum(f.maximum(room_s / (token_s + _LEAST_S), _LEAST_CHUNK), of.chunk_tokens)
     sureness = 1 - f.minimum(token_s * of.arriving_tps, _BUSIEST)
-    stretch = 1 / sureness
     return _AsItIs(
         token_s=token_s,
         attended_s=attended_s,
@@ -243,19 +249,19 @@ def _as_it_is(of: Any, f: Any) -> _AsItIs:
         chunk_tokens=chunk_tokens,
         limit_s=limit_s,
         step_s=weights_s + sequence_s * batch + reading_s,
+        reading_s=reading_s,
         riding_s=riding_s,
         sureness=sureness,
-        stretch=stretch,
-        tpot_s=_stretched(weights_s + riding_s, stretch, limit_s, f),
+        stretch=1 / sureness,
     )
 
 
-def _kept_tpot_s(of: Any, there: _AsItIs, f: Any) -> Any:
-    """Seconds per token of those who are there, but for those that yield to the request: it is they who make the worker
-    full, and fewer of them go there once the request has."""
+def _kept(of: Any, there: _AsItIs, f: Any) -> tuple[Any, Any]:
+    """What those who are there add to a step, in seconds, and how much prefills stretch the time between two tokens;
+    but for those that yield to the request: it is they who make the worker full, and fewer of them go there once the
+    request has."""
     kept = 1 - of.precedes * of.yielding_there
-    stretch = 1 / (1 - f.minimum(there.token_s * of.arriving_tps * kept, _BUSIEST))
-    return _stretched(there.weights_s + there.riding_s * kept, stretch, there.limit_s, f)
+    return there.riding_s * kept, 1 / (1 - f.minimum(there.token_s * of.arriving_tps * kept, _BUSIEST))
 
 
 def _usd_per_s(of: Any, f: Any) -> Any:
@@ -267,9 +273,10 @@ def _usd_per_s(of: Any, f: Any) -> Any:
     return of.usd_per_s * (1 + pressure)
 
 
-def _stretched(step_s: Any, stretch: Any, limit_s: Any, f: Any) -> Any:
-    """Seconds between two tokens, with prefills that keep arriving; these stretch no step beyond the limit."""
-    return f.minimum(step_s * stretch, f.maximum(step_s, limit_s))
+def _most_s(there: _AsItIs, riding_s: Any, f: Any) -> Any:
+    """Seconds that a step takes at most to which its decodes add `riding_s`, whatever prefills keep arriving: an engine
+    whose steps are bounded computes no more of them (`Timing.prefill_room_s`)."""
+    return f.maximum(there.limit_s, READING * there.weights_s + riding_s)
 
 
 def _ahead(of: Any, there: _AsItIs, f: Any) -> tuple[Any, Any]:
@@ -301,7 +308,9 @@ def _prefill_s(of: Any, there: _AsItIs, tokens: Any, f: Any) -> tuple[Any, Any]:
 
 def _batch_within(of: Any, there: _AsItIs, each_s: Any, f: Any) -> Any:
     """How many requests like this one a worker can run at once and keep their TPOT promise, by memory and by time."""
-    by_time = (of.tpot_promise_s * there.sureness - there.weights_s) / each_s
+    # Prefills that keep arriving stretch no step beyond its bound.
+    most_s = f.maximum(of.tpot_promise_s * there.sureness, f.minimum(of.tpot_promise_s, there.limit_s))
+    by_time = (most_s - there.weights_s) / each_s
     return f.minimum(by_time, f.minimum(of.kv_capacity_tokens / of.length, of.max_batch))
 
 
@@ -324,9 +333,12 @@ def _late(predicted_s: Any, promise_s: Any, f: Any) -> Any:
     return f.logistic(_LOGISTIC * (predicted_s - promise_s) / (_SIGMA * predicted_s + _SIGMA_S))
 
 
-def _late_tpot(predicted_s: Any, promise_s: Any, f: Any) -> Any:
-    """Probability, 0 to 1, that a TPOT predicted with `_SIGMA_TPOT` passes its promise."""
-    return f.logistic(_LOGISTIC * (predicted_s - promise_s) / (_SIGMA_TPOT * predicted_s + _SIGMA_TPOT_S))
+def _late_tpot(predicted_s: Any, most_s: Any, promise_s: Any, f: Any) -> Any:
+    """Probability, 0 to 1, that a TPOT passes its promise that is predicted with `_SIGMA_TPOT`, and not to pass
+    `most_s`, with `_SIGMA_BOUND`."""
+    late = (predicted_s - promise_s) / (_SIGMA_TPOT * predicted_s + _SIGMA_TPOT_S)
+    at_most = (most_s - promise_s) / (_SIGMA_BOUND * most_s + _SIGMA_BOUND_S)
+    return f.logistic(_LOGISTIC * f.minimum(late, at_most))
 
 
 def _where(condition: bool, then: float, otherwise: float) -> float:
@@ -351,4 +363,5 @@ def terms_of(figures: Sequence[float], ask: Ask, band_tpots_s: Sequence[float]) 
 def there_tpot_s(figures: Sequence[float], bands: int) -> float:
     """Seconds per token of those who run at one worker, as it is."""
     named = dict(zip(figure_names(bands), figures, strict=True))
-    return float(_as_it_is(SimpleNamespace(**named), PLAIN).tpot_s)
+    there = _as_it_is(SimpleNamespace(**named), PLAIN)
+    return float(min((there.weights_s + there.riding_s) * there.stretch, _most_s(there, there.riding_s, PLAIN)))

@@ -58,9 +58,13 @@ class WaitingRoom(Generic[T]):
     Args:
         capacity: the most that wait, >= 1.
         tenant_capacity: the most of one tenant, >= 1.
+
+    Attributes:
+        wanted: pools that urgent requests wait for, as of the last turns.
     """
 
     def __init__(self, fairness: Fairness, capacity: int, tenant_capacity: int) -> None:
+        self.wanted: set[str] = set()
         self._fairness = fairness
         self._capacity = capacity
         self._tenant_capacity = tenant_capacity

@@ -44,9 +44,14 @@ def test_steps_keep_the_tightest_promise_that_is_planned_for_a_pool() -> None:
     asked = knobs(PROBLEM, shares, MODEL)
     assert asked["nvidia-h100-sxm"].step_s == 0.03 * 0.85
     assert asked["nvidia-l4"].step_s == 0.5 * 0.85
+
+
+def test_as_many_run_at_once_as_the_loosest_promise_that_is_planned_for_a_pool_allows() -> None:
     timing = PROBLEM.pools[0].stations[MODEL].timing
-    batch = asked["nvidia-h100-sxm"].max_batch
-    assert timing.decode_s(batch, batch * 850) <= 0.03 * 0.85 < timing.decode_s(batch + 1, (batch + 1) * 850)
+    for shared, tpot_s in ((0.0, 0.03), (0.5, 0.5)):
+        shares = {CLASSES[0]: {"nvidia-h100-sxm": 1.0}, CLASSES[1]: {"nvidia-h100-sxm": shared}}
+        batch = knobs(PROBLEM, shares, MODEL)["nvidia-h100-sxm"].max_batch
+        assert timing.decode_s(batch, batch * 850) <= tpot_s * 0.85 < timing.decode_s(batch + 1, (batch + 1) * 850)
 
 
 def test_a_class_that_hardly_comes_to_a_pool_does_not_set_its_pace() -> None:

@@ -10,7 +10,7 @@ from services.mesh.errors import NoWorker, PromptTooLong, QueueFull
 from services.router.core.exploration import Exploration
 from services.router.core.prefixes import Cached
 from services.router.core.shortlist import Candidate
-from tests.unit.router.worlds import H100, L4, MI300X, MODEL, World, ask
+from tests.unit.router.worlds import H100, L4, MI300X, MODEL, PROMISES, World, ask
 
 
 def candidates(world: World, **changes: object) -> dict[str, Candidate]:
@@ -353,3 +353,16 @@ def test_what_an_engine_does_not_tell_apart_holds_up_all() -> None:
     queues_s = {world.decide(ask(slo_class=name)).picked.queue_s for name in ("interactive", "batch")}
     assert len(queues_s) == 1
     assert min(queues_s) > 0.5
+
+
+def test_an_engine_that_bounds_its_steps_is_not_feared_to_break_the_promises_of_those_who_decode_there() -> None:
+    harms_usd = []
+    for bounds in ({}, {"step_s": 0.85 * PROMISES.classes["interactive"].tpot_s}):
+        world = World()
+        world.beat("a", running=60, kv_cache_usage=0.1, **bounds)
+        for _ in range(60):
+            world.place(ask(prompt_tokens=2000, slo_class="interactive"))
+        world.beat("a", running=60, kv_cache_usage=0.1, **bounds)
+        harms_usd.append(world.decide(ask(prompt_tokens=2000, slo_class="interactive")).outlook.harm_usd)
+    free_usd, bounded_usd = harms_usd
+    assert bounded_usd < 0.1 * free_usd

@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -26,6 +27,8 @@ class FakeCase:
     time_left_s: float | None = None
     model: str = "m"
     prompt_tokens: int = 100
+    pool: str = "pool"
+    queue_s: float | None = None
     gone: bool = False
     went_s: float | None = None
 
@@ -35,7 +38,7 @@ class FakeCase:
 
     def look(self, waited_s: float, standing: Standing) -> Prospect:
         return Prospect(
-            queue_s=self.world.queue_s,
+            queue_s=self.world.queue_s if self.queue_s is None else self.queue_s,
             own_s=0.05,
             kept_usd=self.promise.miss_usd,
             harm_usd=0.0,
@@ -44,6 +47,7 @@ class FakeCase:
             score_usd=COST_USD,
             most_queue_s=0.1,
             spare=0.5,
+            pool=self.pool,
         )
 
     def go(self, waited_s: float) -> None:
@@ -72,7 +76,7 @@ class Waits:
             tenant_capacity=self.tenant_capacity,
         )
 
-    def comes(self, tenant: str = "acme", **changes: object) -> FakeCase:
+    def comes(self, tenant: str = "acme", **changes: Any) -> FakeCase:
         case = FakeCase(self, tenant, **changes)
         self.admittance.arrives(case, self.now_s)
         return case
@@ -280,3 +284,15 @@ def test_however_many_tenants_others_tell_of_few_are_remembered_and_those_who_wa
     assert len(fairness) == 10
     fairness.place("waits", 5.0, 0.0)
     assert fairness.counter("waits") == 5.0
+
+
+def test_who_can_wait_leaves_alone_what_urgent_requests_wait_for_and_nothing_else() -> None:
+    world = Waits()
+    world.fills()
+    urgent = world.comes()
+    there = world.comes(slo_class="batch", queue_s=0.0)
+    elsewhere = world.comes("other", slo_class="batch", queue_s=0.0, pool="other")
+    assert list(world.admittance.pass_time(world.now_s)) == [(elsewhere, None)]
+    urgent.queue_s = 0.0
+    assert list(world.admittance.pass_time(world.now_s)) == [(urgent, None)]
+    assert list(world.admittance.pass_time(world.now_s)) == [(there, None)]
