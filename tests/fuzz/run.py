@@ -7,10 +7,12 @@ and its number alone.
 """
 
 import asyncio
+import gc
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -62,23 +64,27 @@ async def fuzz(
                 numbers = range(start, min(start + batch, messages))
                 for target in targets:
                     tally = report.targets.setdefault(target.name, Tally())
-                    memory_bytes, cpu_s, logged = resident_bytes(), time.process_time(), complaints.total
+                    memory_bytes, cpu_s = resident_bytes(), time.process_time()
                     await _send(target, report, tally, numbers)
                     found = await _amiss(world, target, before)
                     tally.grown_bytes.append(resident_bytes() - memory_bytes)
                     tally.cpu_s += time.process_time() - cpu_s
                     report.findings.update(found)
-                    if (found or complaints.total > logged) and halve > 0:
+                    said = complaints.take()
+                    report.findings.update({f"after {target.name}: {each}": count for each, count in said.items()})
+                    report.details |= complaints.traces
+                    if (found or said) and halve > 0:
                         halve -= 1
+                        memory_bytes = resident_bytes()
                         key = f"{target.name}, messages {numbers[0]} to {numbers[-1]}"
                         report.details[key] = await _culprit(seed, target.name, numbers, complaints)
+                        complaints.take()
+                        gc.collect()  # the meshes that this took are no growth
+                        before = replace(before, memory_bytes=before.memory_bytes + resident_bytes() - memory_bytes)
                 report.findings.update(Footprint.now().memory_grown_since(before))
                 report.memory_mib.append((resident_bytes() - before.memory_bytes) / 2**20)
                 report.wall_s, report.cpu_s = time.monotonic() - began_s, time.process_time() - began_cpu_s
                 say(report)
-    for place, count in complaints.counts.items():
-        report.findings[f"logged: {place}"] += count
-    report.details |= complaints.traces
     return report
 
 
@@ -163,6 +169,7 @@ async def _culprit(seed: int, name: str, numbers: Sequence[int], complaints: Com
 
 async def _harms(seed: int, name: str, numbers: Sequence[int], complaints: Complaints) -> bool:
     async with _mesh(seed, lambda each: each == name) as (world, (target,)):
-        before, logged = Footprint.now(), complaints.total
+        before = Footprint.now()
+        complaints.take()
         await _send(target, Report(seed), Tally(), numbers)
-        return bool(await _amiss(world, target, before)) or complaints.total > logged
+        return bool(await _amiss(world, target, before)) or bool(complaints.take())

@@ -31,15 +31,13 @@ class Complaints(logging.Handler):
     """Records every warning and every log line with a traceback: each is a defect.
 
     Attributes:
-        total: how many there were.
-        traces, counts: by the place that it was raised at, the first trace of each; and how often each came.
+        traces: the first of each, by the place that it was raised at.
     """
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self.total = 0
         self.traces: dict[str, str] = {}
-        self.counts: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.name == _WARNINGS:
@@ -50,10 +48,14 @@ class Complaints(logging.Handler):
             self._count(key, f"{record.getMessage()}\n{''.join(traceback.format_exception(error))}")
 
     def _count(self, key: str, trace: str) -> None:
-        self.counts[key] += 1
-        self.total += 1
+        self._counts[key] += 1
         if len(self.traces) < _TRACES_KEPT:
             self.traces.setdefault(key, trace)
+
+    def take(self) -> Counter[str]:
+        """How often each came since the last call."""
+        taken, self._counts = self._counts, Counter()
+        return taken
 
     def __enter__(self) -> "Complaints":
         root = logging.getLogger()
