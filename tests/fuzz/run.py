@@ -10,9 +10,10 @@ import asyncio
 import gc
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -77,7 +78,10 @@ async def fuzz(
                         halve -= 1
                         memory_bytes = resident_bytes()
                         key = f"{target.name}, messages {numbers[0]} to {numbers[-1]}"
-                        report.details[key] = await _culprit(seed, target.name, numbers, complaints)
+                        found_in = await culprit(numbers, partial(_harms, seed, target.name, complaints))
+                        report.details[key] = (
+                            f"FROM={found_in[0]} MESSAGES={found_in[-1] + 1} ONLY={target.name!r} SEED={seed}"
+                        )
                         complaints.take()
                         gc.collect()  # the meshes that this took are no growth
                         before = replace(before, memory_bytes=before.memory_bytes + resident_bytes() - memory_bytes)
@@ -85,6 +89,8 @@ async def fuzz(
                 report.memory_mib.append((resident_bytes() - before.memory_bytes) / 2**20)
                 report.wall_s, report.cpu_s = time.monotonic() - began_s, time.process_time() - began_cpu_s
                 say(report)
+        report.findings.update(complaints.take())
+        report.details |= complaints.traces
     return report
 
 
@@ -154,20 +160,20 @@ async def _amiss(world: World, target: Target, before: Footprint) -> list[str]:
     return [f"after {target.name}: {each}" for each in found]
 
 
-async def _culprit(seed: int, name: str, numbers: Sequence[int], complaints: Complaints) -> str:
-    """One message of a batch that is enough to do harm, found by halves; or that none is by itself."""
+async def culprit(numbers: Sequence[int], harms: Callable[[Sequence[int]], Awaitable[bool]]) -> Sequence[int]:
+    """The fewest messages of a batch, found by halves, that are known to do harm by themselves: one, where one does."""
     while len(numbers) > 1:
         half = len(numbers) // 2
-        if await _harms(seed, name, numbers[:half], complaints):
-            numbers = numbers[:half]
-        elif await _harms(seed, name, numbers[half:], complaints):
-            numbers = numbers[half:]
+        for part in (numbers[:half], numbers[half:]):
+            if await harms(part):
+                numbers = part
+                break
         else:
-            return f"neither half of messages {numbers[0]} to {numbers[-1]} does it alone"
-    return f"REPLAY={numbers[0]} ONLY={name!r} seed {seed}"
+            break
+    return numbers
 
 
-async def _harms(seed: int, name: str, numbers: Sequence[int], complaints: Complaints) -> bool:
+async def _harms(seed: int, name: str, complaints: Complaints, numbers: Sequence[int]) -> bool:
     async with _mesh(seed, lambda each: each == name) as (world, (target,)):
         before = Footprint.now()
         complaints.take()

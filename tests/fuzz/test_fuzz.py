@@ -3,6 +3,7 @@
 `make fuzz MESSAGES=100000 SEED=1` sends any number.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -14,7 +15,7 @@ from services.mesh.subjects import CHANNELS
 from tests.fuzz.grpc_targets import grpc_targets
 from tests.fuzz.http_targets import http_targets
 from tests.fuzz.mutations import mutated_message
-from tests.fuzz.run import fuzz
+from tests.fuzz.run import culprit, fuzz
 from tests.fuzz.world import running_world
 from tokenworks.v1 import events_pb2, inference_pb2, metering_pb2, planning_pb2
 
@@ -47,6 +48,29 @@ async def test_every_method_of_every_service_and_every_route_is_a_target(tmp_pat
         assert f"grpc {service} Health/Check" in methods
         assert {f"http {service} GET /{path}" for path in ("healthz", "readyz", "metrics")} <= routes
     assert "http router POST /v1/chat/completions" in routes
+
+
+@pytest.mark.parametrize("guilty", [{700}, {0}, {999}, {3, 500}])
+async def test_a_batch_that_did_harm_is_halved_until_one_message_is_named(guilty: set[int]) -> None:
+    tried = []
+
+    async def harms(numbers: Sequence[int]) -> bool:
+        tried.append(numbers)
+        return not guilty.isdisjoint(numbers)
+
+    found = await culprit(range(1000), harms)
+    assert len(found) == 1
+    assert found[0] in guilty
+    assert len(tried) <= 20
+
+
+async def test_messages_that_do_harm_only_together_are_named_together() -> None:
+    async def harms(numbers: Sequence[int]) -> bool:
+        return 10 in numbers and 12 in numbers
+
+    found = await culprit(range(1000), harms)
+    assert {10, 12} <= set(found)
+    assert len(found) < 16
 
 
 def test_a_seed_gives_the_same_messages_and_another_gives_others() -> None:
