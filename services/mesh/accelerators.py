@@ -55,7 +55,9 @@ class Accelerator:
 
     def power_w(self, utilisation: float) -> float:
         """Watts at a utilisation of 0 to 1: linear between idle and TDP."""
-        return self.idle_w + (self.tdp_w - self.idle_w) * min(1.0, max(0.0, utilisation))
+        # Comparisons stand in place of `min` and `max`: a simulation asks for every step.
+        part = (utilisation if utilisation < 1.0 else 1.0) if utilisation > 0.0 else 0.0
+        return self.idle_w + (self.tdp_w - self.idle_w) * part
 
     def times(self, devices: int) -> "Accelerator":
         """That many of them, used as one; this must be one device, `devices` >= 1."""

@@ -27,7 +27,8 @@ class DecayedSum:
         """The sum as of `now_s`; a clock that went back decays nothing."""
         if self._value == 0.0:
             return 0.0
-        return self._value * math.exp(-max(0.0, now_s - self._at_s) / self.time_constant_s)
+        age_s = now_s - self._at_s
+        return self._value * math.exp(-age_s / self.time_constant_s) if age_s > 0.0 else self._value
 
 
 @dataclass(slots=True)
