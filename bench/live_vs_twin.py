@@ -82,9 +82,11 @@ async def live(folder: Path, requests: int, rps: float) -> tuple[dict[str, Any],
 def compared(recording: Recording) -> list[Compared]:
     """What was recorded, beside what the twin makes of the same requests."""
     catalogue = load_catalogue()
+    # The replay says how long answers are to be: routers need not guess.
+    trace = [replace(each, max_tokens=each.completion_tokens, exact=True) for each in recording.trace()]
     fleet = Fleet(tuple((f"{key}-0", catalogue.accelerator(key)) for key in FLEET))
     scenario = Scenario(fleet=fleet, model=MODEL, classes=classes_of(load_settings().slo.classes), seed=SEED)
-    outcome = simulate(scenario, catalogue, recording.trace(), "tokenworks")
+    outcome = simulate(scenario, catalogue, trace, "tokenworks")
     happened = recording.happened()
     rates = {key: catalogue.accelerator(key).rate_nusd_per_hour / 3.6e12 for key in FLEET}
     twin_s = {each.device.key: each.totals.busy_s for each in outcome.workers}

@@ -40,7 +40,7 @@ def explain(
             f" · {found.model} · {found.slo_class}\n"
             f"about {found.prompt_tokens:,} prompt tokens and {found.expected_completion_tokens:,} to make; went to"
             f" [bold]{found.picked_worker}[/] in {found.decision_us:.0f} µs{waited}; {plan}; outcome: {found.outcome}\n"
-            f"trace {found.trace_id}"
+            f"{_lengths(found)}trace {found.trace_id}"
         )
         document = {**document_of(found), "bill": document_of(bill) if bill else None}
         pictures = [_bill(bill)] if bill else ["[yellow]The meter has booked nothing of it yet, or does not answer.[/]"]
@@ -60,6 +60,18 @@ async def _ask(access: "Access", key: str, request_id: str) -> "tuple[wire.Expla
         except CallError:
             return found, None
         return found, bill
+
+
+def _lengths(found: "wire.Explanation") -> str:
+    """What was known of answers like its."""
+    if not found.HasField("median_completion"):
+        return ""
+    words = (
+        f"{name} {each.tokens:,.0f} ({each.least:,.0f} to {each.most:,.0f})"
+        for name, each in (("half within", found.median_completion), ("nine of ten within", found.p90_completion))
+    )
+    rests = f"by {found.known_answers:,.0f} answers" if found.known_answers else "a guess: none has ended yet"
+    return f"answers like its: {', '.join(words)} tokens, {rests}\n"
 
 
 def _bill(bill: "metering.RequestBill") -> "Table":

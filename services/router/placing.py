@@ -71,6 +71,7 @@ class Placing:
             trace_id=trace_id_of(traceparent),
             decided_unix_ms=self._clock.unix_ms(),
             decision_us=took_s * 1e6,
+            lengths=self._estimates.lengths(asked),
         )
 
     def refused(self, asked: Asked, traceparent: str, error: TokenworksError) -> None:
@@ -85,7 +86,7 @@ class Placing:
         return Ask(
             prompt_tokens=prompt_tokens + made_tokens,
             fewest_prompt_tokens=self._estimates.fewest_prompt_tokens(asked.prompt) + made_tokens,
-            completion_tokens=max(1, self._estimates.completion_tokens(asked) - made_tokens),
+            completion_tokens=self._estimates.completion_tokens(asked, made_tokens),
             mean_completion_tokens=self._estimates.mean_completion_tokens(asked.model),
             promise=self._fleet.promises.classes[asked.slo_class],
             cached=self._fleet.prefixes.expected(asked.model, asked.prompt.chain, prompt_tokens),

@@ -216,7 +216,17 @@ def explanation_of(record: DecisionRecord) -> wire.Explanation:
         decision_us=record.decision_us,
         outcome=record.outcome,
         waited_s=record.waited_s,
+        median_completion=_quantile(record, 0.5),
+        p90_completion=_quantile(record, 0.9),
+        known_answers=record.lengths.answers if record.lengths is not None else 0.0,
     )
+
+
+def _quantile(record: DecisionRecord, part: float) -> wire.LengthQuantile | None:
+    if record.lengths is None:
+        return None
+    quantile = record.lengths.quantile(part)
+    return wire.LengthQuantile(tokens=quantile.tokens, least=quantile.least, most=quantile.most)
 
 
 def served_models(fleet: Fleet, now_s: float) -> list[wire.Model]:

@@ -175,7 +175,7 @@ class MeshPolicy:
         return Ask(
             prompt_tokens=prompt_tokens,
             fewest_prompt_tokens=prompt_tokens,
-            completion_tokens=max(1, self._estimates.completion_tokens(asked) - made),
+            completion_tokens=self._estimates.completion_tokens(asked, made),
             mean_completion_tokens=self._estimates.mean_completion_tokens(asked.model),
             promise=promise,
             cached=self._fleet.prefixes.expected(asked.model, asked.prompt.chain, request.prompt_tokens),

@@ -248,7 +248,7 @@ class Candidate(_message.Message):
     def __init__(self, worker: _Optional[str] = ..., pool: _Optional[str] = ..., accelerator: _Optional[str] = ..., feasible: bool = ..., rejected_because: _Optional[str] = ..., score_usd: _Optional[float] = ..., use_usd: _Optional[float] = ..., energy_usd: _Optional[float] = ..., shadow_usd: _Optional[float] = ..., slo_risk_usd: _Optional[float] = ..., prefix_saving_usd: _Optional[float] = ..., predicted_queue_s: _Optional[float] = ..., predicted_ttft_s: _Optional[float] = ..., predicted_tpot_s: _Optional[float] = ..., miss_probability: _Optional[float] = ..., expected_cached_tokens: _Optional[int] = ...) -> None: ...
 
 class Explanation(_message.Message):
-    __slots__ = ("request_id", "tenant", "model", "slo_class", "workload", "prompt_tokens", "expected_completion_tokens", "picked_worker", "plan", "plan_age_s", "candidates", "trace_id", "decided_unix_ms", "decision_us", "outcome", "waited_s")
+    __slots__ = ("request_id", "tenant", "model", "slo_class", "workload", "prompt_tokens", "expected_completion_tokens", "picked_worker", "plan", "plan_age_s", "candidates", "trace_id", "decided_unix_ms", "decision_us", "outcome", "waited_s", "median_completion", "p90_completion", "known_answers")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -265,6 +265,9 @@ class Explanation(_message.Message):
     DECISION_US_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     WAITED_S_FIELD_NUMBER: _ClassVar[int]
+    MEDIAN_COMPLETION_FIELD_NUMBER: _ClassVar[int]
+    P90_COMPLETION_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_ANSWERS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     tenant: str
     model: str
@@ -281,7 +284,20 @@ class Explanation(_message.Message):
     decision_us: float
     outcome: str
     waited_s: float
-    def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., model: _Optional[str] = ..., slo_class: _Optional[str] = ..., workload: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., expected_completion_tokens: _Optional[int] = ..., picked_worker: _Optional[str] = ..., plan: _Optional[str] = ..., plan_age_s: _Optional[float] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., trace_id: _Optional[str] = ..., decided_unix_ms: _Optional[int] = ..., decision_us: _Optional[float] = ..., outcome: _Optional[str] = ..., waited_s: _Optional[float] = ...) -> None: ...
+    median_completion: LengthQuantile
+    p90_completion: LengthQuantile
+    known_answers: float
+    def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., model: _Optional[str] = ..., slo_class: _Optional[str] = ..., workload: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., expected_completion_tokens: _Optional[int] = ..., picked_worker: _Optional[str] = ..., plan: _Optional[str] = ..., plan_age_s: _Optional[float] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., trace_id: _Optional[str] = ..., decided_unix_ms: _Optional[int] = ..., decision_us: _Optional[float] = ..., outcome: _Optional[str] = ..., waited_s: _Optional[float] = ..., median_completion: _Optional[_Union[LengthQuantile, _Mapping]] = ..., p90_completion: _Optional[_Union[LengthQuantile, _Mapping]] = ..., known_answers: _Optional[float] = ...) -> None: ...
+
+class LengthQuantile(_message.Message):
+    __slots__ = ("tokens", "least", "most")
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LEAST_FIELD_NUMBER: _ClassVar[int]
+    MOST_FIELD_NUMBER: _ClassVar[int]
+    tokens: float
+    least: float
+    most: float
+    def __init__(self, tokens: _Optional[float] = ..., least: _Optional[float] = ..., most: _Optional[float] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
     __slots__ = ()

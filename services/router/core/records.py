@@ -4,6 +4,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from services.mesh.answer_lengths import Lengths
 from services.router.core.request import Asked
 from services.router.core.shortlist import Shortlist
 
@@ -18,6 +19,7 @@ class DecisionRecord:
     Attributes:
         plan: `model:version` in force; empty when none had arrived.
         decision_us: how long the decision took.
+        lengths: of answers like its, when it was placed.
         waited_s: at the router, for capacity.
         outcome: "running", then why the stream ended.
         delivered: tokens that reached the client, as far as is known.
@@ -34,6 +36,7 @@ class DecisionRecord:
     trace_id: str
     decided_unix_ms: int
     decision_us: float
+    lengths: Lengths | None = None
     waited_s: float = 0.0
     outcome: str = RUNNING
     delivered: int = 0
