@@ -9,6 +9,8 @@ import asyncio
 from random import Random
 from typing import Final
 
+from google.protobuf.message import Message
+
 from services.mesh.codec import MESSAGES, from_message
 from services.mesh.publishing import EVENT_ID, MESSAGE_ID
 from services.mesh.reading import answer_control, answer_leases
@@ -28,6 +30,7 @@ from tests.fuzz.world import SPARE, World
 from tokenworks.v1 import events_pb2
 
 _AT_ONCE: Final = 64  # after so many readers get their turn
+_MOST_BYTES: Final = 1 << 20  # a server of NATS takes no more
 _IDS: Final = (
     "",
     "no id",
@@ -52,6 +55,10 @@ def bus_targets(world: World) -> list[Target]:
     ]
 
 
+def _body(kind: type[Message], rng: Random) -> bytes:
+    return mutated_message(kind, rng)[:_MOST_BYTES]
+
+
 class _Restless:
     at_once = _AT_ONCE
 
@@ -69,7 +76,7 @@ class ChannelTarget(_Restless):
         self._kind = MESSAGES[channel.event]
 
     async def one(self, rng: Random, number: int) -> str:
-        body = mutated_message(self._kind, rng)
+        body = _body(self._kind, rng)
         subject = self._subject(body, rng)
         self._world.broker.put(subject, self._headers(rng, number), body)
         if number % _AT_ONCE == 0:
@@ -109,7 +116,7 @@ class ControlTarget(_Restless):
         self._handler = world.broker.controls[SPARE]
 
     async def one(self, rng: Random, number: int) -> str:
-        answer = await answer_control(self._handler, mutated_message(events_pb2.ControlRequested, rng))
+        answer = await answer_control(self._handler, _body(events_pb2.ControlRequested, rng))
         if not answer.message:
             raise Wrong("a control request was answered without a word")
         return "accepted" if answer.accepted else "refused"
@@ -124,7 +131,7 @@ class GapTarget(_Restless):
         self._buses = [world.broker.publisher(name) for name in ("worker.h100-0", "router.router-0", "meter.meter-0")]
 
     async def one(self, rng: Random, number: int) -> str:
-        body = mutated_message(events_pb2.GapRequested, rng)
+        body = _body(events_pb2.GapRequested, rng)
         if rng.random() < 0.2:
             body = mutated_bytes(body, rng)
         await asyncio.sleep(0)
@@ -151,7 +158,7 @@ class LeaseTarget(_Restless):
 
     async def one(self, rng: Random, number: int) -> str:
         asked = asyncio.get_running_loop().create_future()
-        self._waiting.append((mutated_message(events_pb2.LeaseAsked, rng), asked))
+        self._waiting.append((_body(events_pb2.LeaseAsked, rng), asked))
         if self._answering is None or self._answering.done():
             self._answering = asyncio.create_task(self._answer())
         return "answered" if await asked else "passed over"
