@@ -1,6 +1,6 @@
 """How soon the mesh reacts to a device that becomes ten times slower, on a live mesh under load.
 
-    python -m bench.reaction [--rounds 12] [--rps 20] [--factor 10] [--out reaction]
+    python -m bench.reaction [--rounds 12] [--flips 60] [--rps 20] [--factor 10] [--out reaction]
 
 In: a mesh of simulated accelerators, two of each kind, that is started and stopped here, on free ports; short answers
 at a steady rate. In each round the worker that gets most is slowed down from within and, some seconds later, is itself
@@ -8,8 +8,11 @@ again. Out, in `bench/results/<out>.json`:
 
 - `left_alone_s`: from the slowdown until the worker gets less than a quarter of what it got before, as the requests'
   own events say; those that are tried there on purpose count as got;
+- `control`: the same rounds with nothing slowed, each after one that was: how many workers seemed to be left alone all
+  the same, as load shifts by chance or because of the round before;
 - `control_loop_s`: from news that the optimizer hears to its plan in force at the router, by what called for it, as the
-  router's histogram `tokenworks.router.plan.reaction` has it: quantiles are upper bounds of their buckets.
+  router's histogram `tokenworks.router.plan.reaction` has it: quantiles are upper bounds of their buckets. For there to
+  be many such plans, workers are slowed down and released in turn at the end, one change a second, `--flips` times.
 
 Exits 1 when a worker was left alone later than 0.5 s, or the control loop's p99 is above 0.5 s.
 """
@@ -62,6 +65,7 @@ _QUIET_S: Final = 1.5  # a worker that gets little for so long is left alone
 _LITTLE: Final = 0.25  # of what it got before
 _LEAST_SEEN: Final = 8  # placements before the slowdown, for a round to tell anything
 _CALL_S: Final = 5.0
+_FLIP_S: Final = 1.0
 _BUCKET: Final = re.compile(r"^tokenworks_router_plan_reaction\w*_bucket\{(.*)\} ([0-9.e+]+)")
 _LABEL: Final = re.compile(r'(\w+)="([^"]*)"')
 
@@ -173,7 +177,7 @@ async def load(client: Client, rps: float, over: asyncio.Event) -> int:
     return failed
 
 
-async def measured(folder: Path, rounds: int, rps: float, factor: float) -> dict[str, Any]:
+async def measured(folder: Path, rounds: int, flips: int, rps: float, factor: float) -> dict[str, Any]:
     """The figures of a mesh that is started in `folder` and stopped."""
     workers = [
         {"id": f"{accelerator}-{number}", "accelerator": accelerator, "models": [MODEL], "engine": "simulated"}
@@ -204,17 +208,26 @@ async def measured(folder: Path, rounds: int, rps: float, factor: float) -> dict
         watching = asyncio.create_task(bus.watch([ADMITTED], placements.note))
         loading = asyncio.create_task(load(client, rps, over))
         try:
-            took_s = [await _round(access, beats, placements, factor) for _ in range(rounds)]
+            took_s: list[float | None] = []
+            calm_s: list[float | None] = []
+            for _ in range(rounds):
+                took_s.append(await _round(access, beats, placements, factor))
+                calm_s.append(await _round(access, beats, placements, 1.0))
+            await _flip(access, beats, placements, flips, factor)
         finally:
             over.set()
             failed = await loading
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
-        return _figures(took_s) | {"failed_requests": failed, "control_loop_s": await reactions(access)}
+        return _figures(took_s) | {
+            "control": _control(calm_s),
+            "failed_requests": failed,
+            "control_loop_s": await reactions(access),
+        }
 
 
 async def _round(access: Access, beats: Beats, placements: Placements, factor: float) -> float | None:
-    """One slowdown: how soon its worker was left alone; negative where nothing could be told."""
+    """One slowdown, of none with factor 1: how soon its worker was left alone; negative where nothing could be told."""
     await asyncio.sleep(_AGAIN_S)
     worker, got = placements.most(time.time() - _SEEN_S)
     if got < _LEAST_SEEN:
@@ -224,6 +237,20 @@ async def _round(access: Access, beats: Beats, placements: Placements, factor: f
     await asyncio.sleep(_SLOW_S)
     await slow(access, beats.address(worker), 1.0)
     return left_alone_s(placements.at_s[worker], slowed_s, got / _SEEN_S, slowed_s + _SLOW_S)
+
+
+async def _flip(access: Access, beats: Beats, placements: Placements, flips: int, factor: float) -> None:
+    """Changes one worker's speed each second, by turns."""
+    workers, slowed = sorted(placements.at_s), False
+    for number in range(flips + flips % 2):  # none stays slow
+        slowed = not slowed
+        await slow(access, beats.address(workers[number // 2 % len(workers)]), factor if slowed else 1.0)
+        await asyncio.sleep(_FLIP_S)
+
+
+def _control(calm_s: Sequence[float | None]) -> dict[str, int]:
+    told = [each for each in calm_s if each is None or each >= 0]
+    return {"rounds": len(told), "left_alone": sum(each is not None for each in told)}
 
 
 def _figures(took_s: Sequence[float | None]) -> dict[str, Any]:
@@ -244,12 +271,13 @@ def _figures(took_s: Sequence[float | None]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--flips", type=int, default=60, help="changes of speed at the end, for more plans")
     parser.add_argument("--rps", type=float, default=20.0)
     parser.add_argument("--factor", type=float, default=10.0, help="how many times slower")
     parser.add_argument("--out", default="reaction", help="name of the result; empty: none is written")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        figures = asyncio.run(measured(Path(folder), asked.rounds, asked.rps, asked.factor))
+        figures = asyncio.run(measured(Path(folder), asked.rounds, asked.flips, asked.rps, asked.factor))
     console = Console()
     console.print_json(data=figures)
     if asked.out:
