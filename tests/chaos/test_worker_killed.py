@@ -13,7 +13,7 @@ from tests.mesh.local_mesh import LocalMesh, eventually, simulated
 from tests.mesh.worker_process import worker_process
 from tokenworks import Client
 
-pytestmark = pytest.mark.mesh
+pytestmark = [pytest.mark.mesh, pytest.mark.timeout(300)]
 
 STREAMS = 50
 TOKENS = 200

@@ -43,6 +43,7 @@ from tokenworks import Client
 from tokenworks.v1 import inference_pb2, inference_pb2_grpc, metering_pb2, metering_pb2_grpc
 
 DEADLINE_S: Final = 30.0
+_SETTLED_S: Final = 80.0
 MODEL: Final = "llama-3.1-8b"
 
 
@@ -190,7 +191,8 @@ class LocalMesh:
             both = total.generated_tokens >= total.delivered_tokens
             return total.finished_requests >= finished_requests and both and answer.lag_events == 0
 
-        await eventually(booked, f"the meter has booked the end of {finished_requests} requests")
+        # What a dead worker made is booked when the audit has read the streams, which it does seldom where that takes long.
+        await eventually(booked, f"the meter has booked the end of {finished_requests} requests", _SETTLED_S)
         return total
 
     async def inject(self, worker: str, kind: "inference_pb2.InjectFaultRequest.Kind", factor: float = 0.0) -> None:

@@ -20,7 +20,7 @@ from tests.mesh.router.fake_worker import MODEL, FakeWorker, Opened, answer_at_o
 from tokenworks.v1 import inference_pb2 as pb
 from tokenworks.v1 import inference_pb2_grpc
 
-DEADLINE_S: Final = 120.0  # a loaded machine takes its time to start processes
+DEADLINE_S: Final = 90.0  # a loaded machine takes its time to start processes
 TRACEPARENT: Final = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
