@@ -6,7 +6,8 @@ Every pass, some seconds after the last, does a bounded part of the work, in the
 3. The requests of the newest ledger lines are looked at, and the next of all requests in the order of their ids: a
    round goes through all of them. Beside it the ledger is added up, and held against usage and tenants' spending.
 4. What does not agree is made again from the streams (`repairs.py`). What may only be on its way is left until it has
-   stood for `meter.audit_patience_s` while nothing waits to be booked.
+   stood for `meter.audit_patience_s` while nothing waits to be booked. Then what was delivered, and a worker died too
+   early to report, is booked on the deliverer's word; for that alone no stream is read, which takes long.
 5. A request that has no end, and of which nothing more was heard for `meter.end_after_s`, is ended: whoever knew its
    end died with it. Billed is what is known to be delivered; an end that is told later holds where it got further.
 """
@@ -14,7 +15,7 @@ Every pass, some seconds after the last, does a bounded part of the work, in the
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -208,6 +209,22 @@ class Reconciler:
         return wrong
 
     async def _repair(self, wrong: Mapping[Key, list[Finding]]) -> None:
+        unreported = {key for key, findings in wrong.items() if all(each.kind is Kind.UNREPORTED for each in findings)}
+        await self._testify(unreported)
+        await self._remake({key: findings for key, findings in wrong.items() if key not in unreported})
+
+    async def _testify(self, unreported: Collection[Key]) -> None:
+        """Nothing waits or is missing, so all that workers said of these is booked: the streams have no more of them."""
+        if not unreported:
+            return
+        for key, audited in (await self._reading.run(partial(self._audits.of, list(unreported)))).items():
+            findings = check(key, audited, self._rates(audited))
+            if audited.request is None or [each.kind for each in findings] != [Kind.UNREPORTED]:
+                continue  # it is another by now, and is looked at anew
+            self._audit.repaired_now(findings[0], _testified(self._repairs.testify(audited.request)))
+            self._suspects.pop(key, None)
+
+    async def _remake(self, wrong: Mapping[Key, list[Finding]]) -> None:
         if not wrong:
             return
         started_s = self._clock.monotonic_s()
@@ -231,9 +248,7 @@ class Reconciler:
                     self._audit.repaired_now(finding, done.postponed or made_again)
             if Kind.UNREPORTED in left and audited.request is not None and not left.keys() & AT_ONCE:
                 made = self._repairs.testify(audited.request)
-                self._audit.repaired_now(
-                    left.pop(Kind.UNREPORTED), f"{made} tokens booked as made, on the deliverer's word"
-                )
+                self._audit.repaired_now(left.pop(Kind.UNREPORTED), _testified(made))
             for finding in left.values():
                 self._audit.stands(finding)
             self._suspects.pop(key, None)
@@ -281,3 +296,7 @@ class Reconciler:
             return None
         pricing = self._prices.pricing(self._prices.label_for(request.price_book, request.admitted_unix_ms))
         return None if pricing is None else pricing.rates(request.model, request.key[1], request.slo_class)
+
+
+def _testified(made_tokens: int) -> str:
+    return f"{made_tokens} tokens booked as made, on the deliverer's word"

@@ -191,7 +191,7 @@ class LocalMesh:
             both = total.generated_tokens >= total.delivered_tokens
             return total.finished_requests >= finished_requests and both and answer.lag_events == 0
 
-        # What a dead worker made is booked when the audit has read the streams, which it does seldom where that takes long.
+        # What a dead worker made is booked by the audit, once nothing else waits to be.
         await eventually(booked, f"the meter has booked the end of {finished_requests} requests", _SETTLED_S)
         return total
 
