@@ -214,7 +214,7 @@ class Reconciler:
         await self._remake({key: findings for key, findings in wrong.items() if key not in unreported})
 
     async def _testify(self, unreported: Collection[Key]) -> None:
-        """Nothing waits or is missing, so all that workers said of these is booked: the streams have no more of them."""
+        """Nothing waits or is missing, so all that workers said of these is booked: the streams have no more."""
         if not unreported:
             return
         for key, audited in (await self._reading.run(partial(self._audits.of, list(unreported)))).items():

@@ -2,7 +2,7 @@
 
 import re
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +12,14 @@ import aiohttp
 
 from services.cli.books_checks import checks_of
 from services.cli.checks import Severity
+from services.mesh.bus import BatchHandler, Bus
 from services.mesh.clock import SystemClock
+from services.mesh.errors import BusUnavailable
 from services.mesh.events import DriftFound, WorkerHeartbeat
 from services.mesh.memory_bus import MemoryBroker
 from services.mesh.price_book import PriceBook
 from services.mesh.settings import load_settings
-from services.mesh.subjects import AUDIT
+from services.mesh.subjects import AUDIT, TOKENS, Channel
 from services.meter.core.amounts import Amounts
 from services.meter.rates import rate_card
 from services.meter.rebuild import rebuild
@@ -176,6 +178,30 @@ async def test_what_cannot_be_had_again_is_reported_and_its_tokens_are_booked_on
         assert (float(drift_of["lost"]), float(drift_of["unreported"])) == (1, 0), "what stands, and what was repaired"
         shown = [each for each in checks_of(answer) if each.severity is Severity.WRONG]
         assert ["worker.gone-0.tokens" in each.found for each in shown] == [True], "the doctor names it"
+        await _equal_to_the_streams(meter, tmp_path)
+
+
+class _LongStreams:
+    """A bus whose streams of tokens nobody reads to their end."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._bus, name)
+
+    async def replay(self, channels: Sequence[Channel], handler: BatchHandler, **rest: Any) -> int:
+        if TOKENS in channels:
+            raise BusUnavailable("it takes too long")
+        return await self._bus.replay(channels, handler, **rest)
+
+
+async def test_what_a_worker_died_too_early_to_report_is_booked_however_long_the_streams_are(tmp_path: Path) -> None:
+    async with running_meter(tmp_path, through=_LongStreams, **SOON) as meter:
+        meter.publish(admitted("r"), tokens(entry("r", 0, 40)), finished("r", 50))
+        await meter.audit(_repaired("unreported"))
+        total = await meter.total(lambda row: row.generated_tokens == 50)
+        assert total.delivered_tokens == 50
         await _equal_to_the_streams(meter, tmp_path)
 
 
