@@ -37,6 +37,7 @@ class GrpcStream(Http2Connection):
         self._on_message = on_message
         self._messages = Messages(limit_bytes)
         self._stream = 0
+        self._said_bytes = 0
         loop = asyncio.get_running_loop()
         self._answered: asyncio.Future[TokenworksError | None] = loop.create_future()
         self._ended: asyncio.Future[TokenworksError | None] = loop.create_future()
@@ -82,13 +83,15 @@ class GrpcStream(Http2Connection):
         """Sends one message; without effect once the call has ended."""
         if self.lost or self._ended.done():
             return
+        data = framed(message)
         try:
-            self.h2.send_data(self._stream, framed(message))
+            self.h2.send_data(self._stream, data)
         except ngh2.NGH2Error:
             return  # the peer has ended the call, which the next events tell
+        self._said_bytes += len(data)
         self.flush_soon()
         if self._unsent_since is None:
-            self._unsent_since = asyncio.get_running_loop().call_later(_TAKES_S, self._check_taken, 0)
+            self._unsent_since = self.loop.call_later(_TAKES_S, self._check_taken, -1)
 
     async def ended(self) -> TokenworksError | None:
         """Waits for the end: None when the peer ended the call well, else why it did or why the connection broke."""
@@ -149,13 +152,19 @@ class GrpcStream(Http2Connection):
         self.flush_soon()
 
     def _check_taken(self, before_bytes: int) -> None:
-        """Hangs up on a peer that takes nothing of what waits for it."""
+        """Hangs up on a peer that takes nothing of what waits for it.
+
+        That something waits says nothing: in a busy turn of the loop there is always what was said just now.
+
+        Args:
+            before_bytes: all that had left at the last look.
+        """
         waits_bytes = self.h2.queued_body_size()
-        if before_bytes and waits_bytes >= before_bytes:
+        left_bytes = self._said_bytes - waits_bytes
+        if waits_bytes and left_bytes == before_bytes:
             self.abort(f"the peer has taken nothing for {_TAKES_S:g} s")
         elif waits_bytes:
-            loop = asyncio.get_running_loop()
-            self._unsent_since = loop.call_later(_TAKES_S, self._check_taken, waits_bytes)
+            self._unsent_since = self.loop.call_later(_TAKES_S, self._check_taken, left_bytes)
         else:
             self._unsent_since = None
 

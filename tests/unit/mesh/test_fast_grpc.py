@@ -249,6 +249,33 @@ async def test_a_deadline_holds_though_the_client_does_not_mind_it(server: FastG
     stream.close()
 
 
+async def test_a_peer_to_which_something_is_always_on_its_way_is_not_taken_for_one_that_takes_nothing(
+    server: FastGrpcServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.mesh.grpc_stream._TAKES_S", 0.002)
+    got: list[bytes] = []
+    came = asyncio.Event()
+
+    def take(message: bytes) -> None:
+        got.append(message)
+        came.set()
+
+    stream = await GrpcStream.connect(f"127.0.0.1:{server.port}", "/test.Echo/Each", (), take, limit_bytes=100)
+    looked_until_s = asyncio.get_running_loop().time() + 0.1
+    said = 0
+    while asyncio.get_running_loop().time() < looked_until_s:  # many looks, at each of which something waits
+        stream.send(b"word")
+        said += 1
+        await asyncio.sleep(0)
+    async with asyncio.timeout(DEADLINE_S):
+        while len(got) < said:
+            came.clear()
+            await came.wait()
+    assert not stream.lost
+    assert got == [b"word"] * said
+    stream.close()
+
+
 async def test_a_call_that_is_refused_is_told_why_to_a_stream(server: FastGrpcServer) -> None:
     address = f"127.0.0.1:{server.port}"
     with pytest.raises(PeerError, match="there is no method"):
