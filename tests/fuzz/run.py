@@ -7,7 +7,6 @@ and its number alone.
 """
 
 import asyncio
-import gc
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -25,7 +24,7 @@ from tests.fuzz.grpc_targets import grpc_targets
 from tests.fuzz.http_targets import http_targets
 from tests.fuzz.report import Report, Tally
 from tests.fuzz.target import Target, Wrong
-from tests.fuzz.watch import Complaints, Footprint, resident_bytes
+from tests.fuzz.watch import Complaints, Footprint, let_go, resident_bytes
 from tests.fuzz.world import World, running_world
 
 BATCH: Final = 1000  # messages to one target before the next has its turn
@@ -58,6 +57,7 @@ async def fuzz(
     report, began_s, began_cpu_s = Report(seed, first), time.monotonic(), time.process_time()
     with Complaints() as complaints:
         async with _mesh(seed, only) as (world, targets):
+            let_go()
             before = Footprint.now()
             for start in range(first, messages, batch):
                 if time.monotonic() > until_s:
@@ -83,8 +83,9 @@ async def fuzz(
                             f"FROM={found_in[0]} MESSAGES={found_in[-1] + 1} ONLY={target.name!r} SEED={seed}"
                         )
                         complaints.take()
-                        gc.collect()  # the meshes that this took are no growth
+                        let_go()  # the meshes that this took are no growth
                         before = replace(before, memory_bytes=before.memory_bytes + resident_bytes() - memory_bytes)
+                let_go()
                 report.findings.update(Footprint.now().memory_grown_since(before))
                 report.memory_mib.append((resident_bytes() - before.memory_bytes) / 2**20)
                 report.wall_s, report.cpu_s = time.monotonic() - began_s, time.process_time() - began_cpu_s
