@@ -176,7 +176,6 @@ class Admittance(Generic[C]):
     def _serve(self, room: WaitingRoom[C], now_s: float) -> Iterator[tuple[C, TokenworksError | None]]:
         """Those of one room whose turn it is and that go, or are given up."""
         stay: Counter[str] = Counter()
-        wanted: set[str] = set()
         for waiting in room.turns():
             case, waited_s = waiting.item, now_s - waiting.since_s
             if stay[case.promise.name] >= _LOOKS:
@@ -199,7 +198,7 @@ class Admittance(Generic[C]):
                 yield case, self._gave_up(room, waiting, now_s)
             elif prospect.goes(standing) and not (
                 # There it would be passed by all that come.
-                waiting.patient and standing is not Standing.WITHIN and prospect.pool in room.wanted | wanted
+                waiting.patient and standing is not Standing.WITHIN and room.wants(prospect.pool, now_s)
             ):
                 room.leave(waiting)
                 self._go(case, prospect, now_s, waited_s)
@@ -207,8 +206,7 @@ class Admittance(Generic[C]):
             else:
                 stay[case.promise.name] += 1
                 if not waiting.patient:
-                    wanted.add(prospect.pool)
-        room.wanted = wanted
+                    room.waits_for(prospect.pool, now_s)
 
     def _is_late(self, case: C, prospect: Prospect, waited_s: float) -> bool:
         promised_s = case.promise.ttft_promise_s(case.prompt_tokens)

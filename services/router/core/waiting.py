@@ -23,6 +23,7 @@ from services.router.core.request import Promise
 T = TypeVar("T")
 
 _RATE_FADES_S: Final = 2.0
+_WANTED_S: Final = 0.1  # of longer, too little would be left for those who can wait
 _IDLE_AFTER_S: Final = 60.0
 _TOLD_AFTER_S: Final = 0.5
 _REFUSED_LATELY_S: Final = 2.0
@@ -58,13 +59,10 @@ class WaitingRoom(Generic[T]):
     Args:
         capacity: the most that wait, >= 1.
         tenant_capacity: the most of one tenant, >= 1.
-
-    Attributes:
-        wanted: pools that urgent requests wait for, as of the last turns.
     """
 
     def __init__(self, fairness: Fairness, capacity: int, tenant_capacity: int) -> None:
-        self.wanted: set[str] = set()
+        self._wanted_s: dict[str, float] = {}  # pools that urgent requests waited for, and when they did last
         self._fairness = fairness
         self._capacity = capacity
         self._tenant_capacity = tenant_capacity
@@ -160,6 +158,14 @@ class WaitingRoom(Generic[T]):
                 heapreplace(heap, (self._key(queue[0]), queue))
             else:
                 heappop(heap)
+
+    def waits_for(self, pool: str, now_s: float) -> None:
+        """An urgent request does."""
+        self._wanted_s[pool] = now_s
+
+    def wants(self, pool: str, now_s: float) -> bool:
+        """Whether an urgent request waited for the pool lately: of those that wait, not all are looked at each time."""
+        return now_s - self._wanted_s.get(pool, float("-inf")) < _WANTED_S
 
     def idle(self, now_s: float) -> bool:
         """Nobody waits, and nobody went lately."""

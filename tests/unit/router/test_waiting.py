@@ -295,4 +295,6 @@ def test_who_can_wait_leaves_alone_what_urgent_requests_wait_for_and_nothing_els
     assert list(world.admittance.pass_time(world.now_s)) == [(elsewhere, None)]
     urgent.queue_s = 0.0
     assert list(world.admittance.pass_time(world.now_s)) == [(urgent, None)]
+    assert list(world.admittance.pass_time(world.now_s)) == []  # others of the urgent ones may wait for it
+    world.now_s += 1.0
     assert list(world.admittance.pass_time(world.now_s)) == [(there, None)]

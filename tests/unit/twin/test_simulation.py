@@ -131,6 +131,17 @@ def test_a_fluid_bound_is_above_what_any_policy_sustains() -> None:
     assert 0 < best <= fluid_bound(urgent, CATALOGUE, trace)
 
 
+def test_a_run_is_given_up_once_a_class_has_missed_too_many_promises_and_not_before() -> None:
+    crowded = replace(SCENARIO, classes=usual_classes(interactive=1.0, standard=0.0, batch=0.0), speed=4.0)
+    whole = simulate(crowded, CATALOGUE, _trace(300), "round-robin")
+    kept = report(whole).worst_attainment
+    assert 0.0 < kept < 0.9
+    assert simulate(crowded, CATALOGUE, _trace(300), "round-robin", least_attainment=0.99).hopeless
+    enough = simulate(crowded, CATALOGUE, _trace(300), "round-robin", least_attainment=kept)
+    assert not enough.hopeless
+    assert report(enough).worst_attainment == kept
+
+
 def test_what_no_pool_can_serve_has_no_bound() -> None:
     slow = replace(SCENARIO, fleet=Fleet.parse("nvidia-l4", CATALOGUE))
     assert fluid_bound(slow, CATALOGUE, _trace(20)) == 0.0  # an L4 takes 76 ms to read the weights, for 30 promised
