@@ -1,6 +1,6 @@
 """How long answers of one kind are: a distribution that is learnt online, forgets, and begins anew when it has changed.
 
-Routers expect by it what an answer will cost, the optimizer what is asked for.
+Routers tell by it how long an answer may be, and what is left of one that goes on.
 
 In: the tokens of answers that ended by themselves, one after the other. Out: expectations under a bound or from a token
 on, and quantiles with the interval that the number of answers leaves open. Lengths are counted in buckets, each 1.2

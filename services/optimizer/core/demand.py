@@ -6,8 +6,7 @@ each class, and whether demand differs markedly from what a plan was made for.
 A request's prompt is known when it arrives, its answer only when it ended. So arrivals are counted by (model, SLO
 class, prompt bucket, confines) and split by the completion lengths that ended lately with the same model, SLO class and
 prompt bucket; before any has ended, by those of the SLO class; before that, one bucket holds what `max_tokens` allows,
-at most `_GUESSED_TOKENS`. Where answers become markedly longer or shorter, those before count no more
-(`mesh/answer_lengths`).
+at most `_GUESSED_TOKENS`.
 
 The rate is exponentially weighted over `window_s`. Beside it stands one that is twenty times as quick; where the two
 differ by more than chance explains (the arrivals of a Poisson process), the quick one is believed.
@@ -18,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from services.mesh.answer_lengths import AnswerLengths
 from services.mesh.confines import Confines
 from services.mesh.events import Outcome, RequestAdmitted, RequestFinished
 from services.optimizer.core.rates import DecayedRate, DecayedSum
@@ -74,25 +72,12 @@ def bucket_range(edges: Sequence[int], index: int) -> tuple[int, int]:
 
 @dataclass(slots=True)
 class _Answers:
-    """Completion lengths lately seen, by bucket; where answers have changed, those since."""
+    """Completion lengths lately seen, by bucket."""
 
     counts: list[DecayedSum] = field(default_factory=lambda: [DecayedSum(_ANSWERS_S) for _ in COMPLETION_EDGES])
     tokens: list[DecayedSum] = field(default_factory=lambda: [DecayedSum(_ANSWERS_S) for _ in COMPLETION_EDGES])
 
-    learnt: AnswerLengths = field(default_factory=AnswerLengths)
-
     def add(self, completion_tokens: int, now_s: float) -> None:
-        drifts = self.learnt.drifts
-        self.learnt.add(completion_tokens)
-        if self.learnt.drifts == drifts:
-            self._count(completion_tokens, now_s)
-            return
-        self.counts = [DecayedSum(_ANSWERS_S) for _ in COMPLETION_EDGES]
-        self.tokens = [DecayedSum(_ANSWERS_S) for _ in COMPLETION_EDGES]
-        for each in self.learnt.recent:
-            self._count(each, now_s)
-
-    def _count(self, completion_tokens: int, now_s: float) -> None:
         index = bucket(COMPLETION_EDGES, completion_tokens)
         self.counts[index].add(1, now_s)
         self.tokens[index].add(completion_tokens, now_s)

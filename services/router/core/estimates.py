@@ -8,7 +8,7 @@ model's. All is online with forgetting, and every map is bounded, least recently
 from collections import OrderedDict
 from dataclasses import dataclass
 from math import ceil
-from typing import Final
+from typing import Final, TypeVar
 
 from services.mesh.answer_lengths import AnswerLengths, Lengths
 from services.router.core.request import Asked, PromptFacts, PromptKind
@@ -17,9 +17,12 @@ _FIRST_TOKENS_PER_CHARACTER: Final = 0.25  # English under the usual vocabularie
 _TOKENS_PER_MESSAGE: Final = 4  # role and separators of one chat message
 _LONGEST_TOKEN_CHARACTERS: Final = 128  # of the vocabularies in use; a run of blanks
 _FIRST_LENGTHS: Final = Lengths((25, 60, 120, 250, 545), (1, 1, 1, 1, 1), 0.0)  # before anything is known
+_FIRST_COMPLETION_TOKENS: Final = 200.0
 _WIDER_ANSWERS: Final = 5.0  # how many answers a wider kind counts for at first, beside a narrow one
 _MEMORY_REQUESTS: Final = 50.0  # a mean forgets what is older than about this many requests
 _KEYS: Final = 4096
+
+_Key = TypeVar("_Key")
 
 
 @dataclass(slots=True)
@@ -45,6 +48,7 @@ class Estimates:
 
     def __init__(self) -> None:
         self._tokens_per_character: OrderedDict[str, _Mean] = OrderedDict()
+        self._completions: OrderedDict[tuple[str, ...], _Mean] = OrderedDict()
         self._kinds: OrderedDict[tuple[str, ...], _Kind] = OrderedDict()
 
     def prompt_tokens(self, model: str, prompt: PromptFacts) -> int:
@@ -70,11 +74,16 @@ class Estimates:
         most = asked.sampling.max_tokens
         if asked.sampling.ignore_eos and most is not None:
             return max(1, most - made)
-        lengths = self.lengths(asked)
         if made:
-            left = lengths.mean_left(made)
+            left = self.lengths(asked).mean_left(made)
             return max(1, round(left if most is None else min(left, most - made)))
-        return max(1, round(lengths.mean if most is None else lengths.mean_within(most)))
+        # A mean that moves slowly: when a flood begins, the answers that have ended are the short ones.
+        expected = _FIRST_COMPLETION_TOKENS
+        for key in ((asked.model,), (asked.tenant, asked.workload, asked.model)):
+            if (mean := self._completions.get(key)) is not None:
+                expected = (mean.value * mean.count + expected * _WIDER_ANSWERS) / (mean.count + _WIDER_ANSWERS)
+        tokens = max(1, round(expected))
+        return tokens if most is None else min(tokens, most)
 
     def lengths(self, asked: Asked) -> Lengths:
         """How long answers of its tenant's workload are, or where nothing is known of that, of its model."""
@@ -84,8 +93,8 @@ class Estimates:
 
     def mean_completion_tokens(self, model: str) -> float:
         """The mean answer of the model's requests, >= 1."""
-        kind = self._kinds.get((model,))
-        return (kind.lengths if kind is not None else _FIRST_LENGTHS).mean
+        mean = self._completions.get((model,))
+        return max(1.0, mean.value) if mean else _FIRST_COMPLETION_TOKENS
 
     def learn(self, asked: Asked, prompt_tokens: int, completion_tokens: int) -> None:
         """Folds in a request that ended by itself (stop or length)."""
@@ -94,6 +103,7 @@ class Estimates:
             _recent(self._tokens_per_character, asked.model, _FIRST_TOKENS_PER_CHARACTER).add(bare / asked.prompt.size)
         wider = _FIRST_LENGTHS
         for key in ((asked.model,), (asked.tenant, asked.workload, asked.model)):
+            _recent(self._completions, key, float(completion_tokens)).add(completion_tokens)
             wider = self._learn(key, completion_tokens, wider)
 
     def _learn(self, key: tuple[str, ...], completion_tokens: int, wider: Lengths) -> Lengths:
@@ -109,7 +119,7 @@ class Estimates:
         return kind.lengths
 
 
-def _recent(means: OrderedDict[str, _Mean], key: str, first: float) -> _Mean:
+def _recent(means: OrderedDict[_Key, _Mean], key: _Key, first: float) -> _Mean:
     mean = means.get(key)
     if mean is None:
         if len(means) >= _KEYS:

@@ -210,15 +210,3 @@ def test_models_beyond_the_most_that_are_counted_are_left_out_until_others_are_s
     found.forget_silent(1.0 + 60 * WINDOW_S)
     found.admitted(admitted(model="m9"), 1.0 + 60 * WINDOW_S)
     assert {model for model, _ in found.levels(1.0 + 60 * WINDOW_S)} == {"m9"}
-
-
-def test_answers_that_became_markedly_shorter_are_planned_for_at_once() -> None:
-    found, rng = demand(), random.Random(5)
-    for index in range(200):
-        found.admitted(admitted(prompt_tokens=600), index * 0.1)
-        found.finished(finished(rng.randint(300, 500), prompt_tokens=600), index * 0.1)
-    for index in range(200, 232):
-        found.admitted(admitted(prompt_tokens=600), index * 0.1)
-        found.finished(finished(rng.randint(20, 30), prompt_tokens=600), index * 0.1)
-    (only,) = found.classes(23.2)
-    assert 20 <= only.completion_tokens <= 30

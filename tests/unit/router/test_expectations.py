@@ -45,7 +45,7 @@ def test_an_answers_length_is_learnt_per_workload_and_never_passes_max_tokens() 
         estimates.learn(terse, 10, 20)
     assert estimates.completion_tokens(chatty) > 450
     assert estimates.completion_tokens(terse) < 100
-    assert 45 <= estimates.completion_tokens(replace(sampling(max_tokens=50), workload="chatty")) <= 50
+    assert estimates.completion_tokens(replace(sampling(max_tokens=50), workload="chatty")) == 50
     assert 250 < estimates.mean_completion_tokens(ASKED.model) < 370
 
 
@@ -56,8 +56,6 @@ def test_an_answer_that_goes_on_is_longer_than_the_usual_one() -> None:
     asked = replace(sampling(max_tokens=10_000), model="m")
     assert 1000 < estimates.completion_tokens(asked, made=100) < 2000
     assert estimates.completion_tokens(replace(sampling(max_tokens=120), model="m"), made=100) == 20
-    # Most end before the bound: it cuts the others off, and is not what is expected.
-    assert 20 < estimates.completion_tokens(replace(sampling(max_tokens=100), model="m")) < 60
 
 
 def test_of_a_new_workload_as_much_is_known_as_of_its_model() -> None:
