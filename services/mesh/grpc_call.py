@@ -15,7 +15,7 @@ from typing import Any, Final, NoReturn
 import grpc
 import ngh2
 
-from services.mesh.errors import QueueFull, TokenworksError
+from services.mesh.errors import QueueFull, RequestTimedOut, TokenworksError
 from services.mesh.grpc_wire import (
     CONTENT_TYPE,
     ENCODINGS,
@@ -184,9 +184,7 @@ class ServerCall:
         self._method = method
         seconds = timeout_s(self._timeout)
         if seconds is not None:
-            self._deadline = self._connection.loop.call_later(
-                seconds, self.cut, grpc.StatusCode.DEADLINE_EXCEEDED, "the call's deadline has passed"
-            )
+            self._deadline = self._connection.loop.call_later(seconds, self._late, seconds)
         if method.streams_in:
             self._request_came = asyncio.Event()
             self._start(self._each_request(self._request_came))
@@ -237,6 +235,15 @@ class ServerCall:
         elif not self._over:
             self._status = (code, details)
             self.task.cancel()
+
+    def _late(self, seconds: float) -> None:
+        late = RequestTimedOut(f"the call's deadline has passed: it gave {seconds:g} s")
+        if self.task is None:
+            self.refuse_for(late)
+        elif not self._over:
+            status = status_of(late)
+            self.set_trailing_metadata(status.trailing_metadata)
+            self.cut(status.code, status.details)
 
     def peer_left(self) -> None:
         """The stream is over. A handler that still runs is cancelled."""

@@ -24,6 +24,7 @@ from opentelemetry.metrics import CallbackOptions, Observation
 from services.mesh import conventions as names
 from services.mesh.bus import BatchHandler, ControlHandler, Delivered, EventId, Handler, LeaseHandler
 from services.mesh.codec import decode, decode_control, decode_lease_asked, encode_lease
+from services.mesh.errors import QueueFull
 from services.mesh.events import ControlAnswered
 from services.mesh.publishing import EVENT_ID, MESSAGE_ID
 from services.mesh.subjects import Channel, channel_at, consumer_of, subject_of
@@ -294,6 +295,8 @@ async def answer_leases(handler: LeaseHandler, bodies: Sequence[bytes]) -> list[
     if asked:
         try:
             granted = await handler(list(asked.values()))
+        except QueueFull as error:  # who asked asks again
+            log.warning("%d requests for credit are passed over: %s", len(asked), error)
         except Exception:
             log.exception("%d requests for credit failed", len(asked))
         else:

@@ -16,7 +16,7 @@ from services.mesh import conventions as names
 from services.mesh.bus import Bus
 from services.mesh.clock import Clock
 from services.mesh.credit import Account
-from services.mesh.errors import BusUnavailable, InvariantBroken, OutboxFull
+from services.mesh.errors import BusUnavailable, InvariantBroken, OutboxFull, QueueFull
 from services.mesh.events import (
     BudgetReached,
     BudgetsSet,
@@ -99,7 +99,7 @@ class Lessor:
                     await self._writing.run(partial(self._bookkeeper.close_overdue, overdue.dead))
             except InvariantBroken:
                 raise  # another meter has the books
-            except BusUnavailable as error:
+            except (BusUnavailable, QueueFull) as error:
                 log.debug("credit of dead holders stays where it is: %s", error)
             except Exception:
                 log.exception("credit of dead holders could not be taken back; tried again in %g s", _LOOK_EVERY_S)

@@ -4,6 +4,7 @@ In: from when, until when. Out: new lines in the ledger, spending corrected, and
 books made again from the streams have the same prices. A meter that dies in between goes on at its next start.
 """
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Final
 
 from services.mesh.bus import Bus
 from services.mesh.clock import Clock
-from services.mesh.errors import InvalidRequest
+from services.mesh.errors import InvalidRequest, QueueFull
 from services.mesh.price_calendar import PriceCalendar, Rerating
 from services.meter.announcer import Announcer
 from services.meter.bookkeeper import Bookkeeper
@@ -24,6 +25,7 @@ from services.meter.thread import WorkThreads
 log = logging.getLogger(__name__)
 
 _AT_ONCE: Final = 500
+_MOST_WAITING: Final = 16  # each goes through all requests that are kept
 
 
 @dataclass(slots=True)
@@ -67,6 +69,9 @@ class Reratings:
         self._writing = writing
         self._bus = bus
         self._clock = clock
+        self._turn = asyncio.Lock()
+        self._waiting = 0
+        self._last_ms = 0  # that names a re-rating
 
     async def rerate(self, from_unix_ms: int, to_unix_ms: int, *, dry_run: bool) -> Outcome:
         """Prices what was admitted between two times by the books as they are known now.
@@ -78,6 +83,7 @@ class Reratings:
         Raises:
             InvalidRequest: some of these requests are not kept any more.
             OutboxFull: the bus is away; nothing was changed.
+            QueueFull: `_MOST_WAITING` others wait for their turn.
         """
         kept_ms = self._bookkeeper.detail_from_unix_ms
         if from_unix_ms < kept_ms:
@@ -85,13 +91,21 @@ class Reratings:
                 f"from_unix_ms = {from_unix_ms}: requests from before {kept_ms} are dropped by meter.keep_detail_days,"
                 f" and stay as they were billed; re-rate from {kept_ms} on"
             )
-        now_ms = self._clock.unix_ms()
-        rerating = Rerating(f"{now_ms:x}", from_unix_ms, to_unix_ms, now_ms)
-        if dry_run:
-            return await self._go_through(rerating, write=False)
-        self._bus.publish(rerating.event)
-        await self._writing.run(partial(self._bookkeeper.begin_rerating, rerating))
-        return await self._finish(rerating)
+        if self._waiting >= _MOST_WAITING:
+            raise QueueFull(f"{self._waiting} re-ratings run or wait; try again when some have ended", retry_after_s=1)
+        self._waiting += 1
+        try:
+            async with self._turn:
+                # Of two in one millisecond the second would take the first one's name, and so its place.
+                now_ms = self._last_ms = max(self._clock.unix_ms(), self._last_ms + 1)
+                rerating = Rerating(f"{now_ms:x}", from_unix_ms, to_unix_ms, now_ms)
+                if dry_run:
+                    return await self._go_through(rerating, write=False)
+                self._bus.publish(rerating.event)
+                await self._writing.run(partial(self._bookkeeper.begin_rerating, rerating))
+                return await self._finish(rerating)
+        finally:
+            self._waiting -= 1
 
     async def resume(self) -> None:
         """Finishes what a crash cut short, or what the streams tell of and the database lacked."""

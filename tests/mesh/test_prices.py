@@ -1,5 +1,6 @@
 """Prices and the fleet's bill through a running meter: a bus in memory, a real SQLite file, a real gRPC server."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from decimal import Decimal
 from pathlib import Path
@@ -247,3 +248,14 @@ async def test_an_hours_bill_that_somebody_changed_is_found_and_left_as_it_is(me
         return len((await cost()).workers) == 2 and (await cost()).workers[1].settled
 
     await eventually(other_hours_go_on, "another hour is booked", DEADLINE_S)
+
+
+async def test_re_ratings_asked_for_at_once_take_turns_under_names_of_their_own(meter: Meter) -> None:
+    outcomes = await asyncio.gather(*[_rerate(meter) for _ in range(40)], return_exceptions=True)
+    named = [each.rerating for each in outcomes if isinstance(each, pricing.Rerated)]
+    refused = [each for each in outcomes if isinstance(each, grpc.aio.AioRpcError)]
+    assert len(named) + len(refused) == 40
+    assert len(set(named)) == len(named) >= 16
+    assert {each.code() for each in refused} <= {grpc.StatusCode.RESOURCE_EXHAUSTED}
+    assert all("re-ratings run or wait" in (each.details() or "") for each in refused)
+    assert (await _rerate(meter)).rerating not in named
