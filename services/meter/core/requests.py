@@ -31,6 +31,8 @@ from services.meter.core.attribution import Run, owners, price_by_place, tokens_
 from services.meter.core.costs import Rate
 from services.meter.core.ranges import Ranges
 
+MOST_TOKENS: Final = (1 << 32) - 1  # of one request: more has no place on the wire
+
 Key = tuple[str, str]  # request id, tenant: a caller chooses its ids, so they are its own only
 
 ENDED_BY_ITSELF: Final = frozenset({Outcome.STOP, Outcome.LENGTH})
@@ -245,7 +247,8 @@ class Request:
         self.reported = True
 
     def note_finished(self, event: RequestFinished) -> None:
-        end = event.delivered_from + event.delivered_count
+        # What is said beyond can't be put into the log again as tokens that were made.
+        end = min(event.delivered_from + event.delivered_count, MOST_TOKENS)
         # Whoever goes on with an answer was told by its client what that has, and the one who delivered it may be dead.
         self.delivered.add(0, end)
         finish = Finish(

@@ -11,8 +11,10 @@ from services.mesh.price_book import Price, PriceBook
 from services.mesh.price_calendar import OpenedBook, PriceCalendar
 from services.mesh.pricing import Pricing
 from services.meter.core.amounts import NOTHING, Amounts, Place
+from services.meter.core.conservation import unreported
 from services.meter.core.costs import RateCard
 from services.meter.core.ledger import Entry, Ledger
+from services.meter.core.requests import Request
 from tests.unit.meter.facts import MINUTE_MS, START_MS, admitted, entry, finished, lives, tokens
 
 BOOK = PriceBook()
@@ -271,3 +273,10 @@ def test_tokens_delivered_are_tokens_billed_and_costs_are_those_of_the_device_ti
             rate = CARD.rate(place.accelerator)
             assert each.use_cost_nusd == rate.use_cost_nusd(each.device_ns)
             assert each.energy_cost_nusd == rate.energy_cost_nusd(each.energy_uj)
+
+
+def test_an_end_that_claims_more_tokens_than_there_can_be_is_taken_for_the_most_that_the_log_can_say() -> None:
+    most = 2**32 - 1
+    request = Request(("r", "acme"), "chat", "llama-3.1-8b", "standard")
+    request.note_finished(finished("r", most, delivered_from=most))
+    assert [(start, end) for start, end, _ in unreported(request)] == [(0, most)]
