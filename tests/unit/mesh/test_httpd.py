@@ -52,3 +52,13 @@ async def test_a_client_that_connects_and_says_nothing_is_hung_up_on(server: Htt
     assert b"200" in await asyncio.wait_for(spoke.readuntil(b"ok\n"), 10)
     for writer in (_silent_writer, half_writer, spoke_writer):
         writer.close()
+
+
+async def test_what_is_expected_and_not_known_is_refused_whatever_its_bytes(
+    server: HttpServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    asked = b"GET /healthz HTTP/1.1\r\nHost: x\r\nExpect: %s\r\n\r\n"
+    assert (await _answer(server, asked % b"\xff\xfe")).startswith(b"HTTP/1.1 417")
+    assert (await _answer(server, asked % b"100-Continue")).startswith(b"HTTP/1.1 100")
+    assert not caplog.records
