@@ -38,7 +38,7 @@ _aiohttp_log.addFilter(_NotOurs())
 
 
 async def _expect(request: web.Request) -> None:
-    """Says to go on where a client waits for that. aiohttp's own quotes what it does not know, and fails where that is no UTF-8."""
+    """Says to go on where a client waits for that. aiohttp's own quotes what is not known, maybe no UTF-8."""
     if request.version != HttpVersion11:
         return
     if request.headers[hdrs.EXPECT].lower() != "100-continue":
