@@ -7,7 +7,7 @@ hour's detail is to go, exports and re-ratings that would need it are refused.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Final
 
@@ -22,6 +22,7 @@ from services.meter.store.books import Transaction
 from services.meter.store.database import Database
 from services.meter.store.dropped import POSTINGS, REQUESTS
 from services.meter.store.dropping import DetailDropper
+from services.meter.store.months import Summed, suffix_of
 from services.meter.thread import WorkThreads
 
 log = logging.getLogger(__name__)
@@ -67,12 +68,35 @@ class Retainer:
         await self._writing.run(partial(self._bookkeeper.keep_detail_from, before))
         count = 0
         if progress.requests < before:
-            count = await self._drop_requests(before)
+            count = await self._drop_months(before) + await self._drop_requests(before)
             await self._put(REQUESTS, before)
         if progress.postings < before:
             merged = await self._merge_postings(progress.postings, before)
             log.info("detail before hour %d since 1970: %d requests and %d postings dropped", before, count, merged)
         return count
+
+    async def _drop_months(self, before: int) -> int:
+        """Those that may go as a whole; of others, requests go one by one."""
+        count = 0
+        for month in await self._reading.run(partial(self._dropper.due_months, before)):
+            summed = await self._reading.run(partial(self._dropper.month, month, before))
+            gone = None if summed.open else await self._writing.run(partial(self._drop_month, summed, before))
+            if gone is None:
+                log.info("%s is dropped by request: %s", suffix_of(month), summed.open or "something was booked in it")
+            count += gone or 0
+            await asyncio.sleep(_REST_S)
+        return count
+
+    def _drop_month(self, summed: Summed, before: int) -> int | None:
+        gone: int | None = None
+
+        def drop(transaction: Transaction) -> Collection[Key]:
+            nonlocal gone
+            gone = self._dropper.drop_month(transaction, summed, before)
+            return ()
+
+        self._bookkeeper.drop_detail(drop)
+        return gone
 
     async def _drop_requests(self, before: int) -> int:
         count = 0

@@ -17,6 +17,7 @@ from services.meter.core.requests import Key, Request
 from services.meter.store import rows, schema
 from services.meter.store.database import Database
 from services.meter.store.dropped import dropped_by_tenant, dropped_lines
+from services.meter.store.months import hold_months
 from services.meter.store.sums import whole_sum
 
 _IDS_PER_QUERY: Final = 500
@@ -145,4 +146,5 @@ class Audits:
             if connection.dialect.name == "postgresql":  # SQLite's transactions are snapshots as they are
                 connection.execution_options(isolation_level="REPEATABLE READ")
             with connection.begin():
+                hold_months(connection)
                 yield connection

@@ -3,7 +3,8 @@
 In: hours that are closed: settled, added up by caller, told to whoever is told of lines, and on an invoice where the
 house issues any. Out: of requests whose every line is dated in them, their rows, segments and lines are gone, added to
 their tenant's row in `dropped`; of postings, the amounts of one transaction that differ by the request alone are one.
-Usage by minute and hour, hours by caller, invoices and what tenants were billed stay.
+On PostgreSQL a month whose every request may go does so at once (`months.py`); the requests of a month that goes on
+wait for its end. Usage by minute and hour, hours by caller, invoices and what tenants were billed stay.
 
 What holds before and after, and is checked without end: lines + dropped = usage, per tenant.
 """
@@ -19,15 +20,16 @@ from services.meter.core.amounts import Amounts
 from services.meter.core.journal import Subject
 from services.meter.core.presence import MS_PER_HOUR
 from services.meter.core.requests import Key
-from services.meter.store import schema
+from services.meter.store import months, schema
 from services.meter.store.bill_tables import bill_hours, postings
 from services.meter.store.books import Transaction
 from services.meter.store.bulk import upsert
 from services.meter.store.caller_tables import rolled_hours
 from services.meter.store.database import Database
-from services.meter.store.dropped import DETAIL, POSTINGS, REQUESTS, dropped, hour_of, put_hour
+from services.meter.store.dropped import DETAIL, POSTINGS, REQUESTS, dropped, dropped_lines, hour_of, put_hour
 from services.meter.store.hours import rolled_before
 from services.meter.store.invoice_tables import invoices, told_events
+from services.meter.store.months import Summed, ids_of_others
 from services.meter.store.sums import whole_sum
 
 _HOURS_PER_DAY: Final = 24
@@ -78,7 +80,8 @@ class DetailDropper:
         keys = (table.c.request_id, table.c.tenant)
         query = select(*keys, table.c.finished, table.c.finished_unix_ms, table.c.admitted_unix_ms)
         with self._engine.begin() as connection:
-            found = connection.execute(query.where(tuple_(*keys) > last).order_by(*keys).limit(limit)).all()
+            some = query.where(tuple_(*keys) > last, ids_of_others(connection, before_hour))
+            found = connection.execute(some.order_by(*keys).limit(limit)).all()
         old = [
             (row.request_id, row.tenant)
             for row in found
@@ -114,6 +117,28 @@ class DetailDropper:
             for table in _OF_REQUESTS:
                 connection.execute(delete(table).where(table.c.request_id.in_(own), table.c.tenant == tenant))
         return sorted(wanted)
+
+    def due_months(self, before_hour: int) -> list[int]:
+        """The months of which all may go, unless `month` says why not; none on SQLite."""
+        with self._engine.begin() as connection:
+            return months.due_months(connection, before_hour)
+
+    def month(self, month: int, before_hour: int) -> Summed:
+        """Adds up a month that is due, while others book."""
+        with self._engine.begin() as connection:
+            gone = dropped_lines(connection)
+            return months.add_up(connection, month, before_hour=before_hour, cuts=_cuts(connection), gone=gone)
+
+    def drop_month(self, transaction: Transaction, summed: Summed, before_hour: int) -> int | None:
+        """Drops a month as a whole, where it is as it was added up; how many requests, None where it is not so."""
+        connection = transaction.connection
+        gone = dropped_lines(connection)
+        through = self._last_line(connection)
+        count = months.drop_month(connection, summed, before_hour=before_hour, through=through, gone=gone)
+        if count is not None:
+            add = upsert(connection.dialect, dropped, added=("lines", *Amounts._fields))
+            add.write(connection, [(tenant, *sums) for tenant, sums in summed.by_tenant.items()])
+        return count
 
     def next_hour(self, from_hour: int, before_hour: int) -> int | None:
         """The first hour of some in which anything was posted."""

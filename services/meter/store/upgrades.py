@@ -12,10 +12,11 @@ from sqlalchemy import Column, Connection, MetaData, String, Table, inspect, sel
 
 from services.mesh.errors import SettingInvalid
 from services.meter.store import schema
+from services.meter.store.months import create_tables
 from services.meter.store.shards import make_first
 from services.meter.store.tables import metadata
 
-HEAD: Final = "0012"  # the newest of migrations/versions
+HEAD: Final = "0013"  # the newest of migrations/versions
 BY_ALEMBIC: Final = 6  # what `state.schema_version` says since its revisions count
 _FOLDER: Final = Path(__file__).parent / "migrations"
 _ONE_AT_A_TIME: Final = 0x746B776B  # the advisory lock under which PostgreSQL's tables are made
@@ -37,7 +38,7 @@ def bring_up_to_date(connection: Connection, name: str) -> None:
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_ONE_AT_A_TIME})")
     there = inspect(connection)
     if not there.has_table(schema.state.name):
-        metadata.create_all(connection)
+        create_tables(connection, metadata)
         _version.create(connection)
         connection.execute(_version.insert().values(version_num=HEAD))
         connection.execute(schema.state.insert().values(id=1, schema_version=BY_ALEMBIC, writer=""))
