@@ -56,6 +56,15 @@ def checks_of(audit: metering.AuditResponse) -> list[Check]:
                 f" ledger, billed ${audit.dropped_price_nusd / 1e9:,.2f}; every sum has them",
             )
         )
+    if audit.months:
+        checks.append(
+            Check(
+                "books: months",
+                Severity.OK,
+                f"detail is kept apart by {len(audit.months)} months, {audit.months[0]} to {audit.months[-1]}; one that"
+                " is over goes as a whole",
+            )
+        )
     for each in audit.standing[:_MOST_SHOWN]:
         severity = Severity.NOTE if each.kind in _EXPLAINED else Severity.WRONG
         checks.append(Check(f"books: {each.kind}", severity, f"{each.subject}: {each.what}", each.done))

@@ -137,13 +137,16 @@ class Bookkeeper(KeptShard):
         ledger.release(touched, self.detail_from_unix_ms)
         return Rerated(entries, spent_by_tenant(usage))
 
-    def within(self, write: Callable[[Transaction], None]) -> None:
+    def within(self, write: Callable[[Transaction], None], *, alone: bool = False) -> None:
         """Writes what stands beside the ledger, in one transaction.
+
+        Args:
+            alone: nobody books meanwhile.
 
         Raises:
             InvariantBroken: another meter leads now.
         """
-        with self._books.house() as transaction:
+        with self._books.house(alone=alone) as transaction:
             write(transaction)
 
     def keep_detail_from(self, hour: int) -> None:

@@ -36,6 +36,7 @@ from services.meter.insight import Insight
 from services.meter.insight_service import SERVICE_NAME as INSIGHT_NAME
 from services.meter.insight_service import InsightService
 from services.meter.lessor import Lessor
+from services.meter.month_maker import MonthMaker
 from services.meter.outlooks import Outlooks
 from services.meter.pricing_service import SERVICE_NAME as PRICING_NAME
 from services.meter.pricing_service import PricingService
@@ -224,6 +225,7 @@ async def lead(
         bus=bus,
         clock=clock,
     )
+    months = MonthMaker(database, bookkeeper, reading=reading, writing=writing, clock=clock)
     await begin()
     tasks = [
         life.spawn(announcer.run(), "announcer"),
@@ -231,6 +233,7 @@ async def lead(
         life.spawn(reconciler.run(), "reconciler"),
         life.spawn(settler.run(), "settler"),
         life.spawn(roller.run(), "hours by caller"),
+        life.spawn(months.run(), "months of detail"),
         life.spawn(insight.run(), "anomalies"),
         life.spawn(reratings.resume(), "unfinished re-ratings"),
     ]

@@ -214,6 +214,7 @@ class MeterService(metering_pb2_grpc.MeterServicer):
             dropped_lines=gone.lines,
             dropped_requests=gone.amounts.requests,
             dropped_price_nusd=gone.amounts.price_nusd,
+            months=await self._reading.run(self._questions.months),
         )
 
 

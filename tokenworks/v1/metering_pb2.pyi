@@ -56,7 +56,7 @@ class Drift(_message.Message):
     def __init__(self, kind: _Optional[str] = ..., subject: _Optional[str] = ..., tenant: _Optional[str] = ..., expected: _Optional[int] = ..., found: _Optional[int] = ..., what: _Optional[str] = ..., repaired: bool = ..., done: _Optional[str] = ..., at_unix_ms: _Optional[int] = ...) -> None: ...
 
 class AuditResponse(_message.Message):
-    __slots__ = ("standing", "repaired", "requests_checked", "rounds", "round_ended_unix_ms", "generated_tokens", "delivered_tokens", "missing_events", "lost_events", "lag_events", "detail_from_unix_ms", "dropped_lines", "dropped_requests", "dropped_price_nusd")
+    __slots__ = ("standing", "repaired", "requests_checked", "rounds", "round_ended_unix_ms", "generated_tokens", "delivered_tokens", "missing_events", "lost_events", "lag_events", "detail_from_unix_ms", "dropped_lines", "dropped_requests", "dropped_price_nusd", "months")
     STANDING_FIELD_NUMBER: _ClassVar[int]
     REPAIRED_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_CHECKED_FIELD_NUMBER: _ClassVar[int]
@@ -71,6 +71,7 @@ class AuditResponse(_message.Message):
     DROPPED_LINES_FIELD_NUMBER: _ClassVar[int]
     DROPPED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     DROPPED_PRICE_NUSD_FIELD_NUMBER: _ClassVar[int]
+    MONTHS_FIELD_NUMBER: _ClassVar[int]
     standing: _containers.RepeatedCompositeFieldContainer[Drift]
     repaired: _containers.RepeatedCompositeFieldContainer[Drift]
     requests_checked: int
@@ -85,7 +86,8 @@ class AuditResponse(_message.Message):
     dropped_lines: int
     dropped_requests: int
     dropped_price_nusd: int
-    def __init__(self, standing: _Optional[_Iterable[_Union[Drift, _Mapping]]] = ..., repaired: _Optional[_Iterable[_Union[Drift, _Mapping]]] = ..., requests_checked: _Optional[int] = ..., rounds: _Optional[int] = ..., round_ended_unix_ms: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., delivered_tokens: _Optional[int] = ..., missing_events: _Optional[int] = ..., lost_events: _Optional[int] = ..., lag_events: _Optional[int] = ..., detail_from_unix_ms: _Optional[int] = ..., dropped_lines: _Optional[int] = ..., dropped_requests: _Optional[int] = ..., dropped_price_nusd: _Optional[int] = ...) -> None: ...
+    months: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, standing: _Optional[_Iterable[_Union[Drift, _Mapping]]] = ..., repaired: _Optional[_Iterable[_Union[Drift, _Mapping]]] = ..., requests_checked: _Optional[int] = ..., rounds: _Optional[int] = ..., round_ended_unix_ms: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., delivered_tokens: _Optional[int] = ..., missing_events: _Optional[int] = ..., lost_events: _Optional[int] = ..., lag_events: _Optional[int] = ..., detail_from_unix_ms: _Optional[int] = ..., dropped_lines: _Optional[int] = ..., dropped_requests: _Optional[int] = ..., dropped_price_nusd: _Optional[int] = ..., months: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class UsageFilter(_message.Message):
     __slots__ = ("field", "values")

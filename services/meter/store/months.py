@@ -3,9 +3,11 @@
 In: the time. Out: partitions of `PARTED`, all three by the same ranges of `request_id`: an id that a router made begins
 with its millisecond, and sorts by it byte by byte (`COLLATE "C"`). `entries_y2026m11` has the lines of the requests of
 November 2026, whenever they were booked; `_below` and `_above` have what sorts before the first month and behind all
-that will come, which ids that clients choose mostly do; `_default` has what no other has. SQLite has three plain tables.
+that will come, which ids that clients choose mostly do; `_default` has what no other has. SQLite has plain
+tables.
 
-A line's number is given by a sequence. Its key there is `id, request_id`, since a partition's key has to be in each key.
+A line's number is given by a sequence. Its key there is `id, request_id`: what tables are parted by has to be in
+each key.
 """
 
 import re
@@ -22,7 +24,6 @@ from sqlalchemy import (
     String,
     Table,
     case,
-    exists,
     func,
     or_,
     select,
@@ -41,6 +42,7 @@ _NAMES: Final = tuple(each.name for each in PARTED)
 AHEAD: Final = 3  # months that are made before they begin
 _ABOVE: Final = "04"  # what no id of before the year 2109 is above
 _LOCK_MS: Final = 500  # below the server's deadlock_timeout: who only reads is never the one that is given up
+_ADD_UP_MS: Final = 1_800_000  # a month of a large fleet is read through; nobody waits for it
 _NAME: Final = re.compile(rf"{schema.entries.name}_y(\d{{4}})m(\d\d)")
 _MINUTES: Final = 60
 _MS_PER_DAY: Final = 24 * MS_PER_HOUR
@@ -115,10 +117,8 @@ def months_there(connection: Connection) -> list[int]:
 
 
 def due_months(connection: Connection, before_hour: int) -> list[int]:
-    """Those that may be dropped as a whole when all before an hour is: over for a day, in which their last requests end."""
-    return [
-        each for each in months_there(connection) if begin_of(each + 1) + _MS_PER_DAY <= before_hour * MS_PER_HOUR
-    ]
+    """Those that may be dropped as a whole when all before an hour is: over for a day, in which requests end."""
+    return [each for each in months_there(connection) if begin_of(each + 1) + _MS_PER_DAY <= before_hour * MS_PER_HOUR]
 
 
 def ids_of_others(connection: Connection, before_hour: int) -> ColumnElement[bool]:
@@ -181,8 +181,8 @@ def add_up(connection: Connection, month: int, *, before_hour: int, cuts: dict[s
         cuts: the line up to which each tenant's are on invoices; None: the house issues none.
         gone: lines that were dropped in all, as known before.
     """
-    part = _part(schema.entries, month)
-    lines = part.c
+    connection.exec_driver_sql(f"SET LOCAL statement_timeout = {_ADD_UP_MS}")
+    lines = _part(schema.entries, month).c
     newest_priced = func.max(case((lines.price_nusd != 0, lines.id), else_=0))
     totals = (func.count(), func.max(lines.id), func.max(lines.minute), newest_priced)
     query = select(lines.tenant, *totals, *(whole_sum(lines[name]) for name in Amounts._fields)).group_by(lines.tenant)
@@ -194,7 +194,10 @@ def add_up(connection: Connection, month: int, *, before_hour: int, cuts: dict[s
             why = "lines of it are dated in what is kept"
         elif cuts is not None and priced > cuts.get(tenant, 0):
             why = f"lines of {tenant!r} are on no invoice yet"
-    return Summed(month, newest, gone, dict(by_tenant), why or _late(connection, month, before_hour))
+    _, ended_unix_ms = _requests(connection, month)
+    if ended_unix_ms >= before_hour * MS_PER_HOUR:
+        why = "requests of it went on into what is kept"
+    return Summed(month, newest, gone, dict(by_tenant), why)
 
 
 def drop_month(connection: Connection, summed: Summed, *, before_hour: int, through: int, gone: int) -> int | None:
@@ -211,20 +214,21 @@ def drop_month(connection: Connection, summed: Summed, *, before_hour: int, thro
     # Lines are only ever appended, or dropped and counted as such.
     if summed.open or (newest, gone) != (summed.newest, summed.dropped) or newest > through:
         return None
-    if _late(connection, summed.month, before_hour):
+    count, ended_unix_ms = _requests(connection, summed.month)
+    if ended_unix_ms >= before_hour * MS_PER_HOUR:
         return None
-    count = connection.execute(select(func.count()).select_from(_part(schema.requests, summed.month))).scalar_one()
     _lock(connection)
     for table in PARTED:
         connection.exec_driver_sql(f"DROP TABLE {table.name}{suffix_of(summed.month)}")
     return count
 
 
-def _late(connection: Connection, month: int, before_hour: int) -> str:
+def _requests(connection: Connection, month: int) -> tuple[int, int]:
+    """How many are there, and when the last one ended, ms since 1970; 0: there is none."""
     requests = _part(schema.requests, month).c
-    last = case((requests.finished, requests.finished_unix_ms), else_=requests.admitted_unix_ms)
-    found = connection.execute(select(exists().where(last >= before_hour * MS_PER_HOUR))).scalar_one()
-    return "requests of it went on into what is kept" if found else ""
+    last = func.max(case((requests.finished, requests.finished_unix_ms), else_=requests.admitted_unix_ms))
+    count, ended_unix_ms = connection.execute(select(func.count(requests.request_id), last)).one()
+    return count, ended_unix_ms or 0
 
 
 def _part(table: Table, month: int) -> Table:

@@ -13,6 +13,7 @@ from services.meter.store import rows, schema
 from services.meter.store.database import Database
 from services.meter.store.grouped import amounts_by_group
 from services.meter.store.hours import rolled_before, usage_between
+from services.meter.store.months import months_there
 
 
 class Questions:
@@ -47,6 +48,11 @@ class Questions:
         with self._engine.begin() as connection:
             found = connection.execute(select(tenants.c.spent_nusd).where(tenants.c.tenant == tenant)).scalar()
         return int(found or 0)
+
+    def months(self) -> list[str]:
+        """Those that the database keeps detail apart by: "2026-11". None on SQLite."""
+        with self._engine.begin() as connection:
+            return [f"{month // 12:04}-{month % 12 + 1:02}" for month in months_there(connection)]
 
     def request(self, request_id: str) -> Request | None:
         """The request, the latest admitted where tenants chose the same id; None when nothing is booked under it."""

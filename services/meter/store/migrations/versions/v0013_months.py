@@ -30,7 +30,7 @@ def upgrade() -> None:
     # Ids are compared byte by byte, so that they sort by their time, and alike wherever they are joined.
     op.execute('ALTER TABLE postings ALTER COLUMN request_id TYPE VARCHAR COLLATE "C"')
     op.execute("CREATE INDEX postings_by_request ON postings (request_id)")
-    for table, keys in _KEYS.items():
+    for table in _KEYS:
         op.execute(f"ALTER TABLE {table} DROP CONSTRAINT {table}_pkey")
         op.execute(f'ALTER TABLE {table} ALTER COLUMN request_id TYPE VARCHAR COLLATE "C"')
     months = _months()
