@@ -1,5 +1,6 @@
 """The tables of the books. Portable: integers of 64 bits, text, doubles and booleans; no engine's own types.
-What is changed here is also written as a revision: docs/decisions/0032-alembic-and-shared-books.md says how.
+What is changed here is also written as a revision: docs/decisions/0032-alembic-and-shared-books.md says how. PostgreSQL
+has `requests`, `segments` and `entries` parted by month, see months.py.
 
 publishers   high-water mark per shard, publisher and epoch, written with the effect of what it counts
 positions    how far each durable reader's stream is booked, written with the effect as well

@@ -45,3 +45,8 @@ def test_what_was_dropped_is_said_with_what_it_was_billed():
     )
     said = next(each for each in checks_of(audit) if each.name == "books: detail").found
     assert "before 2026-11-02: 1,000 requests, 1,200 lines of the ledger, billed $2.50" in said
+
+
+def test_months_that_detail_is_kept_apart_by_are_said():
+    _, check = checks_of(metering.AuditResponse(rounds=1, months=["2026-11", "2026-12", "2027-01"]))
+    assert "3 months, 2026-11 to 2027-01" in check.found
