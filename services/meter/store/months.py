@@ -217,7 +217,7 @@ def drop_month(connection: Connection, summed: Summed, *, before_hour: int, thro
     count, ended_unix_ms = _requests(connection, summed.month)
     if ended_unix_ms >= before_hour * MS_PER_HOUR:
         return None
-    _lock(connection)
+    _lock(connection, summed.month)
     for table in PARTED:
         connection.exec_driver_sql(f"DROP TABLE {table.name}{suffix_of(summed.month)}")
     return count
@@ -235,10 +235,14 @@ def _part(table: Table, month: int) -> Table:
     return table.to_metadata(MetaData(), name=table.name + suffix_of(month))
 
 
-def _lock(connection: Connection) -> None:
+def _lock(connection: Connection, month: int | None = None) -> None:
+    """What making months changes, and dropping one; no other partition, where the server may be vacuuming."""
     # Whoever reads has locks in an order of its own: wait for it less than the server waits to look for deadlocks.
     connection.exec_driver_sql(f"SET LOCAL lock_timeout = {_LOCK_MS}")
-    connection.exec_driver_sql(f"LOCK TABLE {', '.join(_NAMES)} IN ACCESS EXCLUSIVE MODE")
+    wanted = [f"ONLY {name}" for name in _NAMES] + [f"{name}_default" for name in _NAMES]
+    if month is not None:
+        wanted += [name + suffix_of(month) for name in _NAMES]
+    connection.exec_driver_sql(f"LOCK TABLE {', '.join(wanted)} IN ACCESS EXCLUSIVE MODE")
 
 
 def _add(connection: Connection, months: list[int] | range) -> None:
