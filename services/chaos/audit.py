@@ -13,7 +13,7 @@ from services.chaos import traces_left
 from services.chaos.beats import Beats
 from services.chaos.core import verdict
 from services.chaos.core.streams import Outcome
-from services.chaos.core.verdict import Audited, Bill, Check, Footprint, Left
+from services.chaos.core.verdict import Audited, Bill, Check, Footprint, Left, was_sent_more
 from services.chaos.ground import Books, Ground
 from services.chaos.load import Load
 from services.mesh.clock import Clock
@@ -131,6 +131,5 @@ def _unsettled(outcome: Outcome, bill: Bill | None) -> bool:
     """Whether its bill may yet become what it should be; of an answer that is wrong nobody knows what that is."""
     if bill is None:
         return outcome.tokens > 0
-    more = outcome.left_more_behind and bill.delivered_tokens > outcome.tokens
-    agrees = bill.delivered_tokens == outcome.tokens or more or bool(outcome.wrong)
+    agrees = bill.delivered_tokens == outcome.tokens or was_sent_more(outcome, bill) or bool(outcome.wrong)
     return bill.outcome == "running" or not agrees or bill.generated_tokens < bill.delivered_tokens

@@ -111,6 +111,11 @@ def check_streams(outcomes: Sequence[Outcome], tolerated: Sequence[str] = ()) ->
     )
 
 
+def was_sent_more(outcome: Outcome, bill: Bill) -> bool:
+    """Whether more is booked than its client has because that left more behind."""
+    return outcome.left_more_behind and bill.delivered_tokens > outcome.tokens
+
+
 def check_conservation(outcomes: Sequence[Outcome], bills: Mapping[str, Bill]) -> Check:
     """Delivered = billed and generated = delivered + waste, for each request."""
     bad = []
@@ -122,8 +127,8 @@ def check_conservation(outcomes: Sequence[Outcome], bills: Mapping[str, Bill]) -
             continue
         if bill.outcome == "running" and (each.tokens or bill.delivered_tokens):
             bad.append(f"request {each.request_id}: its deliverer never reported its end")
-        was_sent_more = each.left_more_behind and bill.delivered_tokens > each.tokens
-        if bill.delivered_tokens != each.tokens and not each.wrong and not was_sent_more:
+        sent_more = was_sent_more(each, bill)
+        if bill.delivered_tokens != each.tokens and not each.wrong and not sent_more:
             bad.append(
                 f"request {each.request_id}: the client has {each.tokens} tokens, {bill.delivered_tokens} are booked"
                 f" as delivered (outcome {bill.outcome})"
@@ -133,7 +138,7 @@ def check_conservation(outcomes: Sequence[Outcome], bills: Mapping[str, Bill]) -
                 f"request {each.request_id}: {bill.delivered_tokens} tokens delivered, of which"
                 f" {bill.delivered_tokens - bill.generated_tokens} are booked as made by nobody"
             )
-        if each.price_nusd and bill.price_nusd != each.price_nusd and not was_sent_more:
+        if each.price_nusd and bill.price_nusd != each.price_nusd and not sent_more:
             bad.append(
                 f"request {each.request_id}: billed {bill.price_nusd} nUSD, the client was told {each.price_nusd}"
             )
