@@ -137,8 +137,8 @@ class Bookkeeper(KeptShard):
         ledger.release(touched, self.detail_from_unix_ms)
         return Rerated(entries, spent_by_tenant(usage))
 
-    def within(self, write: Callable[[Transaction], None], *, alone: bool = False) -> None:
-        """Writes what stands beside the ledger, in one transaction.
+    def within(self, write: Callable[[Transaction], T], *, alone: bool = False) -> T:
+        """Writes what stands beside the ledger, in one transaction; what `write` returns.
 
         Args:
             alone: nobody books meanwhile.
@@ -147,7 +147,7 @@ class Bookkeeper(KeptShard):
             InvariantBroken: another meter leads now.
         """
         with self._books.house(alone=alone) as transaction:
-            write(transaction)
+            return write(transaction)
 
     def keep_detail_from(self, hour: int) -> None:
         """Says that of the hours below, since 1970, only sums are kept from now on; `drop_detail` then drops it."""

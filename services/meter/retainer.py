@@ -7,7 +7,7 @@ hour's detail is to go, exports and re-ratings that would need it are refused.
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import partial
 from typing import Final
 
@@ -88,15 +88,7 @@ class Retainer:
         return count
 
     def _drop_month(self, summed: Summed, before: int) -> int | None:
-        gone: int | None = None
-
-        def drop(transaction: Transaction) -> Collection[Key]:
-            nonlocal gone
-            gone = self._dropper.drop_month(transaction, summed, before)
-            return ()
-
-        self._bookkeeper.drop_detail(drop)
-        return gone
+        return self._bookkeeper.within(partial(self._dropper.drop_month, summed=summed, before_hour=before), alone=True)
 
     async def _drop_requests(self, before: int) -> int:
         count = 0

@@ -1,6 +1,5 @@
 """On PostgreSQL, requests, their places and their lines are parted by the month that begins their id."""
 
-from collections.abc import Iterable
 from datetime import UTC, datetime
 
 import sqlalchemy as sa
@@ -60,17 +59,11 @@ def _months() -> list[int]:
     now_unix_ms = op.get_bind().scalar(sa.text("SELECT CAST(extract(epoch FROM now()) * 1000 AS BIGINT)"))
     assert isinstance(now_unix_ms, int), now_unix_ms
     now = _month_of(now_unix_ms)
-    oldest = min(_oldest(now), default=now)
-    return list(range(oldest, now + _AHEAD + 1))
-
-
-def _oldest(now: int) -> Iterable[int]:
     query = sa.text("SELECT min(request_id) FROM requests WHERE request_id >= :low AND request_id < :high")
-    low, high = _bound(now - _MOST), _bound(now + 1)
-    found = op.get_bind().scalar(query.bindparams(low=low, high=high))
-    for month in range(now - _MOST, now + 1):
-        if found is not None and _bound(month) <= found < _bound(month + 1):
-            yield month
+    oldest = op.get_bind().scalar(query.bindparams(low=_bound(now - _MOST), high=_bound(now + 1)))
+    known = range(now - _MOST, now + 1)
+    first = now if oldest is None else next(month for month in known if oldest < _bound(month + 1))
+    return list(range(first, now + _AHEAD + 1))
 
 
 def _month_of(unix_ms: int) -> int:
