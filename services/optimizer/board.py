@@ -6,6 +6,7 @@ from typing import Final
 
 from services.mesh.errors import QueueFull, UnknownModel
 from services.mesh.events import RoutingPlan
+from services.mesh.latest import keep_latest
 
 _MAX_WATCHERS: Final = 256
 _MOST_PLANS: Final = 4096  # those posted last
@@ -22,10 +23,7 @@ class PlanBoard:
 
     def post(self, plans: Iterable[RoutingPlan]) -> None:
         for plan in plans:
-            self._plans.pop(plan.model, None)
-            self._plans[plan.model] = plan
-        while len(self._plans) > _MOST_PLANS:
-            del self._plans[next(iter(self._plans))]
+            keep_latest(self._plans, plan.model, plan, _MOST_PLANS)
         posted, self._posted = self._posted, asyncio.Event()
         posted.set()
 

@@ -9,6 +9,7 @@ from typing import Final
 
 from services.mesh.bus import Bus, Delivered
 from services.mesh.events import RoutingPlan
+from services.mesh.latest import keep_latest
 from services.mesh.subjects import PLAN
 from services.worker.engine import Engine, Tunable
 from services.worker.engine_life import EngineLife
@@ -49,10 +50,8 @@ class Tuning:
         before = self._asked.get(plan.model)
         if mine is None or (before is not None and plan.version <= before[0]):
             return
-        self._asked.pop(plan.model, None)
-        self._asked[plan.model] = plan.version, mine.step_s, mine.max_batch
-        while len(self._asked) > _MOST_MODELS:  # plans of models that are served come again and again
-            del self._asked[next(iter(self._asked))]
+        # Plans of models that are served come again and again.
+        keep_latest(self._asked, plan.model, (plan.version, mine.step_s, mine.max_batch), _MOST_MODELS)
         engine = self._engine.engine
         if isinstance(engine, Tunable) and (before is None or before[1:] != (mine.step_s, mine.max_batch)):
             log.debug("steps of %s: %g s at most, %d sequences", plan.model, mine.step_s, mine.max_batch)

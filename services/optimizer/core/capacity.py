@@ -27,7 +27,6 @@ slow brings its figures back.
 """
 
 import math
-from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from operator import attrgetter
@@ -39,6 +38,7 @@ from numpy.typing import NDArray
 from services.mesh.accelerators import Catalogue
 from services.mesh.errors import SettingInvalid
 from services.mesh.events import LatencyObserved, StepSample
+from services.mesh.latest import keep_latest
 from services.mesh.timing import StepLoad, Timing
 
 Vector = NDArray[np.float64]
@@ -213,14 +213,11 @@ class Capacity:
         self._fits: dict[tuple[str, str], TimingFit] = {}  # by worker and model
         self._members: dict[tuple[str, str], dict[str, str]] = {}  # by pool and model: workers with a fit, on what
         # By pool, accelerator and model; what was adopted last comes last.
-        self._adopted: OrderedDict[tuple[str, str, str], Timing] = OrderedDict()
+        self._adopted: dict[tuple[str, str, str], Timing] = {}
 
     def adopt(self, pool: str, accelerator: str, model: str, timing: Timing) -> None:
         """Starts fits of the pool from `timing`, which was learnt before, instead of from the catalogue."""
-        self._adopted[pool, accelerator, model] = timing
-        self._adopted.move_to_end((pool, accelerator, model))
-        while len(self._adopted) > _MOST_ADOPTED:
-            self._adopted.popitem(last=False)
+        keep_latest(self._adopted, (pool, accelerator, model), timing, _MOST_ADOPTED)
 
     def observed(self, event: LatencyObserved, now_s: float) -> bool:
         """Learns from the event's steps; True when there was one to learn from. Of more workers and models than

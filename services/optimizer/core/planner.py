@@ -6,10 +6,10 @@ A version is the millisecond of 1970 at which the plan was made, or one more tha
 versions grow through restarts, a clock set back, and a second optimizer.
 """
 
-from collections import OrderedDict
 from typing import Final
 
 from services.mesh.events import NO_PLAN_VERSION, RoutingPlan
+from services.mesh.latest import keep_latest
 from services.optimizer.core.beliefs import Basis, Snapshot, Trigger
 from services.optimizer.core.damping import approach, damped_shadow, damped_shares
 from services.optimizer.core.demand import COMPLETION_EDGES, PROMPT_EDGES, ClassKey
@@ -33,7 +33,7 @@ class Planner:
         self.planned_s: float | None = None
         self._shares: dict[ClassKey, dict[str, float]] = {}
         self._shadow: dict[str, float] = {}
-        self._versions: OrderedDict[str, int] = OrderedDict()  # by model, the latest last
+        self._versions: dict[str, int] = {}  # by model, the latest last
 
     @property
     def shares(self) -> Shares:
@@ -103,10 +103,8 @@ class Planner:
         return version
 
     def _note(self, model: str, version: int) -> None:
-        self._versions[model] = version
-        self._versions.move_to_end(model)
-        while len(self._versions) > _MOST_MODELS:  # of a model that comes back, the clock's is above the one forgotten
-            self._versions.popitem(last=False)
+        # Of a model that comes back, the clock's is above the one forgotten.
+        keep_latest(self._versions, model, version, _MOST_MODELS)
 
 
 def _key_of(plan: RoutingPlan, index: int) -> ClassKey | None:
