@@ -281,7 +281,9 @@ async def test_request_leaves_a_router_that_is_frozen_before_it_is_placed_and_is
         await asyncio.wait_for(frozen.cancelled.wait(), 30)
 
 
-async def test_request_waits_for_a_router_that_is_slow_and_answers(monkeypatch):
+@pytest.fixture
+def answered(monkeypatch):
+    """Who is silent is soon asked whether it lives, and may take its time; released with each answer."""
     answered, ask = asyncio.Semaphore(0), pulse._ask
 
     async def counted(channel: grpc.aio.Channel) -> None:
@@ -291,6 +293,10 @@ async def test_request_waits_for_a_router_that_is_slow_and_answers(monkeypatch):
     monkeypatch.setattr(pulse, "LOOK_EVERY_S", SOON_S)
     monkeypatch.setattr(pulse, "ANSWER_LOOKS", 10**6)  # however slow this machine is
     monkeypatch.setattr(pulse, "_ask", counted)
+    return answered
+
+
+async def test_request_waits_for_a_router_that_is_slow_and_answers(monkeypatch, answered):
     monkeypatch.setattr(paths, "_PLACE_WITHIN_S", 600.0)
     slow = FakeRouter(frozen=True)
     async with serving(slow) as one, serving(FakeRouter()) as other, Client((one, other), KEY) as client:
@@ -322,16 +328,7 @@ async def test_the_only_router_is_waited_for_however_silent_it_is():
         assert stream.attempts == 1
 
 
-async def test_stream_stays_at_a_worker_that_is_silent_and_answers(monkeypatch):
-    answered, ask = asyncio.Semaphore(0), pulse._ask
-
-    async def counted(channel: grpc.aio.Channel) -> None:
-        await ask(channel)
-        answered.release()
-
-    monkeypatch.setattr(pulse, "LOOK_EVERY_S", SOON_S)
-    monkeypatch.setattr(pulse, "ANSWER_LOOKS", 10**6)  # however slow this machine is
-    monkeypatch.setattr(pulse, "_ask", counted)
+async def test_stream_stays_at_a_worker_that_is_silent_and_answers(answered):
     slow = FakeWorker(worker="l4-0", hold_at=2)
     async with AsyncExitStack() as stack:
         router, client = await direct_mesh(stack, slow, FakeWorker(worker="l4-1"))
